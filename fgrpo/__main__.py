@@ -1,0 +1,261 @@
+"""Command line: `python -m fgrpo demo | train | evaluate | compare | data`. Nothing heavy is imported before it is needed."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong call as one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise KitError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 2 after one clear line on stderr."""
+    try:
+        args = _parser().parse_args(argv)
+        args.run(args)
+    except KitError as error:
+        print(f"fgrpo: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"fgrpo: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fgrpo: stopped; --resume goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Compare credit methods on the lab task from the shipped warm start; table, figures, one example."""
+    config = Config.from_flat(task="lab-rec", steps=args.steps, **PRESETS["lab-rec"])
+    _say(args, "Task lab-rec: 8 films seen, a pool of 20, 2 to 4 of them relevant. From the shipped SFT policy, each")
+    _say(args, f"credit method gets {args.steps} RL steps of 16 queries x 8 rollouts, {args.seeds} seeds.\n")
+    folder = _new_folder("demo")
+    _compare_and_report(args, config, ["grpo", "fgrpo", "reward_to_go"], args.seeds, folder, None, False)
+    if not args.json:
+        _show_example(config, folder)
+        print(f"\nLook next: {folder}/comparison.png, {folder}/learning.png, {folder}/errors.png;")
+        print("then change one line in fgrpo/credit.py and run `make demo` again, or try another slate reward:")
+        print("  python -m fgrpo compare --slate-reward f1 --credits grpo,fgrpo,reward_to_go --seeds 3")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
+    from .checkpoint import Run, policy_folder
+    from .compare import warm_start
+    from .datasets import load_task
+    from .policy import Policy
+    from .trainer import fit
+
+    config, out = _config(args), Path(args.out)
+    splits, items = load_task(config, _bad_lines(args))
+    if args.sft:
+        run = Run(out, config, args.resume, args.save_every)
+        policy = fit(Policy.tiny(items, config.model, config.seed), splits.train, config, run, sft=True, quiet=args.json)
+        if args.policy_only:
+            run.strip()
+    else:
+        run = Run(out, config, args.resume, args.save_every)
+        start = policy_folder(args.init) if args.init else warm_start(config, out, args.json, args.resume)
+        policy = fit(Policy.load(start), splits.train, config, run, quiet=args.json)
+    _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Metrics of a checkpoint on the test (or validation) split, by greedy decoding."""
+    from .checkpoint import policy_folder
+    from .datasets import load_task
+    from .policy import Policy
+
+    config = _config(args)
+    splits, _ = load_task(config, _bad_lines(args))
+    examples = getattr(splits, args.split)
+    _report_metrics(args, Policy.load(policy_folder(args.checkpoint)), examples, config, f"{args.split} split")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Train every credit method from the same warm start on the same queries, and print one table."""
+    folder = Path(args.out) if args.out else _new_folder("compare")
+    credits = list(dict.fromkeys(filter(None, args.credits.split(","))))
+    if not credits or args.seeds < 1:
+        raise KitError("name at least one method with --credits and one seed with --seeds.")
+    init = Path(args.init) if args.init else None
+    _compare_and_report(args, _config(args), credits, args.seeds, folder, init, args.resume)
+
+
+def data_build(args: argparse.Namespace) -> None:
+    """Write the lab task's files: train, validation and test splits and the catalogue."""
+    from .data import lab_files, write_text
+
+    files = lab_files(args.out, one_relevant=args.one_relevant)
+    for path, text in files.items():
+        write_text(path, text)
+        print(f"{path}  {len(text.encode()):,} bytes")
+
+
+def data_check(args: argparse.Namespace) -> None:
+    """Validate a JSONL file and summarise it; broken lines are listed and give status 2."""
+    from .data import read_jsonl
+
+    bad: list[str] = []
+    examples = read_jsonl(args.file, bad)
+    for message in bad[:20]:
+        print(message, file=sys.stderr)
+    pools, relevant = [len(e.candidates) for e in examples], [len(e.relevant) for e in examples]
+    print(
+        f"{args.file}: {len(examples)} good lines, {len(bad)} bad; pools of {min(pools)} to {max(pools)} candidates, "
+        f"{min(relevant)} to {max(relevant)} relevant."
+    )
+    if bad:
+        raise KitError(f"{args.file}: {len(bad)} bad lines.")
+
+
+def _compare_and_report(
+    args: argparse.Namespace, config: Config, credits: list[str], seeds: int, folder: Path, init: Path | None, resume: bool
+) -> None:  # fmt: skip
+    from . import plots
+    from .checkpoint import policy_folder, provenance, read_metrics
+    from .compare import compare, format_table, table
+    from .data import write_text
+
+    began = time.perf_counter()
+    start = policy_folder(init) if init else None
+    results = compare(config, credits, seeds, folder, start, args.jobs, args.json, resume)
+    rows = table(results, config)
+    seconds = round(time.perf_counter() - began, 1)
+    report = {"task": config.task, "rows": rows, "tokens": sum(r.tokens for runs in results.values() for r in runs),
+              "seconds": seconds}  # fmt: skip
+    made = {**provenance(), "config": config.to_dict()}
+    write_text(folder / "comparison.json", json.dumps({**report, "made": made}, indent=1) + "\n")
+    curves = {c: [read_metrics(folder / f"{c}-seed{seed}") for seed in range(seeds)] for c in credits}
+    plots.save(plots.comparison(rows), folder / "comparison.png")
+    plots.save(plots.learning_curves(curves), folder / "learning.png")
+    plots.save(plots.error_types(rows), folder / "errors.png")
+    if args.json:
+        print(json.dumps(report))
+        return
+    print(format_table(rows))
+    queries = len(results[credits[0]][0].metrics["ndcg@5"])
+    print(
+        f"\n{queries} test queries, greedy; means over {seeds} seeds; intervals: paired bootstrap over queries and seeds. "
+        f"{seconds:.0f} s in all. Everything is in {folder}."
+    )
+
+
+def _show_example(config: Config, folder: Path) -> None:
+    from .checkpoint import policy_folder
+    from .compare import SHIPPED
+    from .datasets import load_task
+    from .policy import Policy, Sampling
+    from .rollout import rollout
+
+    example = load_task(config)[0].test[0]
+    print(f"\nOne viewer: {', '.join(example.history)}")
+    for name, path in (("SFT", SHIPPED), ("fgrpo", folder / "fgrpo-seed0")):
+        output = rollout(Policy.load(policy_folder(path)), [example], Sampling(config.grammar)).outputs[0]
+        slate, rank = (
+            ", ".join(example.candidates[i] + "*" * (i in example.relevant) for i in part) for part in output[:2]
+        )
+        print(f"{name:>6} slate: {slate}\n       rank:  {rank}")
+    missed = [example.candidates[i] for i in sorted(example.relevant)]
+    print(f"       (* relevant; all relevant: {', '.join(missed)})")
+
+
+def _report_metrics(args: argparse.Namespace, policy: Any, examples: list, config: Config, what: str) -> None:
+    from .evaluate import evaluate as measure
+    from .trainer import check_pools
+
+    check_pools(examples, config)
+    metrics = {name: x.mean().item() for name, x in measure(policy, examples, config).items()}
+    if args.json:
+        print(json.dumps({"task": config.task, "queries": len(examples), "metrics": metrics}))
+        return
+    print(f"{what}: {len(examples)} queries, greedy decoding")
+    for name, value in metrics.items():
+        print(f"  {name:<14} {value:.4f}")
+
+
+def _config(args: argparse.Namespace) -> Config:
+    names = [f for kind in (Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig) for f in kind.__dataclass_fields__]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return Config.from_flat(**{**PRESETS.get(given.get("task", "lab-rec"), {}), **given})
+
+
+def _bad_lines(args: argparse.Namespace) -> list[str] | None:
+    return _Skipped() if args.skip_bad else None
+
+
+class _Skipped(list):
+    """Says each skipped line on stderr as it comes."""
+
+    def append(self, message: str) -> None:
+        super().append(message)
+        print(f"skipped: {message}", file=sys.stderr)
+
+
+def _new_folder(kind: str) -> Path:
+    return Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.json:
+        print(text, flush=True)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m fgrpo", description="F-GRPO (arXiv 2605.12995): one rollout, two phases, two credits.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, under: Any = commands, config: bool = False) -> Parser:
+        p = under.add_parser(name, help=run.__doc__, description=run.__doc__)
+        p.set_defaults(run=run)
+        if config:
+            add_arguments(p, Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig)
+            p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
+        if name not in ("build", "check"):
+            p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return p
+
+    p = command("demo", demo)
+    p.add_argument("--steps", type=int, default=100, help="RL steps per run (default 100)")
+    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
+    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    p = command("train", train, config=True)
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
+    p.add_argument("--sft", action="store_true", help="make only the warm start")
+    p.add_argument("--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints (default 25)")
+    p = command("evaluate", evaluate, config=True)
+    p.add_argument("--checkpoint", required=True, help="policy or run folder")
+    p.add_argument("--split", choices=("train", "validation", "test"), default="test", help="which split (default test)")
+    p = command("compare", compare, config=True)
+    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas")
+    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
+    p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
+    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
+    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    data = commands.add_parser("data", help="build or check data files").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    p = command("build", data_build, data)
+    p.add_argument("--out", default="data/lab-rec", help="folder (default data/lab-rec)")
+    p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
+    p = command("check", data_check, data)
+    p.add_argument("file", help="a JSONL file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

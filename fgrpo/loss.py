@@ -1,0 +1,103 @@
+"""The clipped surrogate, and nothing else: PPO's objective (arXiv 1707.06347) with one advantage per token.
+
+Normalised as Dr. GRPO: the sum over tokens is divided by a constant (rollouts x longest completion), not by each
+completion's own length, so that long outputs are neither favoured nor spared.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .config import RLConfig
+from .policy import Policy
+from .prompt import PHASE_RANK, PHASE_SLATE, max_tokens
+from .rollout import Rollouts
+
+
+def policy_loss(
+    policy: Policy, rollouts: Rollouts, advantages: Tensor, config: RLConfig, reference: Policy | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss (scalar, with gradient) and its logs for one batch of rollouts.
+
+    advantages (B, T). With `beta` above 0, the k3 estimate of KL(policy || reference) is added to each token.
+    """
+    mask, sampling = rollouts.mask, rollouts.sampling
+    logp, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, mask, sampling)  # (B, T)
+    log_ratio = logp - rollouts.logprobs
+    ratio = RATIOS[config.ratio](log_ratio, rollouts).exp()
+    per_token = clipped_surrogate(ratio, advantages, config.clip_low, config.clip_high)
+    kl = torch.zeros(())
+    if reference is not None and config.beta > 0:
+        with torch.no_grad():
+            reference_logp, _ = reference.logprobs(rollouts.prompts, rollouts.completions, mask, sampling)
+        kl = k3(logp, reference_logp)
+        per_token = per_token - config.beta * kl
+    loss = -(per_token * mask).sum() / (mask.shape[0] * max_tokens(sampling.grammar))
+
+    with torch.no_grad():
+        logs = {"loss": loss.item(), "approx_kl": masked_mean(k3(rollouts.logprobs, logp), mask).item()}
+        if config.beta > 0:
+            logs["kl_reference"] = masked_mean(kl.expand_as(logp), mask).item()
+        clipped = clips(ratio, advantages, config.clip_low, config.clip_high).float()
+        for name, phase in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
+            in_phase = rollouts.phase == phase
+            logs[f"clipfrac/{name}"] = masked_mean(clipped, in_phase).item()
+            logs[f"entropy/{name}"] = masked_mean(entropy, in_phase).item()
+    return loss, logs
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """min(ratio A, clip(ratio, 1 - low, 1 + high) A), elementwise."""
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+
+
+def clips(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """True where the clip takes the gradient away: above 1 + high for a positive advantage, below 1 - low otherwise."""
+    return ((advantages > 0) & (ratio > 1 + high)) | ((advantages < 0) & (ratio < 1 - low))
+
+
+def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:
+    """Unbiased, never negative estimate of KL(policy || reference) from samples of the policy: exp(d) - d - 1."""
+    d = reference_logp - logp
+    return d.exp() - d - 1
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the true entries of mask; 0 if there are none."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+# --- levels of the importance ratio: which tokens share one ratio ---
+
+
+def token_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:
+    """Each token has its own ratio (PPO, GRPO)."""
+    return log_ratio
+
+
+def item_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:
+    """The tokens of one label share a ratio. Every label of the `item` scheme is one token: the token level."""
+    return log_ratio
+
+
+def phase_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:
+    """The tokens of one phase share the geometric mean of their ratios."""
+    slate, rank = (_share(log_ratio, rollouts.phase == p) for p in (PHASE_SLATE, PHASE_RANK))
+    return slate + rank
+
+
+def sequence_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:
+    """The tokens of one completion share the geometric mean of their ratios (GSPO, arXiv 2507.18071)."""
+    return _share(log_ratio, rollouts.mask)
+
+
+def _share(log_ratio: Tensor, where: Tensor) -> Tensor:
+    """Replace each entry by the mean over its row's true entries; 0 elsewhere."""
+    mean = (log_ratio * where).sum(1, keepdim=True) / where.sum(1, keepdim=True).clamp(min=1)
+    return mean * where
+
+
+RATIOS: dict[str, Callable[[Tensor, Rollouts], Tensor]] = {
+    "token": token_level, "item": item_level, "phase": phase_level, "sequence": sequence_level,
+}  # fmt: skip

@@ -1,0 +1,177 @@
+"""A causal language model behind one small interface: encode queries, give the log-probability of every token.
+
+`Policy.tiny` builds a small Qwen3-architecture decoder from scratch; `Policy.load` reads any folder that `save` wrote.
+The prompt of a query is encoded once and its cache repeated over the G rollouts, for sampling and for the loss alike.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from .config import GrammarConfig, KitError, ModelConfig
+from .data import Example, write_text
+from .prompt import END, PAD, TAGS, Choices, ItemLabels
+
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Q encoded queries, padded on the left: `ids` (Q, P), `mask` (Q, P) bool, `choices` of the grammar (Q rows)."""
+
+    ids: Tensor
+    mask: Tensor
+    choices: Choices
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn, which log-probabilities must repeat: grammar, constrained or free, temperature."""
+
+    grammar: GrammarConfig
+    constrained: bool = True
+    temperature: float = 1.0
+
+
+class Policy:
+    """A model, its tokenizer and its label scheme."""
+
+    def __init__(self, model: Any, tokenizer: Any, labels: ItemLabels):
+        self.model, self.tokenizer, self.labels = model, tokenizer, labels
+        self.pad, self.end, *self.tags = (tokenizer.convert_tokens_to_ids(t) for t in (PAD, END, *TAGS))
+        self.token_text = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
+
+    @classmethod
+    def tiny(cls, items: Sequence[str], config: ModelConfig, seed: int = 0) -> "Policy":
+        """A Qwen3-architecture decoder with fresh weights, one token per item, tied embeddings."""
+        labels = ItemLabels(items)
+        vocabulary = labels.vocabulary()
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
+        shape = Qwen3Config(
+            vocab_size=len(vocabulary), hidden_size=config.hidden_size, intermediate_size=2 * config.hidden_size,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads,
+            num_key_value_heads=config.heads // 2, head_dim=config.hidden_size // config.heads,
+            max_position_embeddings=1024, tie_word_embeddings=True,
+            pad_token_id=vocabulary[PAD], eos_token_id=vocabulary[END], bos_token_id=None,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Qwen3ForCausalLM(shape)
+        return cls(model, tokenizer, labels)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Policy":
+        """Read a folder written by `save`. Raises KitError if it is missing, incomplete or damaged."""
+        folder = Path(folder)
+        if not (folder / "items.json").is_file():
+            raise KitError(f"{folder}: no policy here (items.json is missing); name a folder that `train` wrote.")
+        try:
+            items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            policy = cls(model, tokenizer, ItemLabels(items))
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
+        if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(policy.labels.vocabulary()):
+            raise KitError(f"{folder}: model, tokenizer and items.json are of different vocabularies.")
+        return policy
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors), model configuration, tokenizer and item keys."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_text(folder / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
+
+    def encode(self, examples: Sequence[Example]) -> Prompts:
+        """Tokenize queries and lay out the choices of each pool."""
+        batch = self.tokenizer([self.labels.prompt(e) for e in examples], padding=True, return_tensors="pt")
+        pools = [self.tokenizer.convert_tokens_to_ids(list(self.labels.candidates(e))) for e in examples]
+        width = max(map(len, pools))
+        tokens = [pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]
+        return Prompts(batch["input_ids"], batch["attention_mask"].bool(), Choices(torch.tensor(tokens)))
+
+    def prefill(self, prompts: Prompts, group: int, keep_last: int = 0) -> Any:
+        """Encode prompts once, but for their `keep_last` last tokens, and repeat the cache over the group."""
+        end = prompts.ids.shape[1] - keep_last
+        mask = prompts.mask[:, :end]
+        out = self.model(
+            prompts.ids[:, :end], attention_mask=mask.long(), position_ids=_positions(mask), use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        out.cache.batch_repeat_interleave(group)
+        return out
+
+    def completion_logits(
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True
+    ) -> Tensor:
+        """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
+
+        `shared` encodes each prompt once and repeats its cache; otherwise every row carries its own copy of the prompt
+        (the plain way, kept as the referee of the fast one).
+        """
+        last = prompts.ids[:, -1:].repeat_interleave(group, dim=0)
+        ids = torch.cat((last, completions[:, :-1]), dim=1)
+        prompt_mask = prompts.mask.repeat_interleave(group, dim=0)
+        full_mask = torch.cat((prompt_mask, mask[:, :-1]), dim=1)
+        cache = None
+        if shared:
+            cache = self.prefill(prompts, group, keep_last=1).cache
+        else:
+            ids = torch.cat((prompts.ids[:, :-1].repeat_interleave(group, dim=0), ids), dim=1)
+        return self.model(
+            ids, attention_mask=full_mask.long(), position_ids=_positions(full_mask)[:, -ids.shape[1] :],
+            cache=cache, use_cache=shared, logits_to_keep=completions.shape[1],
+        ).logits  # fmt: skip
+
+    def logprobs(
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling, shared: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each completion token and entropy of its distribution, both (B, T), 0 where masked.
+
+        Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
+        """
+        group = completions.shape[0] // prompts.ids.shape[0]
+        logits = self.completion_logits(prompts, completions, mask, group, shared)
+        if sampling.constrained:
+            choices = prompts.choices.repeat(group)
+            emitted = choices.emitted(completions) * mask.unsqueeze(-1)
+            counts = emitted.cumsum(1, dtype=torch.int16) - emitted
+            index = emitted.argmax(-1)
+            logps = constrained_logps(logits, choices, counts, sampling)
+        else:
+            index, logps = completions, (logits / sampling.temperature).log_softmax(-1)
+        chosen = logps.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        finite = logps.masked_fill(logps.isneginf(), 0.0)
+        entropy = -(finite.exp() * finite).masked_fill(logps.isneginf(), 0.0).sum(-1)
+        return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, without the end token that closes them."""
+        ids = token_ids[:-1] if len(token_ids) and token_ids[-1] == self.end else token_ids
+        return " ".join([self.token_text[t] for t in ids])
+
+
+def constrained_logps(logits: Tensor, choices: Choices, counts: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities over the choices, renormalised over the allowed ones. (B, T, V) -> (B, T, K)."""
+    index = choices.tokens.clamp(min=0).unsqueeze(1).expand(-1, logits.shape[1], -1)
+    scores = logits.gather(-1, index) / sampling.temperature
+    return scores.masked_fill(~choices.allowed(counts, sampling.grammar), float("-inf")).log_softmax(-1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Position of each token, counted from its row's first real token."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)

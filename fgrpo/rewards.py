@@ -1,0 +1,114 @@
+"""Rewards and ranking metrics: pure functions of index lists and gains, vectorised over any leading dimensions.
+
+A list is a tensor of pool indices (..., K), padded with -1. `gains` (..., N) holds the gain of each candidate of the
+pool, 0 where it is irrelevant; graded gains are welcome. Every function returns one number per list, in [0, 1].
+Recall, precision, hit and reciprocal rank count a candidate as relevant if its gain is above 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import RLConfig
+from .data import Example
+from .rollout import Rollouts
+
+
+def listed_gains(items: Tensor, gains: Tensor) -> Tensor:
+    """Gain at each place of a list, 0 at padding. (..., K), (..., N) -> (..., K)."""
+    found = gains.expand(*items.shape[:-1], gains.shape[-1]).gather(-1, items.clamp(min=0))
+    return torch.where(items >= 0, found, 0.0)
+
+
+def recall(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
+    """Relevant candidates among the first k, over all relevant candidates of the pool."""
+    return _hits(items, gains, k).sum(-1) / (gains > 0).sum(-1)
+
+
+def precision(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
+    """Relevant candidates among the first k, over k; without k, over the list's own length (0 if it is empty)."""
+    length = (items >= 0).sum(-1).clamp(min=1) if k is None else k
+    return _hits(items, gains, k).sum(-1) / length
+
+
+def f1(items: Tensor, gains: Tensor) -> Tensor:
+    """Harmonic mean of precision and recall of the whole list: 2 hits / (length + relevant)."""
+    return 2 * _hits(items, gains, None).sum(-1) / ((items >= 0).sum(-1) + (gains > 0).sum(-1))
+
+
+def hit(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
+    """1 if any of the first k is relevant."""
+    return _hits(items, gains, k).any(-1).to(gains.dtype)
+
+
+def ndcg(items: Tensor, gains: Tensor, k: int) -> Tensor:
+    """NDCG@k with linear gain: sum_i gain_i / log2(i + 1), over the same sum for the best order of the whole pool."""
+    dcg = (listed_gains(items, gains)[..., :k] * discounts(min(k, items.shape[-1]), gains)).sum(-1)
+    ideal = gains.sort(dim=-1, descending=True).values[..., :k]
+    return dcg / (ideal * discounts(ideal.shape[-1], gains)).sum(-1)
+
+
+def reciprocal_rank(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
+    """1 / rank of the first relevant candidate among the first k, 0 if there is none."""
+    hits = _hits(items, gains, k)
+    return (hits / torch.arange(1, hits.shape[-1] + 1, dtype=gains.dtype)).amax(-1)
+
+
+def discounts(k: int, like: Tensor) -> Tensor:
+    """1 / log2(rank + 1) for ranks 1 to k."""
+    return 1 / torch.arange(2, k + 2, dtype=like.dtype).log2()
+
+
+def _hits(items: Tensor, gains: Tensor, k: int | None) -> Tensor:
+    return listed_gains(items, gains)[..., :k] > 0
+
+
+SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """One number per rollout, (Q, G) each. Never overwritten: credit is computed beside them.
+
+    `slate` coverage of the slate; `rank` NDCG@k of the ranked list against all relevant candidates of the pool;
+    `format` minus the format penalty where the output is ill-formed (its slate and rank rewards are 0), else 0.
+    """
+
+    slate: Tensor
+    rank: Tensor
+    format: Tensor
+
+
+def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig) -> Rewards:
+    """Reward both phases of every rollout."""
+    slates, ranks = output_lists(rollouts)
+    gains = pool_gains(examples).unsqueeze(1)
+    failed = torch.tensor([bool(o.error) for o in rollouts.outputs]).view(len(examples), rollouts.group)
+    return Rewards(
+        slate=SLATE_REWARDS[config.slate_reward](slates, gains),
+        rank=ndcg(ranks, gains, rollouts.sampling.grammar.rank_size),
+        format=-config.format_penalty * failed.to(gains.dtype),
+    )
+
+
+def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """Slates (Q, G, n) and ranked lists (Q, G, k) as pool indices, padded with -1; ill-formed outputs are empty."""
+    grammar = rollouts.sampling.grammar
+    shape = (-1, rollouts.group)
+    return (
+        pad([o.slate for o in rollouts.outputs], grammar.slate_size).unflatten(0, shape),
+        pad([o.rank for o in rollouts.outputs], grammar.rank_size).unflatten(0, shape),
+    )
+
+
+def pool_gains(examples: Sequence[Example], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gain of each candidate, 1 if relevant, else 0, padded with 0 to the largest pool. (Q, N)."""
+    width = max(len(e.candidates) for e in examples)
+    return torch.tensor([[float(i in e.relevant) for i in range(width)] for e in examples], dtype=dtype)
+
+
+def pad(lists: Sequence[Sequence[int]], width: int) -> Tensor:
+    """Index lists as one tensor (B, width), padded with -1."""
+    return torch.tensor([list(x) + [-1] * (width - len(x)) for x in lists], dtype=torch.long)

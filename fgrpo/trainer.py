@@ -1,0 +1,177 @@
+"""F-GRPO, whole: `step` is the algorithm, `fit` repeats it with data, metrics and checkpoints.
+
+Deviations from the paper are listed in the README.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from tqdm import tqdm
+
+from .checkpoint import Run
+from .config import Config, KitError, RLConfig
+from .credit import assign_credit, check_credit, spread, zero_variance
+from .data import Example
+from .loss import masked_mean, policy_loss
+from .policy import Policy, Sampling
+from .prompt import PHASE_RANK, PHASE_SLATE, completion_text
+from .rewards import Rewards, score
+from .rollout import Rollouts, rollout
+
+Logs = dict[str, float]
+
+
+def step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    queries: Sequence[Example],
+    config: Config,
+    generator: torch.Generator,
+    reference: Policy | None = None,
+) -> Logs:
+    """One RL step: sample, score, assign credit, update."""
+    rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, generator)  # B = Q * G completions
+    rewards = score(rollouts, queries, config.rl)  # slate, rank, format: (Q, G) each
+    advantages = assign_credit(rewards, rollouts, config.rl)  # (B, T): one number per token
+    for _ in range(config.rl.epochs):
+        loss, logs = policy_loss(policy, rollouts, advantages, config.rl, reference)
+        logs["grad_norm"] = update(policy, optimizer, loss, config.rl.max_grad_norm)
+    return logs | describe(rollouts, rewards, advantages, config.rl)
+
+
+def sft_step(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    queries: Sequence[Example],
+    config: Config,
+    generator: torch.Generator,
+    reference: Policy | None = None,
+) -> Logs:
+    """One step of the warm start: maximum likelihood of one demonstration per query, under the same grammar."""
+    texts = []
+    for example in queries:
+        slate, rank = demonstration(example, config, generator)
+        texts.append(completion_text(slate, rank, policy.labels.candidates(example)))
+    batch = policy.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    mask = batch["attention_mask"].bool()
+    logp, _ = policy.logprobs(policy.encode(queries), batch["input_ids"], mask, sampling_of(config))
+    loss = -masked_mean(logp, mask)
+    return {"loss": loss.item(), "grad_norm": update(policy, optimizer, loss, 1.0), "tokens": int(mask.sum())}
+
+
+def update(policy: Policy, optimizer: torch.optim.Optimizer, loss: torch.Tensor, max_norm: float) -> float:
+    """One optimizer step; returns the gradient's norm before clipping. Raises FloatingPointError if not finite."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_norm))
+    if not (torch.isfinite(loss) and norm < float("inf")):
+        raise FloatingPointError(f"loss {loss.item():.4g}, gradient norm {norm:.4g}")
+    optimizer.step()
+    return norm
+
+
+def describe(rollouts: Rollouts, rewards: Rewards, advantages: torch.Tensor, config: RLConfig) -> Logs:
+    """What happened in one rollout batch, under the names that metrics.jsonl uses."""
+    batch = len(rollouts.outputs)
+    return {
+        "reward/slate": rewards.slate.mean().item(),
+        "reward/rank": rewards.rank.mean().item(),
+        "reward/format": rewards.format.mean().item(),
+        "zero_variance/slate": zero_variance(rewards.slate + rewards.format).float().mean().item(),
+        "zero_variance/rank": zero_variance(rewards.rank + rewards.format).float().mean().item(),
+        "advantage_std/slate": spread(advantages, rollouts.phase, PHASE_SLATE),
+        "advantage_std/rank": spread(advantages, rollouts.phase, PHASE_RANK),
+        "slate_length": sum(len(o.slate) for o in rollouts.outputs) / batch,
+        "format_errors": sum(bool(o.error) for o in rollouts.outputs) / batch,
+        "tokens": int(rollouts.mask.sum()),
+    }
+
+
+def sampling_of(config: Config) -> Sampling:
+    """How this run draws its tokens."""
+    return Sampling(config.grammar, config.rl.decoding == "constrained", config.rl.temperature)
+
+
+def demonstration(example: Example, config: Config, generator: torch.Generator) -> tuple[list[int], list[int]]:
+    """One good output for the warm start: (slate, rank) as pool indices.
+
+    The slate holds the relevant candidates and a random number of others, in random order; the rank puts the relevant
+    ones first, then others of the slate. The length is uniform, so that RL can move it either way.
+    """
+    grammar, pool = config.grammar, len(example.candidates)
+    order = torch.randperm(pool, generator=generator).tolist()
+    relevant = [i for i in order if i in example.relevant][: grammar.slate_size]
+    others = [i for i in order if i not in example.relevant]
+    most = min(grammar.slate_size, pool) - len(relevant)
+    slate = relevant + others[: int(torch.randint(most + 1, (), generator=generator))]
+    shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
+    return shuffled, slate[: grammar.rank_size]
+
+
+def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> list[Example]:
+    """Batch `number` of an endless stream of shuffled epochs: a pure function, so that resuming needs no replay."""
+    chosen = []
+    for position in range(number * size, (number + 1) * size):
+        epoch, offset = divmod(position, len(examples))
+        if offset == 0 or not chosen:
+            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        chosen.append(examples[int(order[offset])])
+    return chosen
+
+
+def fit(
+    policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False
+) -> Policy:
+    """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
+
+    Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
+    gradient is no longer finite.
+    """
+    check_credit(config.rl)
+    check_pools(examples, config)
+    steps, size = (config.sft.sft_steps, config.sft.sft_batch) if sft else (config.rl.steps, config.rl.queries)
+    do_step: Callable[..., Logs] = sft_step if sft else step
+    generator = torch.Generator().manual_seed(config.seed)
+    policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
+    reference = run.reference() if config.rl.beta > 0 and not sft else None
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)
+    for number in bar:
+        queries, began = batch_of(examples, size, number, config.seed), time.perf_counter()
+        if sft:
+            optimizer.param_groups[0]["lr"] = config.sft.sft_lr * _schedule(number, steps)
+        try:
+            logs = do_step(policy, optimizer, queries, config, generator, reference)
+        except FloatingPointError as error:
+            ids = ", ".join(e.id for e in queries)
+            raise KitError(
+                f"{run.name}: not finite at step {number + 1} ({error}); queries {ids}; "
+                f"last good checkpoint: {run.latest()}. Lower the learning rate."
+            ) from None
+        run.log({"step": number + 1, **logs, "seconds": round(time.perf_counter() - began, 4)})
+        bar.set_postfix_str(f"slate {logs['reward/slate']:.2f} rank {logs['reward/rank']:.2f}" if not sft else "")
+        if number + 1 == steps or (number + 1) % run.save_every == 0:
+            run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
+    return policy
+
+
+def check_pools(examples: Sequence[Example], config: Config) -> None:
+    """Raise KitError if a pool is smaller than the slate."""
+    for e in examples:
+        if len(e.candidates) < config.grammar.slate_size:
+            raise KitError(
+                f"example {e.id!r}: its pool of {len(e.candidates)} candidates is smaller than "
+                f"slate_size {config.grammar.slate_size}: lower --slate-size."
+            )
+
+
+def _optimizer(policy: Policy, config: Config, sft: bool) -> torch.optim.Optimizer:
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    if sft:
+        return torch.optim.AdamW(parameters, lr=config.sft.sft_lr, weight_decay=config.sft.sft_weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.rl.lr, weight_decay=0.0)
+
+
+def _schedule(number: int, steps: int) -> float:
+    warmup = max(1, steps // 20)
+    return min((number + 1) / warmup, (steps - number) / max(1, steps - warmup))
