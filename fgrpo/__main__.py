@@ -1,4 +1,7 @@
-"""Command line: `python -m fgrpo demo | train | evaluate | compare | data`. Nothing heavy is imported before it is needed."""
+"""Command line: `python -m fgrpo demo | train | evaluate | compare | data`.
+
+Nothing heavy is imported before it is needed.
+"""
 
 import argparse
 import json
@@ -14,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong call as one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
+        """Hand the message to `main`, which prints it as any other."""
         raise KitError(f"{message} (see {self.prog} --help)")
 
 
@@ -60,12 +64,16 @@ def train(args: argparse.Namespace) -> None:
     splits, items = load_task(config, _bad_lines(args))
     if args.sft:
         run = Run(out, config, args.resume, args.save_every)
-        policy = fit(Policy.tiny(items, config.model, config.seed), splits.train, config, run, sft=True, quiet=args.json)
+        policy = fit(
+            Policy.tiny(items, config.model, config.seed), splits.train, config, run, sft=True, quiet=args.json
+        )
         if args.policy_only:
             run.strip()
     else:
         run = Run(out, config, args.resume, args.save_every)
-        start = policy_folder(args.init) if args.init else warm_start(config, out, args.json, args.resume)
+        start = (
+            policy_folder(args.init) if args.init else warm_start(config, splits, items, out, args.json, args.resume)
+        )
         policy = fit(Policy.load(start), splits.train, config, run, quiet=args.json)
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
 
@@ -124,18 +132,19 @@ def _compare_and_report(
 ) -> None:  # fmt: skip
     from . import plots
     from .checkpoint import policy_folder, provenance, read_metrics
-    from .compare import compare, format_table, table
+    from .compare import compare, format_table, table, to_csv
     from .data import write_text
+    from .datasets import load_task
 
     began = time.perf_counter()
     start = policy_folder(init) if init else None
-    results = compare(config, credits, seeds, folder, start, args.jobs, args.json, resume)
+    splits, items = load_task(config, _bad_lines(args))
+    results = compare(config, splits, items, credits, seeds, folder, start, args.jobs, args.json, resume)
     rows = table(results, config)
     seconds = round(time.perf_counter() - began, 1)
     report = {"task": config.task, "rows": rows, "tokens": sum(r.tokens for runs in results.values() for r in runs),
               "seconds": seconds}  # fmt: skip
-    made = {**provenance(), "config": config.to_dict()}
-    write_text(folder / "comparison.json", json.dumps({**report, "made": made}, indent=1) + "\n")
+    write_text(folder / "comparison.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
     curves = {c: [read_metrics(folder / f"{c}-seed{seed}") for seed in range(seeds)] for c in credits}
     plots.save(plots.comparison(rows), folder / "comparison.png")
     plots.save(plots.learning_curves(curves), folder / "learning.png")
@@ -191,7 +200,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _bad_lines(args: argparse.Namespace) -> list[str] | None:
-    return _Skipped() if args.skip_bad else None
+    return _Skipped() if getattr(args, "skip_bad", False) else None
 
 
 class _Skipped(list):
@@ -212,7 +221,9 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m fgrpo", description="F-GRPO (arXiv 2605.12995): one rollout, two phases, two credits.")
+    parser = Parser(
+        prog="python -m fgrpo", description="F-GRPO (arXiv 2605.12995): one rollout, two phases, two credits."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, under: Any = commands, config: bool = False) -> Parser:
@@ -233,12 +244,16 @@ def _parser() -> Parser:
     p.add_argument("--out", required=True, help="folder of the run")
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
     p.add_argument("--sft", action="store_true", help="make only the warm start")
-    p.add_argument("--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs")
+    p.add_argument(
+        "--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs"
+    )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints (default 25)")
     p = command("evaluate", evaluate, config=True)
     p.add_argument("--checkpoint", required=True, help="policy or run folder")
-    p.add_argument("--split", choices=("train", "validation", "test"), default="test", help="which split (default test)")
+    p.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
+    )
     p = command("compare", compare, config=True)
     p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas")
     p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")

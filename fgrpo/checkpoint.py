@@ -87,7 +87,9 @@ class Run:
                 state.setdefault(int(index), {})[field] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise KitError(f"{folder}: the checkpoint is damaged ({str(error)[:200]}); delete it to resume from the one before.") from None
+            raise KitError(
+                f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to go on from the one before."
+            ) from None
         rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return policy, optimizer, done
@@ -129,7 +131,7 @@ class Run:
             blob = safetensors.torch.save({**tensors, "generator": generator.get_state()})
             (writing / "trainer.safetensors").write_bytes(blob)
             write_text(writing / "trainer.json", json.dumps({"step": step, "position": position}) + "\n")
-            os.replace(writing, final)
+            writing.replace(final)
         except (OSError, SafetensorError, KitError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise KitError(

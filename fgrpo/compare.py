@@ -1,5 +1,8 @@
 """Credit methods against each other: same warm start, same queries, same seeds, one table."""
 
+import csv
+import io
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -12,12 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .baselines import BASELINES, measure_order
 from .checkpoint import Run, policy_folder, read_config
 from .config import Config, KitError
 from .credit import check_credit
-from .datasets import DATA, load_task
+from .data import Splits
+from .datasets import DATA
 from .evaluate import Interval, evaluate, paired_bootstrap
 from .policy import Policy
 from .trainer import fit
@@ -35,7 +40,9 @@ class Result:
     seconds: float
 
 
-def warm_start(config: Config, folder: Path, quiet: bool = False, resume: bool = False) -> Path:
+def warm_start(
+    config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False
+) -> Path:
     """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here."""
     if SHIPPED.is_dir():
         shipped = read_config(SHIPPED)
@@ -45,17 +52,15 @@ def warm_start(config: Config, folder: Path, quiet: bool = False, resume: bool =
         ):
             return policy_folder(SHIPPED)
     run = Run(folder / "warm-start", replace(config, seed=0), resume=resume, save_every=250)
-    splits, items = load_task(config)
     fit(Policy.tiny(items, config.model), splits.train, run.config, run, sft=True, quiet=quiet)
     latest = run.latest()
     assert latest is not None
     return latest
 
 
-def train_and_test(config: Config, start: Path, folder: Path, quiet: bool, resume: bool) -> Result:
+def train_and_test(config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool) -> Result:
     """One RL run from the warm start, then greedy decoding of the test split."""
     torch.set_num_threads(1)  # tiny tensors gain little from threads, and results must not depend on the number of jobs
-    splits, _ = load_task(config)
     began = time.perf_counter()
     run = Run(folder, config, resume=resume, save_every=config.rl.steps)
     policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet)
@@ -64,8 +69,8 @@ def train_and_test(config: Config, start: Path, folder: Path, quiet: bool, resum
 
 
 def compare(
-    config: Config, credits: Sequence[str], seeds: int, folder: Path, start: Path | None = None,
-    jobs: int | None = None, quiet: bool = False, resume: bool = False,
+    config: Config, splits: Splits, items: Sequence[str], credits: Sequence[str], seeds: int, folder: Path,
+    start: Path | None = None, jobs: int | None = None, quiet: bool = False, resume: bool = False,
 ) -> dict[str, list[Result]]:  # fmt: skip
     """Train every credit method on every seed; results by method, one per seed.
 
@@ -76,8 +81,7 @@ def compare(
     ]
     for c in configs:
         check_credit(c.rl)
-    splits, _ = load_task(config)
-    start = start or warm_start(config, folder, quiet, resume)
+    start = start or warm_start(config, splits, items, folder, quiet, resume)
     results = {
         name: [Result(measure_order(order(splits.train, splits.test), splits.test, config.grammar), 0, 0.0)]
         for name, order in BASELINES.items()
@@ -85,30 +89,22 @@ def compare(
     results[WARM_START] = [Result(evaluate(Policy.load(start), splits.test, config), 0, 0.0)]
     runs = [folder / f"{c.rl.credit}-seed{c.seed}" for c in configs]
     jobs = min(jobs or os.cpu_count() or 1, len(configs))
-    work = partial(train_and_test, quiet=quiet or jobs > 1, resume=resume)
+    work = partial(train_and_test, splits=splits, start=start, quiet=quiet or jobs > 1, resume=resume)
     if jobs == 1:
         threads = torch.get_num_threads()
-        trained = [work(c, start, run) for c, run in zip(configs, runs, strict=True)]
+        trained = [work(c, folder=run) for c, run in zip(configs, runs, strict=True)]
         torch.set_num_threads(threads)
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            trained = list(_with_bar(pool, work, configs, start, runs, quiet))
+            futures = [pool.submit(work, c, folder=run) for c, run in zip(configs, runs, strict=True)]
+            try:
+                trained = [f.result() for f in tqdm(futures, desc="runs", unit="run", disable=quiet or None)]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     for c, result in zip(configs, trained, strict=True):
         results.setdefault(c.rl.credit, []).append(result)
     return results
-
-
-def _with_bar(
-    pool: ProcessPoolExecutor, work: Any, configs: list[Config], start: Path, runs: list[Path], quiet: bool
-) -> list[Result]:
-    from tqdm import tqdm
-
-    futures = [pool.submit(work, c, start, run) for c, run in zip(configs, runs, strict=True)]
-    try:
-        return [f.result() for f in tqdm(futures, desc="runs", unit="run", disable=True if quiet else None)]
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 def table(results: dict[str, list[Result]], config: Config) -> list[dict[str, Any]]:
@@ -137,6 +133,15 @@ def table(results: dict[str, list[Result]], config: Config) -> list[dict[str, An
     return rows
 
 
+def to_csv(rows: list[dict[str, Any]], made: dict[str, Any]) -> str:
+    """The table as CSV; a first line, behind `# `, says how it was made (JSON)."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return f"# {json.dumps(made)}\n{text.getvalue()}"
+
+
 def verdict(diff: Interval) -> str:
     """In words whether the interval of a difference leaves zero out."""
     if not diff.shown:
@@ -155,7 +160,9 @@ def format_table(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> str:
     lines = [head]
     for row in (r for r in rows if r["metric"] == metric):
         other = [cells[row["method"], m]["mean"] for m in ("recall@5", "slate_recall", "slate_length")]
-        diff = "" if row["method"] == baseline else f"{row['diff']:+.3f} [{row['diff_low']:+.3f}, {row['diff_high']:+.3f}]"
+        diff = (
+            "" if row["method"] == baseline else f"{row['diff']:+.3f} [{row['diff_low']:+.3f}, {row['diff_high']:+.3f}]"
+        )
         lines.append((
             row["method"], f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", diff, row["verdict"],
             f"{other[0]:.3f}", f"{other[1]:.3f}", f"{other[2]:.1f}", f"{row['tokens']:,}" if row["tokens"] else "",

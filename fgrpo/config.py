@@ -7,6 +7,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import math
 import textwrap
 from dataclasses import dataclass, field
@@ -137,6 +138,7 @@ class Config:
     rl: RLConfig = field(default_factory=RLConfig)
 
     def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of plain values, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -175,21 +177,19 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
                 continue
             flag = "--" + f.name.replace("_", "-")
             text = f"{docs[f.name]} (default {f.default!r})".replace("%", "%%")
-            if f.type is bool:
-                group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
-            else:
-                group.add_argument(
-                    flag, type=f.type, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=text
-                )  # fmt: skip
+            how: dict[str, Any] = {"action": "store_true"}
+            if f.type is not bool:
+                how = {"type": f.type, "metavar": getattr(f.type, "__name__", "value").upper()}
+            group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
 
 
 def _field_docs(kind: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-    return {
-        a.target.id: b.value.value  # type: ignore[attr-defined]
-        for a, b in zip(body, body[1:], strict=False)
-        if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)
-    }
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    docs = {}
+    for a, b in itertools.pairwise(getattr(tree, "body", [])):
+        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr):
+            docs[a.target.id] = ast.literal_eval(b.value)
+    return docs
 
 
 def _from_dict(kind: type[T], values: Any, where: str) -> T:

@@ -86,4 +86,3 @@ def spread(advantages: Tensor, phase: Tensor, which: int) -> float:
     """Standard deviation of the advantages on the tokens of one phase."""
     chosen = advantages[phase == which]
     return float(chosen.std()) if chosen.numel() > 1 else 0.0
-

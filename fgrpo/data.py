@@ -142,8 +142,8 @@ def write_text(path: str | Path, text: str) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def build_lab(one_relevant: bool = False, seed: int = 0, pool: int = 20) -> Spli
         return chosen
 
     def viewer(name: str) -> Example:
-        taste = {
+        taste: dict[str | int, float] = {
             **{genre: 3.0 * gumbel() for genre in GENRES},
             **{tone: 2.2 * gumbel() for tone in TONES},
             **{era: 0.8 * gumbel() for era in ERAS},

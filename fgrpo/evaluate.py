@@ -38,7 +38,7 @@ def measure(slates: Tensor, ranks: Tensor, failed: Tensor, examples: Sequence[Ex
     what it holds. The shares of FATES are over the query's relevant candidates and sum to one.
     """
     gains = pool_gains(examples, dtype=torch.float64)
-    metrics = {}
+    metrics: dict[str, Tensor] = {}
     for k in CUTOFFS:
         metrics |= {
             f"recall@{k}": recall(ranks, gains, k), f"precision@{k}": precision(ranks, gains, k),
@@ -80,6 +80,7 @@ class Interval:
 
     @classmethod
     def of(cls, mean: float, resampled: Tensor) -> "Interval":
+        """The mean with the 2.5th and 97.5th percentile of its bootstrap resamples."""
         low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
         return cls(mean, low, high)
 
@@ -97,7 +98,9 @@ def paired_bootstrap(
 
     def weights(n: int) -> Tensor:
         drawn = torch.randint(n, (resamples, n), generator=generator)
-        return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double()) / n
+        return (
+            torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double()) / n
+        )
 
     by_seed, by_query = weights(seeds), weights(queries)
     resampled = {name: ((by_seed @ x.double()) * by_query).sum(1) for name, x in values.items()}

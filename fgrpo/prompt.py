@@ -44,7 +44,9 @@ class ItemLabels:
         """The label of each candidate, in pool order. Raises KitError on an unknown item or one that stands twice."""
         labels = self._labels(example, example.candidate_keys)
         if len(set(labels)) < len(labels):
-            raise KitError(f"example {example.id!r}: an item stands twice in the pool; add 'candidate_ids' to tell apart.")
+            raise KitError(
+                f"example {example.id!r}: an item stands twice in the pool; add 'candidate_ids' to tell apart."
+            )
         return labels
 
     def prompt(self, example: Example) -> str:
@@ -117,6 +119,7 @@ class Choices:
     tokens: Tensor
 
     def repeat(self, times: int) -> "Choices":
+        """Each row `times` times, as the rollouts of one query follow each other."""
         return Choices(self.tokens.repeat_interleave(times, dim=0))
 
     def allowed(self, counts: Tensor, grammar: GrammarConfig) -> Tensor:

@@ -111,7 +111,7 @@ def demonstration(example: Example, config: Config, generator: torch.Generator) 
 
 def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> list[Example]:
     """Batch `number` of an endless stream of shuffled epochs: a pure function, so that resuming needs no replay."""
-    chosen = []
+    chosen: list[Example] = []
     for position in range(number * size, (number + 1) * size):
         epoch, offset = divmod(position, len(examples))
         if offset == 0 or not chosen:

@@ -1,0 +1,51 @@
+"""Shared fixtures: a small task, a tiny policy with fresh weights, a configuration that runs in a second."""
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)
+
+from fgrpo.config import Config, ModelConfig  # noqa: E402
+from fgrpo.data import Example, Splits, build_lab, lab_catalogue  # noqa: E402
+from fgrpo.policy import Policy  # noqa: E402
+
+SMALL = {"hidden_size": 32, "layers": 1, "heads": 2}
+
+
+@pytest.fixture(scope="session")
+def lab() -> Splits:
+    """The lab task, built once."""
+    return build_lab()
+
+
+@pytest.fixture
+def config() -> Config:
+    """A run that takes a second: 4 queries x 4 rollouts."""
+    return Config.from_flat(queries=4, group=4, steps=4, sft_steps=4, sft_batch=8, **SMALL)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A small policy over the lab's catalogue, with weights large enough that its choices are not all alike."""
+    policy = Policy.tiny([f.title for f in lab_catalogue()], ModelConfig(**SMALL), seed=1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in policy.model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return policy
+
+
+@pytest.fixture
+def queries(lab: Splits) -> list[Example]:
+    """Six test queries, one with a short history and one with a smaller pool, so that padding is never idle."""
+    from dataclasses import replace
+
+    rows = list(lab.test[:6])
+    rows[1] = replace(rows[1], history=rows[1].history[:3])
+    pool = tuple(c for i, c in enumerate(rows[2].candidates) if i < 14 or i in rows[2].relevant)
+    relevant = frozenset(pool.index(rows[2].candidates[i]) for i in rows[2].relevant)
+    rows[2] = replace(rows[2], candidates=pool, relevant=relevant)
+    return rows

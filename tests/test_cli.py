@@ -1,0 +1,157 @@
+"""The command line: status, one line of error, JSON alone on stdout, and what the commands write."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgrpo.__main__ import main
+from fgrpo.checkpoint import read_metrics
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--sft-steps", "3", "--sft-batch", "8", "--steps", "3",
+        "--queries", "4", "--group", "4"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def call(capsys, *argv: str) -> tuple[int, str, str]:
+    status = main(list(argv))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "compare", "data", "data build", "data check"])
+def test_help(command) -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "fgrpo", *command.split(), "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert out.returncode == 0 and out.stdout.startswith("usage: python -m fgrpo") and not out.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, fgrpo.__main__ as m; m._parser(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_train_evaluate_resume(capsys) -> None:
+    status, out, err = call(capsys, "train", "--out", "runs/a", "--json", *TINY)
+    report = json.loads(out)
+    assert status == 0 and err == "" and report["task"] == "lab-rec" and report["queries"] == 512
+    assert len(read_metrics("runs/a")) == 3 and len(read_metrics("runs/a/warm-start")) == 3
+    made = json.loads(Path("runs/a/config.json").read_text())["made"]
+    assert made["command"].startswith("python -m fgrpo") and made["versions"]["torch"] and made["hardware"]
+    status, out, _ = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)
+    assert status == 0 and json.loads(out)["metrics"] == report["metrics"]
+    status, out, _ = call(capsys, "train", "--out", "runs/a", "--resume", "--json", *TINY)
+    assert status == 0 and json.loads(out) == report
+
+
+def test_compare_gives_the_documented_json_and_files(capsys) -> None:
+    status, out, err = call(
+        capsys, "compare", "--credits", "grpo,fgrpo", "--seeds", "2", "--jobs", "1", "--out", "runs/c", "--json", *TINY
+    )
+    report = json.loads(out)
+    assert status == 0 and err == "" and {"task", "rows", "tokens", "seconds"} <= set(report)
+    rows = {(r["method"], r["metric"]): r for r in report["rows"]}
+    assert {m for m, _ in rows} == {"random", "popularity", "sft", "grpo", "fgrpo"}
+    for row in report["rows"]:
+        assert {"method", "metric", "mean", "low", "high", "diff", "diff_low", "diff_high", "seeds"} <= set(row)
+        assert row["low"] - 1e-9 <= row["mean"] <= row["high"] + 1e-9
+    assert rows["grpo", "ndcg@5"]["diff"] == 0 and rows["fgrpo", "ndcg@5"]["verdict"]
+    assert rows["fgrpo", "ndcg@5"]["seeds"] == 2
+    made, header, *lines = Path("runs/c/comparison.csv").read_text().splitlines()
+    assert json.loads(made[2:])["command"].startswith("python -m fgrpo") and header.startswith("method,metric,mean,low")
+    assert len(lines) == len(report["rows"])
+    files = {p.name for p in Path("runs/c").iterdir()}
+    assert {"comparison.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0", "fgrpo-seed1"} <= files
+
+
+def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
+    reports = []
+    for jobs in ("1", "2"):
+        argv = ["--seeds", "1", "--credits", "grpo,fgrpo", "--jobs", jobs, "--out", f"runs/{jobs}", "--json", *TINY]
+        reports.append(json.loads(call(capsys, "compare", *argv)[1])["rows"])
+    for row in [*reports[0], *reports[1]]:
+        del row["seconds"]
+    assert reports[0] == reports[1]
+
+
+def test_table_says_when_no_difference_is_shown() -> None:
+    import torch
+
+    from fgrpo.compare import Result, format_table, table
+    from fgrpo.config import Config
+
+    noise = torch.rand(50, generator=torch.Generator().manual_seed(0)).double()
+    names = ("ndcg@5", "recall@5", "slate_recall", "slate_length")
+
+    def result(shift: float) -> list[Result]:
+        return [Result(dict.fromkeys(names, noise + shift), 10, 1.0)] * 2
+
+    results = {"sft": result(-0.1)[:1], "grpo": result(0), "fgrpo": result(0.02), "reward_to_go": result(0)}
+    rows = {r["method"]: r for r in table(results, Config()) if r["metric"] == "ndcg@5"}
+    assert {m: r["verdict"] for m, r in rows.items()} == {
+        "sft": "lower", "grpo": "", "fgrpo": "higher", "reward_to_go": "no difference shown",
+    }  # fmt: skip
+    text = format_table(table(results, Config()))
+    assert "no difference shown" in text and "difference to grpo" in text and len(text.splitlines()) == 5
+
+
+def test_build_writes_the_committed_files(capsys) -> None:
+    assert call(capsys, "data", "build", "--out", "lab")[0] == 0
+    for path in (ROOT / "data/lab-rec").iterdir():
+        assert (Path("lab") / path.name).read_bytes() == path.read_bytes()
+    assert call(capsys, "data", "build", "--out", "one", "--one-relevant")[0] == 0
+    status, out, _ = call(capsys, "data", "check", "one/train.jsonl")
+    assert status == 0 and "4000 good lines, 0 bad" in out and "1 to 1 relevant" in out
+
+
+GOOD = '{"id": "a", "query": "q", "history": [], "candidates": ["a", "b"], "relevant": [0]}\n'
+NO_RELEVANT = GOOD.replace("[0]", "[]")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "--out"),
+        (["train", "--out", "x", "--task", "nope"], "task 'nope' is not known"),
+        (["train", "--out", "x", "--task", "none.jsonl"], "none.jsonl: cannot be read (No such file or directory)"),
+        (["train", "--out", "x", "--task", "broken.jsonl"], "broken.jsonl, line 17: field 'relevant' is empty"),
+        (["train", "--out", "x", "--task", "small.jsonl", *TINY], "smaller than slate_size 10"),
+        (["train", "--out", "x", "--task", "movielens", "--data", "nowhere"], "no MovieLens here"),
+        (["train", "--out", "x", "--lr", "fast"], "invalid float value: 'fast'"),
+        (["train", "--out", "x", "--lr", "nan"], "lr nan must be at least 0.0"),
+        (["train", "--out", "x", "--group", "1"], "group 1 must be at least 2"),
+        (["train", "--out", "x", "--slate-reward", "mrr"], "slate_reward 'mrr' is not known; choose from recall"),
+        (["train", "--out", "x", "--rank-size", "20"], "larger than slate_size"),
+        (["train", "--out", "x", "--credit", "who"], "credit 'who' is not known"),
+        (["compare", "--ratio", "sequence"], "averages the phases"),
+        (["compare", "--credits", ","], "name at least one method"),
+        (["compare", "--init", "nowhere"], "no policy here"),
+        (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
+        (["data", "check", "broken.jsonl"], "1 bad lines"),
+        (["data", "build", "--out", "/proc/none"], "cannot be written"),
+        (["dance"], "invalid choice: 'dance'"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_status_2(capsys, argv, message) -> None:
+    Path("broken.jsonl").write_text(GOOD * 16 + NO_RELEVANT + GOOD * 3)
+    Path("small.jsonl").write_text(GOOD * 20)
+    status, out, err = call(capsys, *argv)
+    assert status == 2 and message in err and (out == "" or argv[:2] == ["data", "check"])
+    lines = [line for line in err.splitlines() if line.startswith("fgrpo: ")]
+    assert len(lines) == 1 and "Traceback" not in err
+
+
+def test_skip_bad_counts_and_goes_on(capsys) -> None:
+    good = GOOD.replace('["a", "b"]', json.dumps([f"c{n}" for n in range(12)]))
+    Path("x.jsonl").write_text(good * 16 + NO_RELEVANT + good * 10)
+    status, out, err = call(capsys, "train", "--task", "x.jsonl", "--out", "runs/x", "--json", "--skip-bad", *TINY)
+    assert status == 0 and json.loads(out)["queries"] == 3
+    assert err.startswith("skipped: x.jsonl, line 17")

@@ -1,0 +1,41 @@
+"""The project's own promises: environments in step, file sizes, nothing of this machine in it."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_environment_says_only_python_pip_and_the_extras() -> None:
+    lines = [line.strip() for line in (ROOT / "environment.yml").read_text().splitlines() if line.strip().startswith("- ")]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    wanted = [name for name in extras if name != "peers"]
+    assert lines == ["- conda-forge", f"- python{python}", "- pip", "- pip:", f"- -e .[{','.join(wanted)}]"]
+
+
+def test_every_dependency_has_a_tested_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert {re.split(r"[<>=\[]", d)[0].lower() for d in named} <= pinned
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_checkpoints_are_small_and_nothing_is_pickled() -> None:
+    files = tracked()
+    checkpoints = [p for p in files if "checkpoints" in p.parts]
+    assert 0 < sum(p.stat().st_size for p in checkpoints) < 4_000_000
+    assert not [p for p in files if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".npy"}]
+
+
+def test_no_file_of_the_package_is_long() -> None:
+    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "fgrpo").glob("*.py")}
+    assert max(lengths.values()) <= 300 and sum(lengths.values()) <= 3500, lengths
