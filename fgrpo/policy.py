@@ -1,10 +1,11 @@
 """A causal language model behind one small interface: encode queries, give the log-probability of every token.
 
 `Policy.tiny` builds a small Qwen3-architecture decoder from scratch; `Policy.load` reads any folder that `save` wrote.
-The prompt of a query is encoded once and its cache repeated over the G rollouts, for sampling and for the loss alike.
+The prompt of a query is encoded once for its G rollouts, for sampling and for the loss alike (fgrpo.prefix).
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from .config import GrammarConfig, KitError, ModelConfig
 from .data import Example, write_text
+from .prefix import NO_BRANCH, PrefixTree, positions, why_unshared
 from .prompt import END, PAD, TAGS, Choices, ItemLabels
 
 transformers_logging.disable_progress_bar()
@@ -49,6 +51,7 @@ class Policy:
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
         self.pad, self.end, *self.tags = (tokenizer.convert_tokens_to_ids(t) for t in (PAD, END, *TAGS))
         self.token_text = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self._said = False
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
     @classmethod
@@ -104,37 +107,39 @@ class Policy:
         tokens = [pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]
         return Prompts(batch["input_ids"], batch["attention_mask"].bool(), Choices(torch.tensor(tokens)))
 
-    def prefill(self, prompts: Prompts, group: int, keep_last: int = 0) -> Any:
-        """Encode prompts once, but for their `keep_last` last tokens, and repeat the cache over the group."""
-        end = prompts.ids.shape[1] - keep_last
-        mask = prompts.mask[:, :end]
-        out = self.model(
-            prompts.ids[:, :end], attention_mask=mask.long(), position_ids=_positions(mask), use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        out.cache.batch_repeat_interleave(group)
-        return out
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the G rollouts of a query can share its encoded prompt. Says once on stderr why, if they cannot."""
+        reason = why_unshared(self.model)
+        if reason and not self._said:
+            self._said = True
+            print(f"fgrpo: every rollout encodes its own prompt, since {reason}.", file=sys.stderr)
+        return reason is None
 
     def completion_logits(
         self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True
     ) -> Tensor:
         """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
 
-        `shared` encodes each prompt once and repeats its cache; otherwise every row carries its own copy of the prompt
-        (the plain way, kept as the referee of the fast one).
+        `shared` encodes each prompt once, if the model can; otherwise every row carries its own copy of the prompt
+        (the plain way, kept as the fallback and as the referee of the fast one).
         """
-        last = prompts.ids[:, -1:].repeat_interleave(group, dim=0)
-        ids = torch.cat((last, completions[:, :-1]), dim=1)
-        prompt_mask = prompts.mask.repeat_interleave(group, dim=0)
-        full_mask = torch.cat((prompt_mask, mask[:, :-1]), dim=1)
-        cache = None
-        if shared:
-            cache = self.prefill(prompts, group, keep_last=1).cache
-        else:
-            ids = torch.cat((prompts.ids[:, :-1].repeat_interleave(group, dim=0), ids), dim=1)
+        n_queries, length = prompts.ids.shape[0], completions.shape[1]
+        if shared and self.shares_prompts:
+            tree = PrefixTree(self.model, prompts.ids, prompts.mask)
+            first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, -1, -1)
+            fed, depth = length - 1, torch.arange(length - 1, device=mask.device)
+            branch = torch.arange(group, device=mask.device).view(1, group, 1).expand(n_queries, -1, fed)
+            branch = branch.masked_fill(~mask[:, 1:].reshape(n_queries, group, fed), NO_BRANCH)
+            rest = tree.extend(
+                completions[:, :-1].reshape(n_queries, -1), branch.flatten(1), depth.repeat(group).expand(n_queries, -1)
+            )
+            return torch.cat((first, rest.view(n_queries, group, fed, -1)), dim=2).flatten(0, 1)
+        ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
+        full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
         return self.model(
-            ids, attention_mask=full_mask.long(), position_ids=_positions(full_mask)[:, -ids.shape[1] :],
-            cache=cache, use_cache=shared, logits_to_keep=completions.shape[1],
+            ids, attention_mask=full_mask.long(), position_ids=positions(full_mask), use_cache=False,
+            logits_to_keep=length,
         ).logits  # fmt: skip
 
     def logprobs(
@@ -170,8 +175,3 @@ def constrained_logps(logits: Tensor, choices: Choices, counts: Tensor, sampling
     index = choices.tokens.clamp(min=0).unsqueeze(1).expand(-1, logits.shape[1], -1)
     scores = logits.gather(-1, index) / sampling.temperature
     return scores.masked_fill(~choices.allowed(counts, sampling.grammar), float("-inf")).log_softmax(-1)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Position of each token, counted from its row's first real token."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)

@@ -1,18 +1,19 @@
-"""G rollouts a query: one prefill per query, its cache repeated, all rows decoded together.
+"""G rollouts a query, decoded together as branches of one encoded prompt (fgrpo.prefix).
 
 A token that the grammar forces (tags, the end, the last choice left) costs no step of its own: it is appended at
 log-prob 0 and fed together with the next token that has to be fed anyway.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .data import Example
 from .policy import Policy, Prompts, Sampling, constrained_logps
-from .prompt import Output, max_tokens, parse, phases
+from .prefix import NO_BRANCH, PrefixTree
+from .prompt import Choices, Output, max_tokens, parse, phases
 
 
 @dataclass(frozen=True)
@@ -43,97 +44,108 @@ def rollout(
 ) -> Rollouts:
     """Sample `group` completions per example, or decode greedily if there is no generator."""
     prompts = policy.encode(examples)
-    if sampling.constrained:
-        completions, logprobs, length = _constrained(policy, prompts, sampling, group, generator)
-    else:
-        completions, logprobs, length = _free(policy, prompts, sampling, group, generator)
+    choices = prompts.choices.repeat(group)
+    batch, longest = len(examples) * group, max_tokens(sampling.grammar)
+    completions = torch.full((batch, longest), policy.pad)
+    logprobs = torch.zeros(completions.shape)
+    length = torch.zeros(batch, dtype=torch.long)
+    counts = torch.zeros(batch, 1, choices.tokens.shape[1], dtype=torch.int16)
+
+    def append(rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
+        completions[rows, length[rows]], logprobs[rows, length[rows]] = tokens, logps
+        counts[rows, 0] += (choices.tokens[rows] == tokens.unsqueeze(1)).to(counts.dtype)
+        length[rows] += 1
+
+    def append_forced() -> None:
+        while sampling.constrained:
+            allowed = choices.allowed(counts, sampling.grammar).squeeze(1)
+            rows = ((allowed.sum(1) == 1) & (counts[:, 0, -1] == 0)).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            index = allowed[rows].int().argmax(1, keepdim=True)
+            append(rows, choices.tokens[rows].gather(1, index).squeeze(1), torch.zeros(len(rows)))
+
+    append_forced()
+    feed = _feed_branches if policy.shares_prompts else _feed_whole
+    logits_after = feed(policy, prompts, group, completions, int(length.min()))
+    while True:
+        append_forced()
+        rows = ((counts[:, 0, -1] == 0) & (length < longest)).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        logits = logits_after(rows, length)
+        if sampling.constrained:
+            here = Choices(choices.tokens[rows])
+            logps = constrained_logps(logits.unsqueeze(1), here, counts[rows], sampling).squeeze(1)
+            index, logp = _draw(logps, generator)
+            tokens = here.tokens.gather(1, index.unsqueeze(1)).squeeze(1)
+        else:
+            tokens, logp = _draw((logits / sampling.temperature).log_softmax(-1), generator)
+        append(rows, tokens, logp)
+
     width = int(length.max())
     completions, logprobs = completions[:, :width], logprobs[:, :width]
     mask = torch.arange(width) < length.unsqueeze(1)
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
-    rows = zip(completions.tolist(), length.tolist(), strict=True)
-    outputs = [
-        parse(policy.text(row[:n]), labels[b // group], sampling.grammar) for b, (row, n) in enumerate(rows)
-    ]  # fmt: skip
+    texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), length.tolist(), strict=True)]
+    outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
     phase = phases(completions, mask, policy.tags[1])
     return Rollouts(prompts, completions, mask, phase, logprobs, outputs, group, sampling)
 
 
-def _constrained(
-    policy: Policy, prompts: Prompts, sampling: Sampling, group: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    choices = prompts.choices.repeat(group)
-    batch, n_choices = choices.tokens.shape
-    completions = torch.full((batch, max_tokens(sampling.grammar)), policy.pad)
-    logprobs, length = torch.zeros(completions.shape), torch.zeros(batch, dtype=torch.long)
-    counts = torch.zeros(batch, 1, n_choices, dtype=torch.int16)
-    everyone = torch.ones(batch, dtype=torch.bool)
-
-    def append(rows: Tensor, choice: Tensor, logp: Tensor | float) -> None:
-        index = rows.nonzero().squeeze(1)
-        completions[index, length[index]] = choices.tokens[index, choice[index]]
-        logprobs[index, length[index]] = logp if isinstance(logp, float) else logp[index]
-        counts[index, 0, choice[index]] += 1
-        length[index] += 1
-
-    open_slate = prompts.choices.tokens[:, -5:-4]  # every row begins with it, so it is encoded with the prompt
-    begun = replace(
-        prompts, ids=torch.cat((prompts.ids, open_slate), 1), mask=torch.nn.functional.pad(prompts.mask, (0, 1), value=True)
-    )  # fmt: skip
-    append(everyone, torch.full((batch,), n_choices - 5), 0.0)
-    out = policy.prefill(begun, group)
-    logits, cache = out.logits[:, -1].repeat_interleave(group, dim=0), out.cache
-    seen, fed = begun.mask.repeat_interleave(group, dim=0), length.clone()
-    prompt_length = prompts.mask.sum(1).repeat_interleave(group)
-    ended = ~everyone
-    while True:
-        logps = constrained_logps(logits.unsqueeze(1), choices, counts, sampling).squeeze(1)
-        choice, logp = _draw(logps, generator)
-        append(~ended, choice, logp)
-        while True:
-            ended = counts[:, 0, -1] > 0
-            allowed = choices.allowed(counts, sampling.grammar).squeeze(1)
-            forced = (allowed.sum(-1) == 1) & ~ended
-            if not forced.any():
-                break
-            append(forced, allowed.int().argmax(-1), 0.0)
-        if ended.all():
-            return completions, logprobs, length
-        width = int((length - fed)[~ended].max())
-        column = fed.unsqueeze(1) + torch.arange(width)
-        real = (column < length.unsqueeze(1)) & ~ended.unsqueeze(1)
-        seen = torch.cat((seen, real), dim=1)
-        out = policy.model(
-            completions.gather(1, column.clamp(max=completions.shape[1] - 1)), attention_mask=seen.long(),
-            position_ids=prompt_length.unsqueeze(1) + column, cache=cache, use_cache=True,
-        )  # fmt: skip
-        last = (length - fed - 1).clamp(min=0, max=width - 1)
-        logits, fed = out.logits[torch.arange(batch), last], length.clone()
+LogitsAfter = Callable[[Tensor, Tensor], Tensor]
+"""(rows still decoding, length of every row) -> logits (rows, V) after the last token of each."""
 
 
-def _free(
-    policy: Policy, prompts: Prompts, sampling: Sampling, group: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = policy.prefill(prompts, group)
-    logits, cache = out.logits[:, -1].repeat_interleave(group, dim=0), out.cache
-    seen = prompts.mask.repeat_interleave(group, dim=0)
-    position = seen.sum(1, keepdim=True)
-    ended = torch.zeros(len(seen), dtype=torch.bool)
-    tokens, logprobs, alive = [], [], []
-    for _ in range(max_tokens(sampling.grammar)):
-        token, logp = _draw((logits / sampling.temperature).log_softmax(-1), generator)
-        tokens.append(token.masked_fill(ended, policy.pad))
-        logprobs.append(logp.masked_fill(ended, 0.0))
-        alive.append(~ended)
-        ended = ended | (token == policy.end)
-        if ended.all():
-            break
-        seen = torch.cat((seen, ~ended.unsqueeze(1)), dim=1)
-        out = policy.model(
-            tokens[-1].unsqueeze(1), attention_mask=seen.long(), position_ids=position, cache=cache, use_cache=True
-        )
-        logits, position = out.logits[:, -1], position + 1
-    return torch.stack(tokens, 1), torch.stack(logprobs, 1), torch.stack(alive, 1).sum(1)
+def _feed_branches(policy: Policy, prompts: Prompts, group: int, completions: Tensor, begun: int) -> LogitsAfter:
+    """Feed each row's new tokens as a branch of its query's prompt. Rows and queries that ended are fed no more.
+
+    `begun` tokens stand in every row already, forced and alike: they are encoded with the prompt.
+    """
+    ids = torch.cat((prompts.ids, completions[::group, :begun]), dim=1)
+    tree = PrefixTree(policy.model, ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
+    fed = torch.full((len(completions),), begun)
+    in_batch = torch.arange(len(prompts.ids))  # queries still in the tree
+
+    def logits_after(rows: Tensor, length: Tensor) -> Tensor:
+        nonlocal in_batch
+        if length.max() == begun:
+            return tree.logits[rows // group]
+        going = torch.zeros(len(length), dtype=torch.bool).index_fill_(0, rows, True)
+        alive = going.view(-1, group)[in_batch].any(1)
+        if alive.sum() <= 0.75 * len(alive):  # leaving costs a copy of the cache, so several leave together
+            tree.keep(alive.nonzero().squeeze(1))
+            in_batch = in_batch[alive]
+        depth = torch.arange(completions.shape[1])
+        new = (depth >= fed.unsqueeze(1)) & (depth < length.unsqueeze(1)) & going.unsqueeze(1)  # (B, T)
+        new = new.view(-1, group * len(depth))[in_batch]
+        width = int(new.sum(1).max())
+        where = new.int().argsort(dim=1, descending=True, stable=True)[
+            :, :width
+        ]  # (Q, W): row * T + depth in the query
+        valid, branch, at = new.gather(1, where), where // len(depth), where % len(depth)
+        tokens = completions.view(-1, group * len(depth))[in_batch].gather(1, where)
+        logits = tree.extend(tokens, branch.masked_fill(~valid, NO_BRANCH), at - begun)
+        row = in_batch.unsqueeze(1) * group + branch
+        last = valid & (at == length[row] - 1)
+        found = logits.new_zeros(len(length), logits.shape[-1])
+        found[row[last]] = logits[last]
+        fed[rows] = length[rows]
+        return found[rows]
+
+    return logits_after
+
+
+def _feed_whole(policy: Policy, prompts: Prompts, group: int, completions: Tensor, begun: int) -> LogitsAfter:
+    """Run prompt and completion of every row anew for each token: slow, exact for every model."""
+
+    def logits_after(rows: Tensor, length: Tensor) -> Tensor:
+        width = int(length.max()) + 1
+        seen = torch.arange(width) <= length.unsqueeze(1)
+        logits = policy.completion_logits(prompts, completions[:, :width], seen, group, shared=False)
+        return logits[rows, length[rows]]
+
+    return logits_after
 
 
 def _draw(logps: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

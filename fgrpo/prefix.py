@@ -1,0 +1,87 @@
+"""The prompt is paid for once: one prompt per query in the cache, and the G rollouts grow from it as branches.
+
+The branches lie side by side in one sequence per query. A mask lets each token see the prompt and the earlier tokens of
+its own branch, and positions run on from the prompt's end in every branch. So the prompt is encoded once, its keys and
+values are stored once (not G times), and gradients are those of G separate sequences to rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
+
+
+class PrefixTree:
+    """Encoded prompts (Q, P) and the branches fed so far. `logits` (Q, V) are those after each prompt."""
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor):
+        """Encode prompts, padded on the left; mask (Q, P) bool."""
+        self.model, self.windows = model, sliding_windows(model.config)
+        self.position = positions(mask)  # (Q, slots)
+        self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
+        self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
+        # a cache without configuration keeps every key; sliding windows are the mask's business
+        out = model(
+            ids, attention_mask=None if mask.all() else mask.long(), position_ids=self.position,
+            cache=DynamicCache(), use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        self.cache, self.logits = out.cache, out.logits[:, -1]
+
+    def extend(self, ids: Tensor, branch: Tensor, depth: Tensor) -> Tensor:
+        """Feed tokens, (Q, W) each: token, its branch (NO_BRANCH: padding), how many tokens of the branch precede it.
+
+        Returns logits (Q, W, V). Tokens of one branch must come in order, of different branches in any.
+        """
+        position = self.prompt_length + depth
+        self.branch = torch.cat((self.branch, branch), dim=1)
+        self.position = torch.cat((self.position, position), dim=1)
+        distance = position.unsqueeze(2) - self.position.unsqueeze(1)  # (Q, W, slots)
+        slot = self.branch.unsqueeze(1)
+        sees = ((slot == PROMPT) | (slot == branch.unsqueeze(2))) & (distance >= 0)
+        masks = {kind: (sees & (distance < window) if window else sees).unsqueeze(1) for kind, window in self.windows}
+        out = self.model(
+            ids, attention_mask=masks if len(masks) > 1 else next(iter(masks.values())), position_ids=position,
+            cache=self.cache, use_cache=True,
+        )  # fmt: skip
+        return out.logits
+
+    def keep(self, queries: Tensor) -> None:
+        """Drop all queries but these (indices) from the batch."""
+        self.cache.batch_select_indices(queries)
+        self.branch, self.position = self.branch[queries], self.position[queries]
+        self.prompt_length = self.prompt_length[queries]
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token, counted from its row's first real token."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def sliding_windows(config: Any) -> list[tuple[str, int | None]]:
+    """Each kind of attention layer of a model with its window (None: no limit)."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds: Sequence[str] = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    return [(kind, window if kind == "sliding_attention" else None) for kind in dict.fromkeys(kinds)]
+
+
+def why_unshared(model: Any) -> str | None:
+    """Why a model cannot grow branches from one prompt: a sentence, or None if it can."""
+    kinds = {kind for kind, _ in sliding_windows(model.config)}
+    if kinds - {"full_attention", "sliding_attention"}:
+        others = ", ".join(sorted(kinds - {"full_attention", "sliding_attention"}))
+        return f"layers of kind {others} carry a state that branches cannot share"
+    if getattr(model, "is_activation_checkpointing", False):
+        return "gradient checkpointing turns the cache off"
+    if text_attention(model) not in ("sdpa", "eager"):
+        return f"attention {text_attention(model)!r} takes no mask of its own shape"
+    return None
+
+
+def text_attention(model: Any) -> str:
+    """Name of the attention implementation in use."""
+    return str(getattr(model.config, "_attn_implementation", "eager"))
