@@ -158,7 +158,7 @@ class Policy:
             index = emitted.argmax(-1)
             logps = constrained_logps(logits, choices, counts, sampling)
         else:
-            index, logps = completions, (logits / sampling.temperature).log_softmax(-1)
+            index, logps = completions, free_logps(logits, sampling)
         chosen = logps.gather(-1, index.unsqueeze(-1)).squeeze(-1)
         finite = logps.masked_fill(logps.isneginf(), 0.0)
         entropy = -(finite.exp() * finite).masked_fill(logps.isneginf(), 0.0).sum(-1)
@@ -170,8 +170,13 @@ class Policy:
         return " ".join([self.token_text[t] for t in ids])
 
 
+def free_logps(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities over the whole vocabulary, in float32."""
+    return (logits.float() / sampling.temperature).log_softmax(-1)
+
+
 def constrained_logps(logits: Tensor, choices: Choices, counts: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities over the choices, renormalised over the allowed ones. (B, T, V) -> (B, T, K)."""
+    """Log-probabilities over the choices, renormalised over the allowed ones, in float32. (B, T, V) -> (B, T, K)."""
     index = choices.tokens.clamp(min=0).unsqueeze(1).expand(-1, logits.shape[1], -1)
-    scores = logits.gather(-1, index) / sampling.temperature
+    scores = logits.gather(-1, index).float() / sampling.temperature
     return scores.masked_fill(~choices.allowed(counts, sampling.grammar), float("-inf")).log_softmax(-1)

@@ -42,12 +42,20 @@ class PrefixTree:
         distance = position.unsqueeze(2) - self.position.unsqueeze(1)  # (Q, W, slots)
         slot = self.branch.unsqueeze(1)
         sees = ((slot == PROMPT) | (slot == branch.unsqueeze(2))) & (distance >= 0)
-        masks = {kind: (sees & (distance < window) if window else sees).unsqueeze(1) for kind, window in self.windows}
+        masks = {kind: self._mask(sees & (distance < window) if window else sees) for kind, window in self.windows}
         out = self.model(
             ids, attention_mask=masks if len(masks) > 1 else next(iter(masks.values())), position_ids=position,
             cache=self.cache, use_cache=True,
         )  # fmt: skip
         return out.logits
+
+    def _mask(self, sees: Tensor) -> Tensor:
+        """(Q, W, slots) bool to what the model's attention takes, with a dimension for heads."""
+        mask = sees.unsqueeze(1)
+        if attention_of(self.model) == "eager":  # adds the mask to its scores
+            dtype = self.logits.dtype
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask
 
     def keep(self, queries: Tensor) -> None:
         """Drop all queries but these (indices) from the batch."""
@@ -77,11 +85,11 @@ def why_unshared(model: Any) -> str | None:
         return f"layers of kind {others} carry a state that branches cannot share"
     if getattr(model, "is_activation_checkpointing", False):
         return "gradient checkpointing turns the cache off"
-    if text_attention(model) not in ("sdpa", "eager"):
-        return f"attention {text_attention(model)!r} takes no mask of its own shape"
+    if attention_of(model) not in ("sdpa", "eager"):
+        return f"attention {attention_of(model)!r} takes no mask of its own shape"
     return None
 
 
-def text_attention(model: Any) -> str:
+def attention_of(model: Any) -> str:
     """Name of the attention implementation in use."""
     return str(getattr(model.config, "_attn_implementation", "eager"))

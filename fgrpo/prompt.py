@@ -134,14 +134,16 @@ class Choices:
         chosen, ranked = (items > 0).sum(-1), (items > 1).sum(-1)
         may_add = (in_slate & (chosen < grammar.slate_size)).unsqueeze(-1) & (items == 0)
         may_rank = (in_rank & (ranked < grammar.rank_size)).unsqueeze(-1) & (items == 1)
+        pool = (may_add | may_rank) & (self.tokens[:, None, :-5] >= 0)
+        may_close = ~pool.any(-1) if grammar.full else True
         structure = (
             open_slate == 0,
-            in_slate & (chosen > 0),
+            in_slate & (chosen > 0) & may_close,
             (close_slate > 0) & (open_rank == 0),
-            in_rank & (ranked > 0),
+            in_rank & (ranked > 0) & may_close,
             close_rank > 0,
         )
-        return torch.cat(((may_add | may_rank) & (self.tokens[:, None, :-5] >= 0), torch.stack(structure, -1)), dim=-1)
+        return torch.cat((pool, torch.stack(structure, -1)), dim=-1)
 
     def emitted(self, token_ids: Tensor) -> Tensor:
         """One-hot of each token over the choices. (B, T) -> (B, T, N + 5) int16; all zero for a foreign token."""

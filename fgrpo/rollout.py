@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .data import Example
-from .policy import Policy, Prompts, Sampling, constrained_logps
+from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps
 from .prefix import NO_BRANCH, PrefixTree
 from .prompt import Choices, Output, max_tokens, parse, phases
 
@@ -80,7 +80,7 @@ def rollout(
             index, logp = _draw(logps, generator)
             tokens = here.tokens.gather(1, index.unsqueeze(1)).squeeze(1)
         else:
-            tokens, logp = _draw((logits / sampling.temperature).log_softmax(-1), generator)
+            tokens, logp = _draw(free_logps(logits, sampling), generator)
         append(rows, tokens, logp)
 
     width = int(length.max())

@@ -1,5 +1,7 @@
 """The grammar against a plain loop, the parser against 100,000 generated strings, the phases."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -87,25 +89,26 @@ def allowed_by_loop(emitted: list[int], pool: int, grammar: GrammarConfig) -> se
         return {pool}
     if state == "slate":
         free = {i for i in range(pool) if i not in slate} if len(slate) < grammar.slate_size else set()
-        return free | ({pool + 1} if slate else set())
+        return free | ({pool + 1} if slate and not (grammar.full and free) else set())
     if state == "between":
         return {pool + 2}
     if state == "rank":
         free = {i for i in slate if i not in rank} if len(rank) < grammar.rank_size else set()
-        return free | ({pool + 3} if rank else set())
+        return free | ({pool + 3} if rank and not (grammar.full and free) else set())
     return {pool + 4}
 
 
 def test_the_vectorised_grammar_is_the_state_machine() -> None:
     generator = torch.Generator().manual_seed(0)
-    for pool in (1, 2, 3, 8):
+    for pool, full in ((1, False), (2, False), (3, False), (8, False), (3, True), (8, True)):
+        grammar = replace(GRAMMAR, full=full)
         tokens = torch.arange(100, 100 + pool + 5).unsqueeze(0)
         for _ in range(40):
             choices, emitted = Choices(tokens), []
             while not emitted or emitted[-1] != pool + 4:
                 counts = torch.bincount(torch.tensor(emitted, dtype=torch.long), minlength=pool + 5).view(1, 1, -1)
-                allowed = choices.allowed(counts, GRAMMAR).flatten()
-                assert set(allowed.nonzero().flatten().tolist()) == allowed_by_loop(emitted, pool, GRAMMAR)
+                allowed = choices.allowed(counts, grammar).flatten()
+                assert set(allowed.nonzero().flatten().tolist()) == allowed_by_loop(emitted, pool, grammar)
                 emitted.append(int(torch.multinomial(allowed.float(), 1, generator=generator)))
 
 
