@@ -1,4 +1,4 @@
-"""Command line: `python -m fgrpo demo | train | evaluate | compare | data`.
+"""Command line: `python -m fgrpo demo | train | evaluate | compare | bench | data`.
 
 Nothing heavy is imported before it is needed.
 """
@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> None:
         start = (
             policy_folder(args.init) if args.init else warm_start(config, splits, items, out, args.json, args.resume)
         )
-        policy = fit(Policy.load(start), splits.train, config, run, quiet=args.json)
+        policy = fit(Policy.load(start, config.device), splits.train, config, run, quiet=args.json)
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
 
 
@@ -87,7 +87,9 @@ def evaluate(args: argparse.Namespace) -> None:
     config = _config(args)
     splits, _ = load_task(config, _bad_lines(args))
     examples = getattr(splits, args.split)
-    _report_metrics(args, Policy.load(policy_folder(args.checkpoint)), examples, config, f"{args.split} split")
+    _report_metrics(
+        args, Policy.load(policy_folder(args.checkpoint), config.device), examples, config, f"{args.split} split"
+    )
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -125,6 +127,49 @@ def data_check(args: argparse.Namespace) -> None:
     )
     if bad:
         raise KitError(f"{args.file}: {len(bad)} bad lines.")
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Speed and memory of a training step: the prompt shared, repeated, and TRL's trainer (--peers trl)."""
+    from . import plots
+    from .bench import Case, bench, format_bench
+    from .checkpoint import provenance
+    from .compare import to_csv
+    from .data import write_text
+
+    common = {"queries": args.queries, "layers": args.layers, "hidden_size": args.hidden_size, "device": args.device,
+              "dtype": args.dtype, "threads": args.threads}  # fmt: skip
+    if args.scaling:
+        cases = [Case(512, 48, g, **common) for g in (4, 8, 16, 32, 64)]
+        cases += [Case(n + 12, 24, 8, pool=n, **common) for n in (20, 50, 100, 200)]
+    else:
+        cases = [Case(p, c, g, **common) for p in args.prompt for c in args.completion for g in args.group]
+    peers = [] if args.scaling else [p for p in args.peers.split(",") if p]
+    if set(peers) - {"trl"}:
+        raise KitError(f"--peers {args.peers!r} is not known; the one peer is trl.")
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        began = time.perf_counter()
+        rows += bench(case, peers, args.repeats, not args.no_memory)
+        if args.out:  # after every case, so that a stopped benchmark keeps what it has
+            made = {**provenance(), "threads": args.threads, "queries": args.queries, "dtype": args.dtype}
+            write_text(Path(args.out), to_csv(rows, made))
+        took = time.perf_counter() - began
+        print(f"P {case.prompt}, C {case.completion}, G {case.group}, pool {case.pool}: {took:.0f} s", file=sys.stderr)
+    if args.out:
+        figure = plots.scaling(rows) if args.scaling else plots.bench(rows)
+        plots.save(figure, Path(args.out).with_suffix(".png"))
+    print(json.dumps({"rows": rows}) if args.json else format_bench(rows))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise KitError(f"{text!r} must be whole numbers above 0, separated by commas.")
+    return numbers
 
 
 def _compare_and_report(
@@ -261,6 +306,21 @@ def _parser() -> Parser:
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
     p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    p = command("bench", bench)
+    for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
+                                ("group", "8", "rollouts per query")):  # fmt: skip
+        p.add_argument(f"--{name}", type=_numbers, default=default, help=f"{text}, one or more (default {default})")
+    p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
+    p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
+    p.add_argument("--repeats", type=int, default=5, help="runs behind each median (default 5)")
+    p.add_argument("--queries", type=int, default=2, help="queries per step (default 2)")
+    p.add_argument("--layers", type=int, default=4, help="layers of the model (default 4)")
+    p.add_argument("--hidden-size", type=int, default=256, help="width of the model (default 256)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    p.add_argument("--out", help="CSV file to write, with a figure beside it")
     data = commands.add_parser("data", help="build or check data files").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )

@@ -48,7 +48,7 @@ class Run:
     def _compare(self, old: Config) -> None:
         before, now = (_flat(c.to_dict()) for c in (old, self.config))
         for name, value in now.items():
-            if name != "rl.steps" and before.get(name) != value:
+            if name not in ("rl.steps", "device") and before.get(name) != value:
                 raise KitError(
                     f"{self.folder}: cannot resume with {name} = {value!r}, it began with {before.get(name)!r}."
                 )
@@ -75,7 +75,7 @@ class Run:
             optimizer = make_optimizer(policy)
             self.save(policy, optimizer, generator, 0, 0)
             return policy, optimizer, 0
-        policy = Policy.load(folder)
+        policy = Policy.load(folder, self.config.device)
         optimizer = make_optimizer(policy)
         try:
             tensors = safetensors.torch.load_file(folder / "trainer.safetensors")
@@ -108,7 +108,7 @@ class Run:
 
     def reference(self) -> Policy:
         """The policy that the run started from, for the KL penalty."""
-        return Policy.load(self.folder / "checkpoints" / "step-000000")
+        return Policy.load(self.folder / "checkpoints" / "step-000000", self.config.device)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one step to metrics.jsonl."""

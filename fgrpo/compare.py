@@ -63,7 +63,7 @@ def train_and_test(config: Config, splits: Splits, start: Path, folder: Path, qu
     torch.set_num_threads(1)  # tiny tensors gain little from threads, and results must not depend on the number of jobs
     began = time.perf_counter()
     run = Run(folder, config, resume=resume, save_every=config.rl.steps)
-    policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet)
+    policy = fit(Policy.load(start, config.device), splits.train, config, run, quiet=quiet)
     seconds = time.perf_counter() - began
     return Result(evaluate(policy, splits.test, config), run.total("tokens"), seconds)
 
@@ -86,7 +86,7 @@ def compare(
         name: [Result(measure_order(order(splits.train, splits.test), splits.test, config.grammar), 0, 0.0)]
         for name, order in BASELINES.items()
     }
-    results[WARM_START] = [Result(evaluate(Policy.load(start), splits.test, config), 0, 0.0)]
+    results[WARM_START] = [Result(evaluate(Policy.load(start, config.device), splits.test, config), 0, 0.0)]
     runs = [folder / f"{c.rl.credit}-seed{c.seed}" for c in configs]
     jobs = min(jobs or os.cpu_count() or 1, len(configs))
     work = partial(train_and_test, splits=splits, start=start, quiet=quiet or jobs > 1, resume=resume)

@@ -134,6 +134,8 @@ class Config:
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     seed: int = 0
     """seed of the initial weights, data order and sampling"""
+    device: str = "cpu"
+    """where to train and decode: cpu, cuda, cuda:1, mps"""
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

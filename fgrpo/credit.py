@@ -65,6 +65,7 @@ def zero_variance(reward: Tensor) -> Tensor:
 def by_phase(slate: Tensor, rank: Tensor, rollouts: Rollouts) -> Tensor:
     """Spread one advantage per phase, (Q, G) each, over the tokens of that phase. -> (B, T)."""
     phase = rollouts.phase
+    slate, rank = slate.to(phase.device), rank.to(phase.device)
     return slate.reshape(-1, 1) * (phase == PHASE_SLATE) + rank.reshape(-1, 1) * (phase == PHASE_RANK)
 
 

@@ -15,6 +15,7 @@ STYLES = {
     "fgrpo": ("#D55E00", "s", "--"),
     "reward_to_go": ("#009E73", "^", "-."),
 }
+STYLES |= {"shared": ("#D55E00", "s", "-"), "unshared": ("#0072B2", "o", "--"), "trl": ("#000000", "X", "-.")}
 OTHERS = (("#CC79A7", "D", ":"), ("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#000000", "X", "-."))
 
 
@@ -86,6 +87,56 @@ def error_types(rows: list[dict[str, Any]]) -> Figure:
     _tidy(axes)
     axes.grid(visible=False)
     return figure
+
+
+def bench(rows: list[dict[str, Any]]) -> Figure:
+    """Seconds of a whole step against prompt length at the middle group size, and peak memory beside it."""
+    groups = sorted({r["group"] for r in rows})
+    group, completion = groups[len(groups) // 2], max(r["completion"] for r in rows)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("seconds", "peak_mb"), ("seconds", "peak memory (MB)"), strict=True
+    ):
+        for number, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
+            chosen = [
+                r
+                for r in rows
+                if (r["method"], r["part"], r["group"], r["completion"]) == (method, "step", group, completion)
+            ]
+            points = [(r["prompt"], r[key]) for r in chosen if r[key] != ""]
+            _line(axes, points, method, number)
+        axes.set(xlabel="prompt (tokens)", ylabel=f"{label} per step", yscale="log", xscale="log")
+        _named_ticks(axes, sorted({r["prompt"] for r in rows}))
+    figure.suptitle(f"One training step, G = {group}, completions of {completion} tokens", fontsize=10)
+    return figure
+
+
+def scaling(rows: list[dict[str, Any]]) -> Figure:
+    """Seconds of a whole step against group size and against pool size."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    step = [r for r in rows if r["part"] == "step"]
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("group", "pool"), ("rollouts per query (G)", "pool size"), strict=True
+    ):
+        chosen = [r for r in step if (r["completion"] == 48) == (key == "group")]
+        for number, method in enumerate(dict.fromkeys(r["method"] for r in chosen)):
+            _line(axes, [(r[key], r["seconds"]) for r in chosen if r["method"] == method], method, number)
+        axes.set(xlabel=label, ylabel="seconds per step", xscale="log", yscale="log")
+        _named_ticks(axes, sorted({r[key] for r in chosen}))
+    return figure
+
+
+def _line(axes: Axes, points: list[tuple[float, float]], method: str, number: int) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), label=method, **style_of(method, number))
+        axes.annotate(method, points[-1], xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _named_ticks(axes: Axes, values: list[int]) -> None:
+    axes.set_xticks(values, [str(v) for v in values])
+    axes.minorticks_off()
+    axes.margins(x=0.18)
+    _tidy(axes)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

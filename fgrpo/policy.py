@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from .config import GrammarConfig, KitError, ModelConfig
 from .data import Example, write_text
-from .prefix import NO_BRANCH, PrefixTree, positions, why_unshared
+from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions, why_unshared
 from .prompt import END, PAD, TAGS, Choices, ItemLabels
 
 transformers_logging.disable_progress_bar()
@@ -51,7 +51,7 @@ class Policy:
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
         self.pad, self.end, *self.tags = (tokenizer.convert_tokens_to_ids(t) for t in (PAD, END, *TAGS))
         self.token_text = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        self._said = False
+        self.share, self._said = True, False  # share = False: every rollout encodes its own prompt
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
     @classmethod
@@ -75,7 +75,7 @@ class Policy:
         return cls(model, tokenizer, labels)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Policy":
+    def load(cls, folder: str | Path, device: str = "cpu") -> "Policy":
         """Read a folder written by `save`. Raises KitError if it is missing, incomplete or damaged."""
         folder = Path(folder)
         if not (folder / "items.json").is_file():
@@ -90,7 +90,7 @@ class Policy:
             raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
         if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(policy.labels.vocabulary()):
             raise KitError(f"{folder}: model, tokenizer and items.json are of different vocabularies.")
-        return policy
+        return policy.to(device)
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), model configuration, tokenizer and item keys."""
@@ -105,11 +105,35 @@ class Policy:
         pools = [self.tokenizer.convert_tokens_to_ids(list(self.labels.candidates(e))) for e in examples]
         width = max(map(len, pools))
         tokens = [pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]
-        return Prompts(batch["input_ids"], batch["attention_mask"].bool(), Choices(torch.tensor(tokens)))
+        ids, mask, choices = batch["input_ids"], batch["attention_mask"].bool(), torch.tensor(tokens)
+        return Prompts(ids.to(self.device), mask.to(self.device), Choices(choices.to(self.device)))
+
+    def to(self, device: str) -> "Policy":
+        """Move the weights. Raises KitError if there is no such device."""
+        try:
+            self.model.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().split("\n")[0][:120]
+            raise KitError(
+                f"device {device!r} cannot be used here ({reason}); --device cpu works everywhere."
+            ) from None
+        return self
+
+    def cast(self, dtype: torch.dtype) -> "Policy":
+        """Weights in another floating-point type; log-probabilities stay float32."""
+        self.model.to(dtype=dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; prompts, rollouts and advantages lie there too."""
+        return next(self.model.parameters()).device
 
     @property
     def shares_prompts(self) -> bool:
         """Whether the G rollouts of a query can share its encoded prompt. Says once on stderr why, if they cannot."""
+        if not self.share:
+            return False
         reason = why_unshared(self.model)
         if reason and not self._said:
             self._said = True
@@ -128,13 +152,17 @@ class Policy:
         if shared and self.shares_prompts:
             tree = PrefixTree(self.model, prompts.ids, prompts.mask)
             first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, -1, -1)
-            fed, depth = length - 1, torch.arange(length - 1, device=mask.device)
+            fed = length - 1  # the last token has nothing after it
+            ids, real = (x.view(n_queries, group, length) for x in (completions, mask))
             branch = torch.arange(group, device=mask.device).view(1, group, 1).expand(n_queries, -1, fed)
-            branch = branch.masked_fill(~mask[:, 1:].reshape(n_queries, group, fed), NO_BRANCH)
-            rest = tree.extend(
-                completions[:, :-1].reshape(n_queries, -1), branch.flatten(1), depth.repeat(group).expand(n_queries, -1)
-            )
-            return torch.cat((first, rest.view(n_queries, group, fed, -1)), dim=2).flatten(0, 1)
+            branch = branch.masked_fill(~real[..., 1:], NO_BRANCH)
+            depth = torch.arange(fed, device=mask.device).expand(n_queries, group, -1)
+            rest = [
+                tree.fork().extend(*(x[:, some].flatten(1) for x in (ids[..., :-1], branch, depth)))
+                for some in torch.arange(group).split(branches_at_once(prompts.ids.shape[1], fed))
+            ]
+            logits = torch.cat([x.view(n_queries, -1, fed, x.shape[-1]) for x in rest], dim=1)
+            return torch.cat((first, logits), dim=2).flatten(0, 1)
         ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
         full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
         return self.model(

@@ -6,12 +6,14 @@ values are stored once (not G times), and gradients are those of G separate sequ
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
 
 
@@ -57,11 +59,27 @@ class PrefixTree:
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask
 
+    def fork(self) -> "PrefixTree":
+        """The same prompt with a cache of its own to grow in; what lies in it already is shared, not copied."""
+        other = copy(self)
+        other.cache = copy(self.cache)
+        other.cache.layers = [copy(layer) for layer in self.cache.layers]
+        return other
+
     def keep(self, queries: Tensor) -> None:
         """Drop all queries but these (indices) from the batch."""
         self.cache.batch_select_indices(queries)
         self.branch, self.position = self.branch[queries], self.position[queries]
         self.prompt_length = self.prompt_length[queries]
+
+
+def branches_at_once(prompt: int, length: int) -> int:
+    """How many branches of a length to feed together.
+
+    Attention is computed between all of them and masked across, so that their tokens should be fewer than the
+    prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
+    """
+    return max(1, max(CHUNK, prompt // 2) // max(1, length))
 
 
 def positions(mask: Tensor) -> Tensor:

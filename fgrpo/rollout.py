@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .data import Example
 from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps
-from .prefix import NO_BRANCH, PrefixTree
+from .prefix import NO_BRANCH, PrefixTree, positions
 from .prompt import Choices, Output, max_tokens, parse, phases
 
 
@@ -46,10 +46,11 @@ def rollout(
     prompts = policy.encode(examples)
     choices = prompts.choices.repeat(group)
     batch, longest = len(examples) * group, max_tokens(sampling.grammar)
-    completions = torch.full((batch, longest), policy.pad)
-    logprobs = torch.zeros(completions.shape)
-    length = torch.zeros(batch, dtype=torch.long)
-    counts = torch.zeros(batch, 1, choices.tokens.shape[1], dtype=torch.int16)
+    device = prompts.ids.device
+    completions = torch.full((batch, longest), policy.pad, device=device)
+    logprobs = torch.zeros(completions.shape, device=device)
+    length = torch.zeros(batch, dtype=torch.long, device=device)
+    counts = torch.zeros(batch, 1, choices.tokens.shape[1], dtype=torch.int16, device=device)
 
     def append(rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
         completions[rows, length[rows]], logprobs[rows, length[rows]] = tokens, logps
@@ -63,13 +64,16 @@ def rollout(
             if not len(rows):
                 return
             index = allowed[rows].int().argmax(1, keepdim=True)
-            append(rows, choices.tokens[rows].gather(1, index).squeeze(1), torch.zeros(len(rows)))
+            append(rows, choices.tokens[rows].gather(1, index).squeeze(1), logprobs.new_zeros(len(rows)))
 
-    append_forced()
-    feed = _feed_branches if policy.shares_prompts else _feed_whole
+    shared = policy.shares_prompts
+    if shared:
+        append_forced()
+    feed = _feed_branches if shared else _feed_rows
     logits_after = feed(policy, prompts, group, completions, int(length.min()))
     while True:
-        append_forced()
+        if shared:  # else every row takes one token a step, a forced one at probability 1
+            append_forced()
         rows = ((counts[:, 0, -1] == 0) & (length < longest)).nonzero().squeeze(1)
         if not len(rows):
             break
@@ -85,7 +89,7 @@ def rollout(
 
     width = int(length.max())
     completions, logprobs = completions[:, :width], logprobs[:, :width]
-    mask = torch.arange(width) < length.unsqueeze(1)
+    mask = torch.arange(width, device=device) < length.unsqueeze(1)
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
     texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), length.tolist(), strict=True)]
     outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
@@ -104,19 +108,19 @@ def _feed_branches(policy: Policy, prompts: Prompts, group: int, completions: Te
     """
     ids = torch.cat((prompts.ids, completions[::group, :begun]), dim=1)
     tree = PrefixTree(policy.model, ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
-    fed = torch.full((len(completions),), begun)
-    in_batch = torch.arange(len(prompts.ids))  # queries still in the tree
+    fed = torch.full((len(completions),), begun, device=ids.device)
+    in_batch = torch.arange(len(prompts.ids), device=ids.device)  # queries still in the tree
 
     def logits_after(rows: Tensor, length: Tensor) -> Tensor:
         nonlocal in_batch
         if length.max() == begun:
             return tree.logits[rows // group]
-        going = torch.zeros(len(length), dtype=torch.bool).index_fill_(0, rows, True)
+        going = torch.zeros_like(length, dtype=torch.bool).index_fill_(0, rows, True)
         alive = going.view(-1, group)[in_batch].any(1)
         if alive.sum() <= 0.75 * len(alive):  # leaving costs a copy of the cache, so several leave together
             tree.keep(alive.nonzero().squeeze(1))
             in_batch = in_batch[alive]
-        depth = torch.arange(completions.shape[1])
+        depth = torch.arange(completions.shape[1], device=fed.device)
         new = (depth >= fed.unsqueeze(1)) & (depth < length.unsqueeze(1)) & going.unsqueeze(1)  # (B, T)
         new = new.view(-1, group * len(depth))[in_batch]
         width = int(new.sum(1).max())
@@ -136,19 +140,31 @@ def _feed_branches(policy: Policy, prompts: Prompts, group: int, completions: Te
     return logits_after
 
 
-def _feed_whole(policy: Policy, prompts: Prompts, group: int, completions: Tensor, begun: int) -> LogitsAfter:
-    """Run prompt and completion of every row anew for each token: slow, exact for every model."""
+def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor, begun: int) -> LogitsAfter:
+    """Every row encodes its own prompt and is fed one token a step: for models whose state branches cannot share."""
+    ids = prompts.ids.repeat_interleave(group, dim=0)
+    seen = prompts.mask.repeat_interleave(group, dim=0)
+    cache = None
 
     def logits_after(rows: Tensor, length: Tensor) -> Tensor:
-        width = int(length.max()) + 1
-        seen = torch.arange(width) <= length.unsqueeze(1)
-        logits = policy.completion_logits(prompts, completions[:, :width], seen, group, shared=False)
-        return logits[rows, length[rows]]
+        nonlocal ids, seen, cache
+        if cache is not None:
+            ids = completions[:, length.max() - 1].unsqueeze(1)  # padding in rows that ended
+            seen = torch.nn.functional.pad(seen, (0, 1), value=True)
+        out = policy.model(
+            ids, attention_mask=seen.long(), position_ids=positions(seen)[:, -ids.shape[1] :], cache=cache,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache = out.cache
+        return out.logits[rows, -1]
 
     return logits_after
 
 
 def _draw(logps: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """One index per row of (B, K) log-probabilities: sampled, or the most likely one without a generator."""
-    index = logps.argmax(-1, True) if generator is None else torch.multinomial(logps.exp(), 1, generator=generator)
+    if generator is None:
+        index = logps.argmax(-1, keepdim=True)
+    else:  # drawn on the CPU, so that a seed means the same everywhere
+        index = torch.multinomial(logps.exp().cpu(), 1, generator=generator).to(logps.device)
     return index.squeeze(1), logps.gather(-1, index).squeeze(1)

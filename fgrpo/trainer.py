@@ -54,8 +54,8 @@ def sft_step(
         slate, rank = demonstration(example, config, generator)
         texts.append(completion_text(slate, rank, policy.labels.candidates(example)))
     batch = policy.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    mask = batch["attention_mask"].bool()
-    logp, _ = policy.logprobs(policy.encode(queries), batch["input_ids"], mask, sampling_of(config))
+    ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].to(policy.device).bool()
+    logp, _ = policy.logprobs(policy.encode(queries), ids, mask, sampling_of(config))
     loss = -masked_mean(logp, mask)
     return {"loss": loss.item(), "grad_norm": update(policy, optimizer, loss, 1.0), "tokens": int(mask.sum())}
 
@@ -133,6 +133,7 @@ def fit(
     steps, size = (config.sft.sft_steps, config.sft.sft_batch) if sft else (config.rl.steps, config.rl.queries)
     do_step: Callable[..., Logs] = sft_step if sft else step
     generator = torch.Generator().manual_seed(config.seed)
+    policy.to(config.device)
     policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
     reference = run.reference() if config.rl.beta > 0 and not sft else None
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)

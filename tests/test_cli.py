@@ -131,6 +131,10 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["train", "--out", "x", "--slate-reward", "mrr"], "slate_reward 'mrr' is not known; choose from recall"),
         (["train", "--out", "x", "--rank-size", "20"], "larger than slate_size"),
         (["train", "--out", "x", "--credit", "who"], "credit 'who' is not known"),
+        (
+            ["evaluate", "--checkpoint", str(ROOT / "data/checkpoints/lab-rec"), "--device", "abacus"],
+            "device 'abacus' cannot",
+        ),
         (["compare", "--ratio", "sequence"], "averages the phases"),
         (["compare", "--credits", ","], "name at least one method"),
         (["compare", "--init", "nowhere"], "no policy here"),
