@@ -8,23 +8,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong call as one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        """Hand the message to `main`, which prints it as any other."""
-        raise KitError(f"{message} (see {self.prog} --help)")
+from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig
+from .options import parser_of
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after one clear line on stderr."""
     try:
-        args = _parser().parse_args(argv)
+        args = parser_of(COMMANDS).parse_args(argv)
         args.run(args)
     except KitError as error:
         print(f"fgrpo: {error}", file=sys.stderr)
@@ -162,16 +155,6 @@ def bench(args: argparse.Namespace) -> None:
     print(json.dumps({"rows": rows}) if args.json else format_bench(rows))
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(x) for x in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise KitError(f"{text!r} must be whole numbers above 0, separated by commas.")
-    return numbers
-
-
 def _compare_and_report(
     args: argparse.Namespace, config: Config, credits: list[str], seeds: int, folder: Path, init: Path | None, resume: bool
 ) -> None:  # fmt: skip
@@ -265,71 +248,10 @@ def _say(args: argparse.Namespace, text: str) -> None:
         print(text, flush=True)
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m fgrpo", description="F-GRPO (arXiv 2605.12995): one rollout, two phases, two credits."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, under: Any = commands, config: bool = False) -> Parser:
-        p = under.add_parser(name, help=run.__doc__, description=run.__doc__)
-        p.set_defaults(run=run)
-        if config:
-            add_arguments(p, Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig)
-            p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
-        if name not in ("build", "check"):
-            p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-        return p
-
-    p = command("demo", demo)
-    p.add_argument("--steps", type=int, default=100, help="RL steps per run (default 100)")
-    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
-    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
-    p = command("train", train, config=True)
-    p.add_argument("--out", required=True, help="folder of the run")
-    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
-    p.add_argument("--sft", action="store_true", help="make only the warm start")
-    p.add_argument(
-        "--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs"
-    )
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints (default 25)")
-    p = command("evaluate", evaluate, config=True)
-    p.add_argument("--checkpoint", required=True, help="policy or run folder")
-    p.add_argument(
-        "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
-    )
-    p = command("compare", compare, config=True)
-    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas")
-    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
-    p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
-    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
-    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
-    p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
-    p = command("bench", bench)
-    for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
-                                ("group", "8", "rollouts per query")):  # fmt: skip
-        p.add_argument(f"--{name}", type=_numbers, default=default, help=f"{text}, one or more (default {default})")
-    p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
-    p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
-    p.add_argument("--repeats", type=int, default=5, help="runs behind each median (default 5)")
-    p.add_argument("--queries", type=int, default=2, help="queries per step (default 2)")
-    p.add_argument("--layers", type=int, default=4, help="layers of the model (default 4)")
-    p.add_argument("--hidden-size", type=int, default=256, help="width of the model (default 256)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
-    p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
-    p.add_argument("--out", help="CSV file to write, with a figure beside it")
-    data = commands.add_parser("data", help="build or check data files").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    p = command("build", data_build, data)
-    p.add_argument("--out", default="data/lab-rec", help="folder (default data/lab-rec)")
-    p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
-    p = command("check", data_check, data)
-    p.add_argument("file", help="a JSONL file")
-    return parser
+COMMANDS = {
+    "demo": demo, "train": train, "evaluate": evaluate, "compare": compare, "bench": bench,
+    "data build": data_build, "data check": data_check,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .config import KitError
 
@@ -32,7 +33,7 @@ def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: in
     `window` steps, bands reach from the lowest to the highest seed.
     """
     panels = (("reward/slate", "slate reward"), ("reward/rank", "rank reward (NDCG)"), ("slate_length", "slate length"))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for number, (method, runs) in enumerate(metrics.items()):
             curves = np.array([[row[key] for row in run] for run in runs])
@@ -43,7 +44,7 @@ def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: in
             axes.plot(steps, smooth.mean(0), label=method, markevery=max(1, len(steps) // 6), markersize=5, **look)
             if len(smooth) > 1:
                 axes.fill_between(steps, smooth.min(0), smooth.max(0), color=look["color"], alpha=0.15, linewidth=0)
-        axes.set(xlabel="RL step", ylabel=f"{label}, mean of {window} steps")
+        axes.set(xlabel=f"RL step (running mean of {window})", ylabel=label)
         _tidy(axes)
     figure.axes[0].legend(frameon=False)
     return figure
@@ -65,6 +66,7 @@ def comparison(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> Figure:
     right.set_xlabel(f"difference to {rows[0]['baseline']}, 95 % interval")
     for axes in (left, right):
         _tidy(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylim(-0.6, len(chosen) - 0.4)
     return figure
 

@@ -26,7 +26,9 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
     return status, out, err
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "evaluate", "compare", "data", "data build", "data check"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "train", "evaluate", "compare", "bench", "data", "data build", "data check"]
+)
 def test_help(command) -> None:
     out = subprocess.run(
         [sys.executable, "-m", "fgrpo", *command.split(), "--help"], capture_output=True, text=True, cwd=ROOT
@@ -35,7 +37,7 @@ def test_help(command) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, fgrpo.__main__ as m; m._parser(); assert 'torch' not in sys.modules"
+    code = "import sys, fgrpo.__main__ as m; m.parser_of(m.COMMANDS); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -139,6 +141,10 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["compare", "--credits", ","], "name at least one method"),
         (["compare", "--init", "nowhere"], "no policy here"),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
+        (["bench", "--prompt", "a,b"], "'a,b' must be whole numbers"),
+        (["bench", "--prompt", "20"], "prompt 20 must hold the pool of 64"),
+        (["bench", "--completion", "400"], "completion 400 must lie between 15 and 74"),
+        (["bench", "--peers", "verl"], "the one peer is trl"),
         (["data", "check", "broken.jsonl"], "1 bad lines"),
         (["data", "build", "--out", "/proc/none"], "cannot be written"),
         (["dance"], "invalid choice: 'dance'"),

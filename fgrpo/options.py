@@ -1,0 +1,96 @@
+"""The options of the command line: `parser_of`. The fields of a run come from the dataclasses of fgrpo.config."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from .config import Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong call as one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Hand the message to `main`, which prints it as any other."""
+        raise KitError(f"{message} (see {self.prog} --help)")
+
+
+def parser_of(commands: Mapping[str, Command]) -> Parser:
+    """The parser of the command line; `commands` holds the function that runs each command, by its full name."""
+    parser = Parser(
+        prog="python -m fgrpo", description="F-GRPO (arXiv 2605.12995): one rollout, two phases, two credits."
+    )
+    top = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, under: Any = top, config: bool = False) -> Parser:
+        run = commands[name]
+        p = under.add_parser(name.split()[-1], help=run.__doc__, description=run.__doc__)
+        p.set_defaults(run=run)
+        if config:
+            add_arguments(p, Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig)
+            p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
+        if not name.startswith("data"):
+            p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return p
+
+    p = command("demo")
+    p.add_argument("--steps", type=int, default=100, help="RL steps per run (default 100)")
+    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
+    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    p = command("train", config=True)
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
+    p.add_argument("--sft", action="store_true", help="make only the warm start")
+    p.add_argument(
+        "--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs"
+    )
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints (default 25)")
+    p = command("evaluate", config=True)
+    p.add_argument("--checkpoint", required=True, help="policy or run folder")
+    p.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
+    )
+    p = command("compare", config=True)
+    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas")
+    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
+    p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
+    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
+    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    p = command("bench")
+    for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
+                                ("group", "8", "rollouts per query")):  # fmt: skip
+        p.add_argument(f"--{name}", type=_numbers, default=default, help=f"{text}, one or more (default {default})")
+    p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
+    p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
+    p.add_argument("--repeats", type=int, default=5, help="runs behind each median (default 5)")
+    p.add_argument("--queries", type=int, default=2, help="queries per step (default 2)")
+    p.add_argument("--layers", type=int, default=4, help="layers of the model (default 4)")
+    p.add_argument("--hidden-size", type=int, default=256, help="width of the model (default 256)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    p.add_argument("--out", help="CSV file to write, with a figure beside it")
+    data = top.add_parser("data", help="build or check data files").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    p = command("data build", data)
+    p.add_argument("--out", default="data/lab-rec", help="folder (default data/lab-rec)")
+    p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
+    p = command("data check", data)
+    p.add_argument("file", help="a JSONL file")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise KitError(f"{text!r} must be whole numbers above 0, separated by commas.")
+    return numbers
