@@ -25,16 +25,13 @@ def grpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
 
 def fgrpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """Factorised: slate tokens learn from A(R_slate) alone, rank tokens from lambda A(R_rank) alone (arXiv 2605.12995)."""
-    slate = advantage(rewards.slate + rewards.format, config)
-    rank = config.lam * advantage(rewards.rank + rewards.format, config)
-    return by_phase(slate, rank, rollouts)
+    return by_phase(advantage(rewards.slate + rewards.format, config), rank_advantage(rewards, config), rollouts)
 
 
 def reward_to_go(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """Plain causality: a slate token precedes both rewards, a rank token only the second. Unbiased for the joint one."""
-    slate = advantage(rewards.slate + config.lam * rewards.rank + rewards.format, config)
-    rank = config.lam * advantage(rewards.rank + rewards.format, config)
-    return by_phase(slate, rank, rollouts)
+    joint = advantage(rewards.slate + config.lam * rewards.rank + rewards.format, config)
+    return by_phase(joint, rank_advantage(rewards, config), rollouts)
 
 
 Credit = Callable[[Rewards, Rollouts, RLConfig], Tensor]
@@ -50,11 +47,21 @@ def assign_credit(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Ten
     return CREDITS[config.credit](rewards, rollouts, config)
 
 
-def advantage(reward: Tensor, config: RLConfig) -> Tensor:
-    """Reward minus the mean of its group, over the group's standard deviation if `scale` is std. (Q, G) -> (Q, G)."""
+def advantage(reward: Tensor, config: RLConfig, spread_of: Tensor | None = None) -> Tensor:
+    """Reward minus the mean of its group. (Q, G) -> (Q, G).
+
+    If `scale` is std, over the group's standard deviation of the reward, or of `spread_of` where that is given.
+    """
     centred = reward - reward.mean(dim=1, keepdim=True)
     centred = centred.masked_fill(zero_variance(reward).unsqueeze(1), 0.0)  # not the mean's rounding error
-    return centred / (reward.std(dim=1, keepdim=True) + 1e-4) if config.scale == "std" else centred
+    if config.scale == "none":
+        return centred
+    return centred / ((reward if spread_of is None else spread_of).std(dim=1, keepdim=True) + 1e-4)
+
+
+def rank_advantage(rewards: Rewards, config: RLConfig) -> Tensor:
+    """lambda A(R_rank), the format penalty at its full weight. (Q, G)."""
+    return advantage(config.lam * rewards.rank + rewards.format, config, spread_of=rewards.rank + rewards.format)
 
 
 def zero_variance(reward: Tensor) -> Tensor:

@@ -124,9 +124,8 @@ def _feed_branches(policy: Policy, prompts: Prompts, group: int, completions: Te
         new = (depth >= fed.unsqueeze(1)) & (depth < length.unsqueeze(1)) & going.unsqueeze(1)  # (B, T)
         new = new.view(-1, group * len(depth))[in_batch]
         width = int(new.sum(1).max())
-        where = new.int().argsort(dim=1, descending=True, stable=True)[
-            :, :width
-        ]  # (Q, W): row * T + depth in the query
+        # (Q, W): which tokens to feed, each as (row in the query) * T + depth
+        where = new.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         valid, branch, at = new.gather(1, where), where // len(depth), where % len(depth)
         tokens = completions.view(-1, group * len(depth))[in_batch].gather(1, where)
         logits = tree.extend(tokens, branch.masked_fill(~valid, NO_BRANCH), at - begun)

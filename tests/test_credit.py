@@ -44,17 +44,20 @@ def by_loop(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> torch.Ten
         joint = [s + config.lam * r + f for s, r, f in zip(slate, rank, form, strict=True)]
         own_slate = [s + f for s, f in zip(slate, form, strict=True)]
         own_rank = [r + f for r, f in zip(rank, form, strict=True)]
+        paid_rank = [config.lam * r + f for r, f in zip(rank, form, strict=True)]
         for g in range(G):
 
-            def centred(values: list[float], g: int = g) -> float:
+            def spread(values: list[float]) -> float:
                 mean = sum(values) / G
-                std = (sum((v - mean) ** 2 for v in values) / (G - 1)) ** 0.5
-                return (values[g] - mean) / ((std + 1e-4) if config.scale == "std" else 1)
+                return (sum((v - mean) ** 2 for v in values) / (G - 1)) ** 0.5 + 1e-4 if config.scale == "std" else 1.0
+
+            def centred(values: list[float], over: list[float], g: int = g) -> float:
+                return (values[g] - sum(values) / G) / spread(over)
 
             pay = {
-                "grpo": (centred(joint), centred(joint)),
-                "fgrpo": (centred(own_slate), config.lam * centred(own_rank)),
-                "reward_to_go": (centred(joint), config.lam * centred(own_rank)),
+                "grpo": (centred(joint, joint), centred(joint, joint)),
+                "fgrpo": (centred(own_slate, own_slate), centred(paid_rank, own_rank)),
+                "reward_to_go": (centred(joint, joint), centred(paid_rank, own_rank)),
             }[config.credit]
             for t in range(T):
                 phase = int(rollouts.phase[q * G + g, t])
