@@ -49,12 +49,11 @@ def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     from .checkpoint import Run, policy_folder
     from .compare import warm_start
-    from .datasets import load_task
     from .policy import Policy
     from .trainer import fit
 
     config, out = _config(args), Path(args.out)
-    splits, items = load_task(config, _bad_lines(args))
+    splits, items = _load(args, config)
     if args.sft:
         run = Run(out, config, args.resume, args.save_every)
         policy = fit(
@@ -74,11 +73,10 @@ def train(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Metrics of a checkpoint on the test (or validation) split, by greedy decoding."""
     from .checkpoint import policy_folder
-    from .datasets import load_task
     from .policy import Policy
 
     config = _config(args)
-    splits, _ = load_task(config, _bad_lines(args))
+    splits, _ = _load(args, config)
     examples = getattr(splits, args.split)
     _report_metrics(
         args, Policy.load(policy_folder(args.checkpoint), config.device), examples, config, f"{args.split} split"
@@ -162,11 +160,10 @@ def _compare_and_report(
     from .checkpoint import policy_folder, provenance, read_metrics
     from .compare import compare, format_table, table, to_csv
     from .data import write_text
-    from .datasets import load_task
 
     began = time.perf_counter()
     start = policy_folder(init) if init else None
-    splits, items = load_task(config, _bad_lines(args))
+    splits, items = _load(args, config)
     results = compare(config, splits, items, credits, seeds, folder, start, args.jobs, args.json, resume)
     rows = table(results, config)
     seconds = round(time.perf_counter() - began, 1)
@@ -227,16 +224,15 @@ def _config(args: argparse.Namespace) -> Config:
     return Config.from_flat(**{**PRESETS.get(given.get("task", "lab-rec"), {}), **given})
 
 
-def _bad_lines(args: argparse.Namespace) -> list[str] | None:
-    return _Skipped() if getattr(args, "skip_bad", False) else None
+def _load(args: argparse.Namespace, config: Config) -> tuple[Any, list[str]]:
+    """The task's splits and catalogue; with --skip-bad, broken lines are skipped, counted and the first ones shown."""
+    from .datasets import load_task
 
-
-class _Skipped(list):
-    """Says each skipped line on stderr as it comes."""
-
-    def append(self, message: str) -> None:
-        super().append(message)
-        print(f"skipped: {message}", file=sys.stderr)
+    bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
+    loaded = load_task(config, bad)
+    if bad:
+        print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
+    return loaded
 
 
 def _new_folder(kind: str) -> Path:

@@ -164,4 +164,5 @@ def test_skip_bad_counts_and_goes_on(capsys) -> None:
     Path("x.jsonl").write_text(good * 16 + NO_RELEVANT + good * 10)
     status, out, err = call(capsys, "train", "--task", "x.jsonl", "--out", "runs/x", "--json", "--skip-bad", *TINY)
     assert status == 0 and json.loads(out)["queries"] == 3
-    assert err.startswith("skipped: x.jsonl, line 17")
+    assert err.startswith("x.jsonl, line 17: field 'relevant' is empty")
+    assert err.endswith("skipped 1 broken lines of x.jsonl\n")
