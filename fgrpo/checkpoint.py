@@ -39,7 +39,7 @@ class Run:
         self.folder, self.config, self.save_every = Path(folder), config, save_every
         self.name = self.folder.name
         self.metrics = self.folder / "metrics.jsonl"
-        if (self.folder / "config.json").exists():
+        if self.metrics.exists():  # it began to train: a call that failed before may simply be repeated
             if not resume:
                 raise KitError(f"{self.folder} already holds a run: pass --resume to go on, or another --out.")
             self._compare(read_config(self.folder))

@@ -107,7 +107,7 @@ def compare(
     return results
 
 
-def table(results: dict[str, list[Result]], config: Config) -> list[dict[str, Any]]:
+def table(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
     """One row per method and metric: mean over seeds and queries, its interval, the difference to the baseline.
 
     The baseline is grpo if it was trained, else the first credit method. `verdict` says "no difference shown" where

@@ -36,9 +36,9 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         return p
 
     p = command("demo")
-    p.add_argument("--steps", type=int, default=100, help="RL steps per run (default 100)")
-    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
-    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    p.add_argument("--steps", type=_count, default=100, help="RL steps per run (default 100)")
+    p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
+    p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p = command("train", config=True)
     p.add_argument("--out", required=True, help="folder of the run")
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
@@ -47,7 +47,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         "--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs"
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    p.add_argument("--save-every", type=int, default=25, help="steps between checkpoints (default 25)")
+    p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
     p = command("evaluate", config=True)
     p.add_argument("--checkpoint", required=True, help="policy or run folder")
     p.add_argument(
@@ -55,10 +55,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     )
     p = command("compare", config=True)
     p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas")
-    p.add_argument("--seeds", type=int, default=3, help="seeds per method (default 3)")
+    p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
     p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
-    p.add_argument("--jobs", type=int, help="runs at a time (default: one per core)")
+    p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
     p = command("bench")
     for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
@@ -66,13 +66,13 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         p.add_argument(f"--{name}", type=_numbers, default=default, help=f"{text}, one or more (default {default})")
     p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
     p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
-    p.add_argument("--repeats", type=int, default=5, help="runs behind each median (default 5)")
-    p.add_argument("--queries", type=int, default=2, help="queries per step (default 2)")
-    p.add_argument("--layers", type=int, default=4, help="layers of the model (default 4)")
-    p.add_argument("--hidden-size", type=int, default=256, help="width of the model (default 256)")
+    p.add_argument("--repeats", type=_count, default=5, help="runs behind each median (default 5)")
+    p.add_argument("--queries", type=_count, default=2, help="queries per step (default 2)")
+    p.add_argument("--layers", type=_count, default=4, help="layers of the model (default 4)")
+    p.add_argument("--hidden-size", type=_count, default=256, help="width of the model (default 256)")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
     p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    p.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     p.add_argument("--out", help="CSV file to write, with a figure beside it")
     data = top.add_parser("data", help="build or check data files").add_subparsers(
@@ -84,6 +84,13 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
     return parser
+
+
+def _count(text: str) -> int:
+    numbers = _numbers(text)
+    if len(numbers) > 1:
+        raise KitError(f"{text!r} must be one whole number above 0.")
+    return numbers[0]
 
 
 def _numbers(text: str) -> list[int]:

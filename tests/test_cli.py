@@ -88,7 +88,6 @@ def test_table_says_when_no_difference_is_shown() -> None:
     import torch
 
     from fgrpo.compare import Result, format_table, table
-    from fgrpo.config import Config
 
     noise = torch.rand(50, generator=torch.Generator().manual_seed(0)).double()
     names = ("ndcg@5", "recall@5", "slate_recall", "slate_length")
@@ -97,11 +96,11 @@ def test_table_says_when_no_difference_is_shown() -> None:
         return [Result(dict.fromkeys(names, noise + shift), 10, 1.0)] * 2
 
     results = {"sft": result(-0.1)[:1], "grpo": result(0), "fgrpo": result(0.02), "reward_to_go": result(0)}
-    rows = {r["method"]: r for r in table(results, Config()) if r["metric"] == "ndcg@5"}
+    rows = {r["method"]: r for r in table(results) if r["metric"] == "ndcg@5"}
     assert {m: r["verdict"] for m, r in rows.items()} == {
         "sft": "lower", "grpo": "", "fgrpo": "higher", "reward_to_go": "no difference shown",
     }  # fmt: skip
-    text = format_table(table(results, Config()))
+    text = format_table(table(results))
     assert "no difference shown" in text and "difference to grpo" in text and len(text.splitlines()) == 5
 
 
@@ -141,6 +140,9 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["compare", "--credits", ","], "name at least one method"),
         (["compare", "--init", "nowhere"], "no policy here"),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
+        (["compare", "--seeds", "0"], "'0' must be whole numbers above 0"),
+        (["demo", "--jobs", "-3"], "'-3' must be whole numbers above 0"),
+        (["train", "--out", "x", "--save-every", "1,2"], "'1,2' must be one whole number"),
         (["bench", "--prompt", "a,b"], "'a,b' must be whole numbers"),
         (["bench", "--prompt", "20"], "prompt 20 must hold the pool of 64"),
         (["bench", "--completion", "400"], "completion 400 must lie between 15 and 74"),
@@ -157,6 +159,13 @@ def test_bad_input_gets_one_clear_line_and_status_2(capsys, argv, message) -> No
     assert status == 2 and message in err and (out == "" or argv[:2] == ["data", "check"])
     lines = [line for line in err.splitlines() if line.startswith("fgrpo: ")]
     assert len(lines) == 1 and "Traceback" not in err
+
+
+def test_a_call_that_failed_before_training_may_be_repeated(capsys) -> None:
+    argv = ["train", "--out", "runs/a", "--json", *TINY]
+    assert call(capsys, *argv, "--device", "abacus")[0] == 2
+    assert call(capsys, *argv)[0] == 0
+    assert "already holds a run" in call(capsys, *argv)[2]
 
 
 def test_skip_bad_counts_and_goes_on(capsys) -> None:
