@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from .config import KitError
 
@@ -130,14 +130,16 @@ def scaling(rows: list[dict[str, Any]]) -> Figure:
 
 def _line(axes: Axes, points: list[tuple[float, float]], method: str, number: int) -> None:
     if points:
-        axes.plot(*zip(*points, strict=True), label=method, **style_of(method, number))
-        axes.annotate(method, points[-1], xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.plot(*zip(*sorted(points), strict=True), label=method, **style_of(method, number))
 
 
 def _named_ticks(axes: Axes, values: list[int]) -> None:
     axes.set_xticks(values, [str(v) for v in values])
     axes.minorticks_off()
-    axes.margins(x=0.18)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.1)
+    axes.legend(frameon=False)
     _tidy(axes)
 
 
