@@ -23,7 +23,9 @@ def policy_loss(
     advantages (B, T). With `beta` above 0, the k3 estimate of KL(policy || reference) is added to each token.
     """
     mask, sampling = rollouts.mask, rollouts.sampling
-    logp, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, mask, sampling)  # (B, T)
+    logp, entropy = policy.logprobs(
+        rollouts.prompts, rollouts.completions, mask, sampling, tree=rollouts.tree, begun=rollouts.begun
+    )  # (B, T)
     log_ratio = logp - rollouts.logprobs
     ratio = RATIOS[config.ratio](log_ratio, rollouts).exp()
     per_token = clipped_surrogate(ratio, advantages, config.clip_low, config.clip_high)

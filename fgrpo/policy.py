@@ -141,19 +141,22 @@ class Policy:
         return reason is None
 
     def completion_logits(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True
-    ) -> Tensor:
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,
+        tree: PrefixTree | None = None, begun: int = 0,
+    ) -> Tensor:  # fmt: skip
         """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
 
-        `shared` encodes each prompt once, if the model can; otherwise every row carries its own copy of the prompt
-        (the plain way, kept as the fallback and as the referee of the fast one).
+        `shared` encodes each prompt once, if the model can, or not at all if `tree` holds it already, together with
+        the `begun` first tokens that all completions share; the logits before those are not to be used. Otherwise
+        every row carries its own copy of the prompt (the plain way, the fallback and the referee of the fast one).
         """
         n_queries, length = prompts.ids.shape[0], completions.shape[1]
         if shared and self.shares_prompts:
-            tree = PrefixTree(self.model, prompts.ids, prompts.mask)
-            first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, -1, -1)
-            fed = length - 1  # the last token has nothing after it
-            ids, real = (x.view(n_queries, group, length) for x in (completions, mask))
+            if tree is None or not tree.take():
+                tree, begun = PrefixTree(self.model, prompts.ids, prompts.mask), 0
+            first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, begun + 1, -1)
+            fed = length - 1 - begun  # the last token has nothing after it
+            ids, real = (x.view(n_queries, group, length)[..., begun:] for x in (completions, mask))
             branch = torch.arange(group, device=mask.device).view(1, group, 1).expand(n_queries, -1, fed)
             branch = branch.masked_fill(~real[..., 1:], NO_BRANCH)
             depth = torch.arange(fed, device=mask.device).expand(n_queries, group, -1)
@@ -171,14 +174,15 @@ class Policy:
         ).logits  # fmt: skip
 
     def logprobs(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling, shared: bool = True
-    ) -> tuple[Tensor, Tensor]:
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling, shared: bool = True,
+        tree: PrefixTree | None = None, begun: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Log-probability of each completion token and entropy of its distribution, both (B, T), 0 where masked.
 
         Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
         """
         group = completions.shape[0] // prompts.ids.shape[0]
-        logits = self.completion_logits(prompts, completions, mask, group, shared)
+        logits = self.completion_logits(prompts, completions, mask, group, shared, tree, begun)
         if sampling.constrained:
             choices = prompts.choices.repeat(group)
             emitted = choices.emitted(completions) * mask.unsqueeze(-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
+KEEP_FROM = 256  # tokens of a prompt from which its graph is kept between sampling and loss; below, it saves little
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
 
 
@@ -23,6 +24,7 @@ class PrefixTree:
     def __init__(self, model: Any, ids: Tensor, mask: Tensor):
         """Encode prompts, padded on the left; mask (Q, P) bool."""
         self.model, self.windows = model, sliding_windows(model.config)
+        self.weights, self.spent = _versions(model), False
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
@@ -59,6 +61,12 @@ class PrefixTree:
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         return mask
 
+    def take(self) -> bool:
+        """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
+        usable = self.logits.requires_grad and not self.spent and self.weights == _versions(self.model)
+        self.spent = True
+        return usable
+
     def fork(self) -> "PrefixTree":
         """The same prompt with a cache of its own to grow in; what lies in it already is shared, not copied."""
         other = copy(self)
@@ -80,6 +88,10 @@ def branches_at_once(prompt: int, length: int) -> int:
     prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
     """
     return max(1, max(CHUNK, prompt // 2) // max(1, length))
+
+
+def _versions(model: Any) -> int:
+    return sum(p._version for p in model.parameters())  # grows with every change in place, as an optimizer makes
 
 
 def positions(mask: Tensor) -> Tensor:

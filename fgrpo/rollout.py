@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .data import Example
 from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps
-from .prefix import NO_BRANCH, PrefixTree, positions
+from .prefix import KEEP_FROM, NO_BRANCH, PrefixTree, positions
 from .prompt import Choices, Output, max_tokens, parse, phases
 
 
@@ -32,6 +32,8 @@ class Rollouts:
     outputs: list[Output]
     group: int
     sampling: Sampling
+    tree: PrefixTree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
+    begun: int = 0
 
 
 @torch.no_grad()
@@ -41,8 +43,12 @@ def rollout(
     sampling: Sampling,
     group: int = 1,
     generator: torch.Generator | None = None,
+    keep_prompts: bool = False,
 ) -> Rollouts:
-    """Sample `group` completions per example, or decode greedily if there is no generator."""
+    """Sample `group` completions per example, or decode greedily if there is no generator.
+
+    `keep_prompts` keeps long encoded prompts with their gradient, for the first loss on these rollouts.
+    """
     prompts = policy.encode(examples)
     choices = prompts.choices.repeat(group)
     batch, longest = len(examples) * group, max_tokens(sampling.grammar)
@@ -69,8 +75,15 @@ def rollout(
     shared = policy.shares_prompts
     if shared:
         append_forced()
-    feed = _feed_branches if shared else _feed_rows
-    logits_after = feed(policy, prompts, group, completions, int(length.min()))
+    tree, begun = None, int(length.min())
+    if shared:
+        ids = torch.cat((prompts.ids, completions[::group, :begun]), dim=1)  # what all rows begin with goes along
+        keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
+        with torch.set_grad_enabled(keep_prompts):
+            tree = PrefixTree(policy.model, ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
+        logits_after = _feed_branches(tree.fork(), group, completions, begun)
+    else:
+        logits_after = _feed_rows(policy, prompts, group, completions)
     while True:
         if shared:  # else every row takes one token a step, a forced one at probability 1
             append_forced()
@@ -94,22 +107,22 @@ def rollout(
     texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), length.tolist(), strict=True)]
     outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
     phase = phases(completions, mask, policy.tags[1])
-    return Rollouts(prompts, completions, mask, phase, logprobs, outputs, group, sampling)
+    return Rollouts(
+        prompts, completions, mask, phase, logprobs, outputs, group, sampling, tree if keep_prompts else None, begun
+    )  # fmt: skip
 
 
 LogitsAfter = Callable[[Tensor, Tensor], Tensor]
 """(rows still decoding, length of every row) -> logits (rows, V) after the last token of each."""
 
 
-def _feed_branches(policy: Policy, prompts: Prompts, group: int, completions: Tensor, begun: int) -> LogitsAfter:
+def _feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int) -> LogitsAfter:
     """Feed each row's new tokens as a branch of its query's prompt. Rows and queries that ended are fed no more.
 
-    `begun` tokens stand in every row already, forced and alike: they are encoded with the prompt.
+    The first `begun` tokens of every row are encoded with the prompt.
     """
-    ids = torch.cat((prompts.ids, completions[::group, :begun]), dim=1)
-    tree = PrefixTree(policy.model, ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
-    fed = torch.full((len(completions),), begun, device=ids.device)
-    in_batch = torch.arange(len(prompts.ids), device=ids.device)  # queries still in the tree
+    fed = torch.full((len(completions),), begun, device=completions.device)
+    in_batch = torch.arange(len(completions) // group, device=completions.device)  # queries still in the tree
 
     def logits_after(rows: Tensor, length: Tensor) -> Tensor:
         nonlocal in_batch
@@ -139,7 +152,7 @@ def _feed_branches(policy: Policy, prompts: Prompts, group: int, completions: Te
     return logits_after
 
 
-def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor, begun: int) -> LogitsAfter:
+def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> LogitsAfter:
     """Every row encodes its own prompt and is fed one token a step: for models whose state branches cannot share."""
     ids = prompts.ids.repeat_interleave(group, dim=0)
     seen = prompts.mask.repeat_interleave(group, dim=0)

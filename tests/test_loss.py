@@ -19,7 +19,7 @@ class ThreeTokens:
     def __init__(self, logits: list[float]):
         self.logits = torch.tensor(logits, requires_grad=True)
 
-    def logprobs(self, prompts, completions, mask, sampling, shared=True):
+    def logprobs(self, prompts, completions, mask, sampling, shared=True, tree=None, begun=0):
         logp = self.logits.log_softmax(-1)
         entropy = -(logp.exp() * logp).sum()
         return torch.where(mask, logp[completions], 0.0), entropy * mask

@@ -57,7 +57,7 @@ def loss_and_gradients(policy, r, advantages, config, shared, reference=None):
     """policy_loss as training calls it, the prompt shared or not."""
     policy.model.zero_grad()
     logprobs = policy.logprobs
-    policy.logprobs = lambda *args: logprobs(*args, shared=shared)
+    policy.logprobs = lambda *args, **kept: logprobs(*args, shared=shared, **kept)
     loss, _ = policy_loss(policy, r, advantages, config, reference)
     del policy.logprobs
     loss.backward()
@@ -203,3 +203,37 @@ def test_the_tree_takes_branches_in_any_order(queries: list[Example]) -> None:
     tree = PrefixTree(policy.model, prompts.ids, prompts.mask)
     apart = [tree.extend(*(x[:, i : i + 1] for x in (tokens, branch, depth))) for i in range(4)]
     assert torch.allclose(together, torch.cat(apart, dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
+def test_kept_prompts_give_the_same_loss_and_gradients_once(name, constrained, queries, monkeypatch) -> None:
+    """Long prompts are encoded once for sampling and loss together; after an update they are encoded anew."""
+    monkeypatch.setattr("fgrpo.rollout.KEEP_FROM", 0)
+    policy = policy_of(ATTENTION[name])
+    sampling = Sampling(GrammarConfig(), constrained)
+    r = rollout(policy, queries, sampling, 4, torch.Generator().manual_seed(0), keep_prompts=True)
+    advantages = 1 + torch.randn(r.logprobs.shape, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.5)
+    encoded = []
+    init = PrefixTree.__init__
+    monkeypatch.setattr(PrefixTree, "__init__", lambda self, *args: encoded.append(1) or init(self, *args))
+    assert r.tree is not None and r.tree.logits.requires_grad
+    for expected in (0, 1, 2):
+        loss, grads = loss_and_gradients(policy, r, advantages, RLConfig(), shared=True)
+        assert len(encoded) == expected
+        plain_loss, plain = loss_and_gradients(policy, r, advantages, RLConfig(), shared=False)
+        assert relative_error(loss, plain_loss) < 1e-5 and largest_error(grads, plain) < 1e-5
+        optimizer.step()
+
+
+def test_a_kept_prompt_is_not_used_after_the_weights_changed(queries, monkeypatch) -> None:
+    monkeypatch.setattr("fgrpo.rollout.KEEP_FROM", 0)
+    policy = policy_of(ATTENTION["qwen3"])
+    r = rollout(policy, queries, Sampling(GrammarConfig()), 4, torch.Generator().manual_seed(0), keep_prompts=True)
+    with torch.no_grad():
+        for p in policy.model.parameters():
+            p.mul_(1.1)
+    logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, tree=r.tree, begun=r.begun)
+    plain, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
+    assert (logp - plain).abs().max() < 1e-5 < (logp - r.logprobs).abs().max()
