@@ -31,7 +31,7 @@ def step(
     reference: Policy | None = None,
 ) -> Logs:
     """One RL step: sample, score, assign credit, update."""
-    rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, generator, True)  # B = Q * G completions
+    rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, generator, keep_prompts=True)  # B = Q * G
     rewards = score(rollouts, queries, config.rl)  # slate, rank, format: (Q, G) each
     advantages = assign_credit(rewards, rollouts, config.rl)  # (B, T): one number per token
     for _ in range(config.rl.epochs):
