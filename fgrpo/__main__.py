@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> None:
         start = (
             policy_folder(args.init) if args.init else warm_start(config, splits, items, out, args.json, args.resume)
         )
-        policy = fit(Policy.load(start, config.device), splits.train, config, run, quiet=args.json)
+        policy = fit(Policy.load(start), splits.train, config, run, quiet=args.json)
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
 
 

@@ -63,7 +63,7 @@ def train_and_test(config: Config, splits: Splits, start: Path, folder: Path, qu
     torch.set_num_threads(1)  # tiny tensors gain little from threads, and results must not depend on the number of jobs
     began = time.perf_counter()
     run = Run(folder, config, resume=resume, save_every=config.rl.steps)
-    policy = fit(Policy.load(start, config.device), splits.train, config, run, quiet=quiet)
+    policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet)
     seconds = time.perf_counter() - began
     return Result(evaluate(policy, splits.test, config), run.total("tokens"), seconds)
 
