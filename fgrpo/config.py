@@ -10,7 +10,7 @@ import inspect
 import itertools
 import math
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -81,6 +81,8 @@ class RLConfig:
     """queries per step (Q)"""
     group: int = 8
     """rollouts per query (G)"""
+    rankings: int = 1
+    """rankings sampled of each slate (K); nested credit needs 2 or more, and group / K slates (M) per query"""
     credit: str = "fgrpo"
     """credit assignment method, a name in fgrpo.credit.CREDITS"""
     slate_reward: str = "recall"
@@ -89,6 +91,10 @@ class RLConfig:
     """weight lambda of the rank reward"""
     format_penalty: float = 0.5
     """taken off both phases when an output is ill-formed"""
+    slate_noise: float = 0.0
+    """standard deviation of Gaussian noise added to the slate reward: what an unreliable judge does"""
+    rank_noise: float = 0.0
+    """standard deviation of Gaussian noise added to the rank reward"""
     scale: str = "none"
     """divide advantages by the group's standard deviation (std) or not (none, as Dr. GRPO)"""
     ratio: str = "token"
@@ -112,7 +118,8 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self, steps=(1, None), queries=(1, None), group=(2, None), lam=(0.0, None), format_penalty=(0.0, None),
+            self, steps=(1, None), queries=(1, None), group=(2, None), rankings=(1, None), lam=(0.0, None),
+            format_penalty=(0.0, None), slate_noise=(0.0, None), rank_noise=(0.0, None),
             clip_low=(0.0, 1.0), clip_high=(0.0, None), beta=(0.0, None), epochs=(1, None), lr=(0.0, None),
             max_grad_norm=(0.0, None),
             slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
@@ -120,6 +127,9 @@ class RLConfig:
         )  # fmt: skip
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise KitError(f"temperature {self.temperature} must be above 0 (evaluation decodes greedily by itself).")
+
+
+CONCERNS: dict[str, Any] = {"grammar": GrammarConfig, "model": ModelConfig, "sft": SFTConfig, "rl": RLConfig}
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,8 @@ class Config:
     """folder or file of a real data set"""
     one_relevant: bool = False
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
+    pool: int = 20
+    """lab-rec: candidates per query"""
     seed: int = 0
     """seed of the initial weights, data order and sampling"""
     device: str = "cpu"
@@ -140,6 +152,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
+
+    def __post_init__(self) -> None:
+        _check(self, pool=(5, 200))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for JSON."""
@@ -154,10 +169,43 @@ class Config:
     def from_flat(cls, **values: Any) -> "Config":
         """Build from flat field names, as the command line gives them: `Config.from_flat(lam=2.0, slate_size=5)`."""
         nested: dict[str, Any] = {}
-        for concern, kind in (("grammar", GrammarConfig), ("model", ModelConfig), ("sft", SFTConfig), ("rl", RLConfig)):
+        for concern, kind in CONCERNS.items():
             names = {f.name for f in dataclasses.fields(kind)}
             nested[concern] = {name: values.pop(name) for name in list(values) if name in names}
         return cls.from_dict({**values, **nested}, "options")
+
+
+def changed(config: Config, texts: dict[str, str]) -> Config:
+    """The run with some flat fields replaced, given as on the command line: `{"lam": "0.5", "credit": "grpo"}`."""
+    for name, text in texts.items():
+        concern = next((c for c in CONCERNS if name in CONCERNS[c].__dataclass_fields__), "")
+        kind = CONCERNS[concern] if concern else Config
+        if name not in kind.__dataclass_fields__ or name in CONCERNS:
+            raise KitError(f"field {name!r} is not known (in {name}={text}).")
+        wanted: Any = kind.__dataclass_fields__[name].type
+        try:
+            value = {"true": True, "false": False}[text.lower()] if wanted is bool else wanted(text)
+        except (ValueError, KeyError):
+            raise KitError(f"{name}={text}: field {name!r} must be of type {wanted.__name__}.") from None
+        new: dict[str, Any] = {name: value}
+        if concern:
+            new = {concern: replace(getattr(config, concern), **new)}
+        config = replace(config, **new)
+    return config
+
+
+def with_method(config: Config, method: str) -> Config:
+    """The run under a method: its credit, and the options behind its name (`grpo:scale=std`)."""
+    name, *options = method.split(":")
+    return changed(config, {"credit": name, **dict(pair(o) for o in options)})
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`lam=0.5` as its two sides. Raises KitError on anything else."""
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise KitError(f"{text!r} must be FIELD=VALUE, as in lam=0.5.")
+    return name.replace("-", "_"), value
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -8,8 +8,10 @@ The format penalty belongs to neither phase alone: it is added to what each phas
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .config import KitError, RLConfig
 from .prompt import PHASE_RANK, PHASE_SLATE
@@ -34,11 +36,53 @@ def reward_to_go(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tens
     return by_phase(joint, rank_advantage(rewards, config), rollouts)
 
 
+def gdpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """Each reward over its own spread, then the sum over the batch's spread, on every token (GDPO, arXiv 2601.05242).
+
+    Decoupled scales without routing. The rewards are normalised whatever `scale` says.
+    """
+    std = replace(config, scale="std")
+    joint = advantage(rewards.slate + rewards.format, std) + config.lam * advantage(rewards.rank + rewards.format, std)
+    joint = joint / (joint.std() + 1e-4)
+    return by_phase(joint, joint, rollouts)
+
+
+def nested(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """M slates with K rankings each: a slate against the other slates, a ranking against those of the SAME slate.
+
+    The mean over the rankings of a slate is a baseline that knows the slate, so that its luck is no noise to the
+    ranker. M / (M - 1) and K / (K - 1) take back what centring on a mean that includes oneself shrinks: with M and K
+    so different the phases would otherwise be out of proportion. K rows of a slate carry its credit, and the loss
+    averages over rows: its tokens are weighted once.
+    """
+    k, (n_queries, group) = rollouts.rankings, rewards.slate.shape
+    m = group // k
+    paid = rewards.slate + config.lam * rewards.rank + rewards.format
+    slate = advantage(paid.view(n_queries, m, k).mean(2), config) * m / (m - 1)
+    rank = advantage((config.lam * rewards.rank + rewards.format).view(-1, k), config) * k / (k - 1)
+    return by_phase(slate.repeat_interleave(k, dim=1), rank.view(n_queries, group), rollouts)
+
+
+def item(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """Each item its own: leave-one-out coverage in the slate, reward-to-go DCG from each rank on (arXiv 2510.20150).
+
+    Centred on the group's mean at the same place, where a list that has ended counts 0; so does its closing tag.
+    """
+    items, to_go = rewards.items, rewards.places.flip(-1).cumsum(-1).flip(-1)
+    if config.scale == "std":
+        items, to_go = (x / _spread(r).unsqueeze(-1) for x, r in ((items, rewards.slate), (to_go, rewards.rank)))
+    slate, rank = _by_place(items, rollouts, PHASE_SLATE), _by_place(to_go, rollouts, PHASE_RANK)
+    form = advantage(rewards.format, config)
+    return slate + config.lam * rank + by_phase(form, form, rollouts)
+
+
 Credit = Callable[[Rewards, Rollouts, RLConfig], Tensor]
 
-CREDITS: dict[str, Credit] = {"grpo": grpo, "fgrpo": fgrpo, "reward_to_go": reward_to_go}
+CREDITS: dict[str, Credit] = {
+    "grpo": grpo, "gdpo": gdpo, "fgrpo": fgrpo, "reward_to_go": reward_to_go, "nested": nested, "item": item,
+}  # fmt: skip
 
-JOINT = {"grpo"}
+JOINT = {"grpo", "gdpo"}
 """Methods that give every token of a rollout the same advantage, which a sequence-level ratio may carry."""
 
 
@@ -56,7 +100,11 @@ def advantage(reward: Tensor, config: RLConfig, spread_of: Tensor | None = None)
     centred = centred.masked_fill(zero_variance(reward).unsqueeze(1), 0.0)  # not the mean's rounding error
     if config.scale == "none":
         return centred
-    return centred / ((reward if spread_of is None else spread_of).std(dim=1, keepdim=True) + 1e-4)
+    return centred / _spread(reward if spread_of is None else spread_of)
+
+
+def _spread(reward: Tensor) -> Tensor:
+    return reward.std(dim=1, keepdim=True) + 1e-4
 
 
 def rank_advantage(rewards: Rewards, config: RLConfig) -> Tensor:
@@ -76,8 +124,21 @@ def by_phase(slate: Tensor, rank: Tensor, rollouts: Rollouts) -> Tensor:
     return slate.reshape(-1, 1) * (phase == PHASE_SLATE) + rank.reshape(-1, 1) * (phase == PHASE_RANK)
 
 
+def _by_place(values: Tensor, rollouts: Rollouts, which: int) -> Tensor:
+    """Values of a list's places (Q, G, K), centred over the group, on the tokens of a phase. -> (B, T).
+
+    A token's place is the number of items that its phase holds before it; after the last place it has none.
+    """
+    centred = pad(values - values.mean(dim=1, keepdim=True), (0, 1)).flatten(0, 1)
+    pool = rollouts.prompts.choices.repeat(rollouts.group).tokens[:, :-5]
+    in_phase = rollouts.phase == which
+    is_item = (rollouts.completions.unsqueeze(-1) == pool.unsqueeze(1)).any(-1) & in_phase
+    place = (is_item.cumsum(1) - is_item.long()).clamp(max=values.shape[-1])
+    return centred.to(place.device).gather(1, place) * in_phase
+
+
 def check_credit(config: RLConfig) -> None:
-    """Raise KitError on an unknown method, or on a sequence-level ratio for a factorised one.
+    """Raise KitError on an unknown method, or on options that do not fit it.
 
     One ratio for the whole sequence has one gradient for all its tokens: it averages the phase advantages into one
     and so undoes factorised credit without a word.
@@ -88,6 +149,12 @@ def check_credit(config: RLConfig) -> None:
         raise KitError(
             f"ratio 'sequence' averages the phases of {config.credit!r} into one: choose ratio token, item or phase."
         )
+    if (config.credit == "nested") != (config.rankings > 1):
+        raise KitError("credit 'nested' compares rankings of one slate: give it, and it alone, --rankings 2 or more.")
+    if config.group % config.rankings or config.group < 2 * config.rankings:
+        raise KitError(f"group {config.group} must be a multiple of rankings {config.rankings}, two slates at least.")
+    if config.credit == "item" and (config.slate_noise or config.rank_noise):
+        raise KitError("credit 'item' is paid by item, reward noise by phase: leave out one of them.")
 
 
 def spread(advantages: Tensor, phase: Tensor, which: int) -> float:

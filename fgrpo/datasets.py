@@ -27,8 +27,8 @@ def load_task(config: Config, bad: list[str] | None = None) -> tuple[Splits, lis
     """
     if config.task == "lab-rec":
         items = [film.title for film in lab_catalogue()]
-        if config.one_relevant:
-            return build_lab(one_relevant=True), items
+        if config.one_relevant or config.pool != 20:
+            return build_lab(config.one_relevant, pool=config.pool), items
         return Splits(*(read_jsonl(DATA / "lab-rec" / f"{split}.jsonl") for split in Splits._fields)), items
     if config.task == "movielens":
         splits = load_movielens(config.data)

@@ -6,7 +6,7 @@ Recall, precision, hit and reciprocal rank count a candidate as relevant if its 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,9 +45,14 @@ def hit(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
 
 def ndcg(items: Tensor, gains: Tensor, k: int) -> Tensor:
     """NDCG@k with linear gain: sum_i gain_i / log2(i + 1), over the same sum for the best order of the whole pool."""
-    dcg = (listed_gains(items, gains)[..., :k] * discounts(min(k, items.shape[-1]), gains)).sum(-1)
+    return ndcg_terms(items, gains, k).sum(-1)
+
+
+def ndcg_terms(items: Tensor, gains: Tensor, k: int) -> Tensor:
+    """What each of the first k ranks brings to NDCG@k; the terms of a list sum to it. -> (..., k)."""
+    terms = listed_gains(items, gains)[..., :k] * discounts(min(k, items.shape[-1]), gains)
     ideal = gains.sort(dim=-1, descending=True).values[..., :k]
-    return dcg / (ideal * discounts(ideal.shape[-1], gains)).sum(-1)
+    return terms / (ideal * discounts(ideal.shape[-1], gains)).sum(-1, keepdim=True)
 
 
 def reciprocal_rank(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
@@ -74,11 +79,17 @@ class Rewards:
 
     `slate` coverage of the slate; `rank` NDCG@k of the ranked list against all relevant candidates of the pool;
     `format` minus the format penalty where the output is ill-formed (its slate and rank rewards are 0), else 0.
+
+    And what single items brought, for credit finer than a phase: `items` (Q, G, n) is the slate reward minus that of
+    the slate without the item at this place (leave one out), `places` (Q, G, k) the term of each rank in the NDCG, so
+    that they sum to `rank`; 0 at padding.
     """
 
     slate: Tensor
     rank: Tensor
     format: Tensor
+    items: Tensor
+    places: Tensor
 
 
 def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig) -> Rewards:
@@ -86,10 +97,28 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig) -> 
     slates, ranks = output_lists(rollouts)
     gains = pool_gains(examples).unsqueeze(1)
     failed = torch.tensor([bool(o.error) for o in rollouts.outputs]).view(len(examples), rollouts.group)
+    reward = SLATE_REWARDS[config.slate_reward]
+    slate = reward(slates, gains)
     return Rewards(
-        slate=SLATE_REWARDS[config.slate_reward](slates, gains),
+        slate=slate,
         rank=ndcg(ranks, gains, rollouts.sampling.grammar.rank_size),
         format=-config.format_penalty * failed.to(gains.dtype),
+        items=(slate.unsqueeze(-1) - reward(without_each(slates), gains.unsqueeze(1))).masked_fill(slates < 0, 0.0),
+        places=ndcg_terms(ranks, gains, rollouts.sampling.grammar.rank_size),
+    )
+
+
+def without_each(items: Tensor) -> Tensor:
+    """Every list with one of its places emptied in turn. (..., K) -> (..., K, K)."""
+    here = torch.eye(items.shape[-1], dtype=torch.bool)
+    return items.unsqueeze(-2).expand(*items.shape, items.shape[-1]).masked_fill(here, -1)
+
+
+def add_noise(rewards: Rewards, config: RLConfig, generator: torch.Generator) -> Rewards:
+    """The rewards as an unreliable judge gives them: Gaussian noise on either phase, as `config` says."""
+    slate, rank = (torch.randn(rewards.slate.shape, generator=generator) for _ in range(2))
+    return replace(
+        rewards, slate=rewards.slate + config.slate_noise * slate, rank=rewards.rank + config.rank_noise * rank
     )
 
 

@@ -34,82 +34,138 @@ class Rollouts:
     sampling: Sampling
     tree: PrefixTree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
     begun: int = 0
+    rankings: int = 1  # K: each K rows in turn share one slate
 
 
 @torch.no_grad()
 def rollout(
-    policy: Policy,
-    examples: Sequence[Example],
-    sampling: Sampling,
-    group: int = 1,
-    generator: torch.Generator | None = None,
-    keep_prompts: bool = False,
-) -> Rollouts:
+    policy: Policy, examples: Sequence[Example], sampling: Sampling, group: int = 1,
+    generator: torch.Generator | None = None, keep_prompts: bool = False, rankings: int = 1,
+    slates: Sequence[Sequence[int]] | None = None,
+) -> Rollouts:  # fmt: skip
     """Sample `group` completions per example, or decode greedily if there is no generator.
 
-    `keep_prompts` keeps long encoded prompts with their gradient, for the first loss on these rollouts.
+    `keep_prompts` keeps long encoded prompts with their gradient, for the first loss on these rollouts. With
+    `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn share a
+    slate. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
     """
     prompts = policy.encode(examples)
-    choices = prompts.choices.repeat(group)
-    batch, longest = len(examples) * group, max_tokens(sampling.grammar)
-    device = prompts.ids.device
-    completions = torch.full((batch, longest), policy.pad, device=device)
-    logprobs = torch.zeros(completions.shape, device=device)
-    length = torch.zeros(batch, dtype=torch.long, device=device)
-    counts = torch.zeros(batch, 1, choices.tokens.shape[1], dtype=torch.int16, device=device)
-
-    def append(rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
-        completions[rows, length[rows]], logprobs[rows, length[rows]] = tokens, logps
-        counts[rows, 0] += (choices.tokens[rows] == tokens.unsqueeze(1)).to(counts.dtype)
-        length[rows] += 1
-
-    def append_forced() -> None:
-        while sampling.constrained:
-            allowed = choices.allowed(counts, sampling.grammar).squeeze(1)
-            rows = ((allowed.sum(1) == 1) & (counts[:, 0, -1] == 0)).nonzero().squeeze(1)
-            if not len(rows):
-                return
-            index = allowed[rows].int().argmax(1, keepdim=True)
-            append(rows, choices.tokens[rows].gather(1, index).squeeze(1), logprobs.new_zeros(len(rows)))
-
-    shared = policy.shares_prompts
-    if shared:
-        append_forced()
-    tree, begun = None, int(length.min())
-    if shared:
-        ids = torch.cat((prompts.ids, completions[::group, :begun]), dim=1)  # what all rows begin with goes along
+    rows = _Rows.empty(policy, prompts, group // rankings, sampling)
+    tree, begun = None, 0
+    if slates is not None:
+        rows.write_slates(slates)
+    elif policy.shares_prompts:
+        rows.append_forced()
+        begun = int(rows.length.min())
+    if policy.shares_prompts:
+        ids = torch.cat(
+            (prompts.ids, rows.completions[:: group // rankings, :begun]), dim=1
+        )  # all rows begin with these
         keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
         with torch.set_grad_enabled(keep_prompts):
             tree = PrefixTree(policy.model, ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
-        logits_after = _feed_branches(tree.fork(), group, completions, begun)
+    if rankings > 1:
+        _decode(rows, prompts, tree, begun, generator, CLOSE_SLATE)
+        rows = rows.repeat(rankings)
+    _decode(rows, prompts, tree, begun, generator, CLOSE_ALL)
+
+    width = int(rows.length.max())
+    completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
+    mask = torch.arange(width, device=completions.device) < rows.length.unsqueeze(1)
+    labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
+    texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
+    outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
+    phase = phases(completions, mask, policy.tags[1])
+    return Rollouts(
+        prompts, completions, mask, phase, logprobs, outputs, group, sampling, tree if keep_prompts else None, begun,
+        rankings,
+    )  # fmt: skip
+
+
+CLOSE_SLATE, CLOSE_ALL = -4, -1  # columns of the choices, whose end is: four tags, the end token
+
+
+@dataclass
+class _Rows:
+    """Completions while they are written. completions, logprobs (B, T); length (B,); counts (B, 1, K) as Choices."""
+
+    policy: Policy
+    choices: Choices
+    sampling: Sampling
+    completions: Tensor
+    logprobs: Tensor
+    length: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, policy: Policy, prompts: Prompts, group: int, sampling: Sampling) -> "_Rows":
+        choices, device = prompts.choices.repeat(group), prompts.ids.device
+        batch, kinds = choices.tokens.shape
+        completions = torch.full((batch, max_tokens(sampling.grammar)), policy.pad, device=device)
+        length = torch.zeros(batch, dtype=torch.long, device=device)
+        counts = torch.zeros(batch, 1, kinds, dtype=torch.int16, device=device)
+        return cls(
+            policy, choices, sampling, completions, torch.zeros(completions.shape, device=device), length, counts
+        )
+
+    def repeat(self, times: int) -> "_Rows":
+        tensors = (self.completions, self.logprobs, self.length, self.counts)
+        return _Rows(
+            self.policy, self.choices.repeat(times), self.sampling,
+            *(x.repeat_interleave(times, dim=0) for x in tensors),
+        )  # fmt: skip
+
+    def unfinished(self, close: int) -> Tensor:
+        """Rows that have not yet written the tag in column `close` and have room left."""
+        room = self.length < self.completions.shape[1]
+        return ((self.counts[:, 0, close] == 0) & room).nonzero().squeeze(1)
+
+    def append(self, rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
+        self.completions[rows, self.length[rows]], self.logprobs[rows, self.length[rows]] = tokens, logps
+        self.counts[rows, 0] += (self.choices.tokens[rows] == tokens.unsqueeze(1)).to(self.counts.dtype)
+        self.length[rows] += 1
+
+    def append_forced(self) -> None:
+        while self.sampling.constrained:
+            allowed = self.choices.allowed(self.counts, self.sampling.grammar).squeeze(1)
+            rows = ((allowed.sum(1) == 1) & (self.counts[:, 0, -1] == 0)).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            index = allowed[rows].int().argmax(1, keepdim=True)
+            tokens = self.choices.tokens[rows].gather(1, index).squeeze(1)
+            self.append(rows, tokens, self.logprobs.new_zeros(len(rows)))
+
+    def write_slates(self, slates: Sequence[Sequence[int]]) -> None:
+        for row, slate in enumerate(slates):
+            inner = self.choices.tokens[row, torch.tensor(slate, dtype=torch.long)].tolist()
+            for token in (self.policy.tags[0], *inner, self.policy.tags[1]):
+                self.append(torch.tensor([row]), torch.tensor([token]), torch.zeros(1))
+
+
+def _decode(
+    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, generator: torch.Generator | None, close: int
+) -> None:
+    """Write on, in place, until every row has written the tag in column `close` or has no room left."""
+    group, sampling = len(rows.completions) // len(prompts.ids), rows.sampling
+    if tree is not None:
+        logits_after = _feed_branches(tree.fork(), group, rows.completions, begun)
     else:
-        logits_after = _feed_rows(policy, prompts, group, completions)
+        logits_after = _feed_rows(rows.policy, prompts, group, rows.completions)
     while True:
-        if shared:  # else every row takes one token a step, a forced one at probability 1
-            append_forced()
-        rows = ((counts[:, 0, -1] == 0) & (length < longest)).nonzero().squeeze(1)
-        if not len(rows):
-            break
-        logits = logits_after(rows, length)
+        if tree is not None:  # else every row takes one token a step, a forced one at probability 1
+            rows.append_forced()
+        going = rows.unfinished(close)
+        if not len(going):
+            return
+        logits = logits_after(going, rows.length)
         if sampling.constrained:
-            here = Choices(choices.tokens[rows])
-            logps = constrained_logps(logits.unsqueeze(1), here, counts[rows], sampling).squeeze(1)
+            here = Choices(rows.choices.tokens[going])
+            logps = constrained_logps(logits.unsqueeze(1), here, rows.counts[going], sampling).squeeze(1)
             index, logp = _draw(logps, generator)
             tokens = here.tokens.gather(1, index.unsqueeze(1)).squeeze(1)
         else:
             tokens, logp = _draw(free_logps(logits, sampling), generator)
-        append(rows, tokens, logp)
-
-    width = int(length.max())
-    completions, logprobs = completions[:, :width], logprobs[:, :width]
-    mask = torch.arange(width, device=device) < length.unsqueeze(1)
-    labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
-    texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), length.tolist(), strict=True)]
-    outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
-    phase = phases(completions, mask, policy.tags[1])
-    return Rollouts(
-        prompts, completions, mask, phase, logprobs, outputs, group, sampling, tree if keep_prompts else None, begun
-    )  # fmt: skip
+        rows.append(going, tokens, logp)
 
 
 LogitsAfter = Callable[[Tensor, Tensor], Tensor]
@@ -154,14 +210,18 @@ def _feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int
 
 def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> LogitsAfter:
     """Every row encodes its own prompt and is fed one token a step: for models whose state branches cannot share."""
-    ids = prompts.ids.repeat_interleave(group, dim=0)
-    seen = prompts.mask.repeat_interleave(group, dim=0)
-    cache = None
+    cache, seen = None, torch.zeros(())
 
     def logits_after(rows: Tensor, length: Tensor) -> Tensor:
-        nonlocal ids, seen, cache
-        if cache is not None:
-            ids = completions[:, length.max() - 1].unsqueeze(1)  # padding in rows that ended
+        nonlocal cache, seen
+        if cache is None:  # the prompt and what is written already, padded on the left
+            written = torch.arange(int(length.max()), device=length.device) < length.unsqueeze(1)
+            seen = torch.cat((prompts.mask.repeat_interleave(group, dim=0), written), dim=1)
+            ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, : written.shape[1]]), dim=1)
+            order = seen.int().argsort(dim=1, stable=True)
+            ids, seen = ids.gather(1, order), seen.gather(1, order)
+        else:
+            ids = completions.gather(1, (length - 1).unsqueeze(1))  # of rows that ended, the last one again
             seen = torch.nn.functional.pad(seen, (0, 1), value=True)
         out = policy.model(
             ids, attention_mask=seen.long(), position_ids=positions(seen)[:, -ids.shape[1] :], cache=cache,

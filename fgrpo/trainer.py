@@ -15,8 +15,8 @@ from .credit import assign_credit, check_credit, spread, zero_variance
 from .data import Example
 from .loss import masked_mean, policy_loss
 from .policy import Policy, Sampling
-from .prompt import PHASE_RANK, PHASE_SLATE, completion_text
-from .rewards import Rewards, score
+from .prompt import PHASE_RANK, PHASE_SLATE, completion_text, phases
+from .rewards import Rewards, add_noise, score
 from .rollout import Rollouts, rollout
 
 Logs = dict[str, float]
@@ -31,8 +31,10 @@ def step(
     reference: Policy | None = None,
 ) -> Logs:
     """One RL step: sample, score, assign credit, update."""
-    rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, generator, keep_prompts=True)  # B = Q * G
+    rollouts = sample(policy, queries, config, generator)  # B = Q * G completions
     rewards = score(rollouts, queries, config.rl)  # slate, rank, format: (Q, G) each
+    if config.rl.slate_noise or config.rl.rank_noise:
+        rewards = add_noise(rewards, config.rl, generator)
     advantages = assign_credit(rewards, rollouts, config.rl)  # (B, T): one number per token
     for _ in range(config.rl.epochs):
         loss, logs = policy_loss(policy, rollouts, advantages, config.rl, reference)
@@ -40,24 +42,29 @@ def step(
     return logs | describe(rollouts, rewards, advantages, config.rl)
 
 
+Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
+"""(example, config, generator) -> slate and rank to imitate, as pool indices."""
+
+
 def sft_step(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    queries: Sequence[Example],
-    config: Config,
-    generator: torch.Generator,
-    reference: Policy | None = None,
-) -> Logs:
-    """One step of the warm start: maximum likelihood of one demonstration per query, under the same grammar."""
+    policy: Policy, optimizer: torch.optim.Optimizer, queries: Sequence[Example], config: Config,
+    generator: torch.Generator, reference: Policy | None = None, demonstrate: Demonstrate | None = None,
+    learn: Sequence[int] = (PHASE_SLATE, PHASE_RANK),
+) -> Logs:  # fmt: skip
+    """One step of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
+
+    Only tokens of the phases `learn` count.
+    """
     texts = []
     for example in queries:
-        slate, rank = demonstration(example, config, generator)
+        slate, rank = (demonstrate or demonstration)(example, config, generator)
         texts.append(completion_text(slate, rank, policy.labels.candidates(example)))
     batch = policy.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].to(policy.device).bool()
     logp, _ = policy.logprobs(policy.encode(queries), ids, mask, sampling_of(config))
-    loss = -masked_mean(logp, mask)
-    return {"loss": loss.item(), "grad_norm": update(policy, optimizer, loss, 1.0), "tokens": int(mask.sum())}
+    learned = torch.isin(phases(ids, mask, policy.tags[1]), torch.tensor(learn, device=ids.device))
+    loss = -masked_mean(logp, learned)
+    return {"loss": loss.item(), "grad_norm": update(policy, optimizer, loss, 1.0), "tokens": int(learned.sum())}
 
 
 def update(policy: Policy, optimizer: torch.optim.Optimizer, loss: torch.Tensor, max_norm: float) -> float:
@@ -84,8 +91,21 @@ def describe(rollouts: Rollouts, rewards: Rewards, advantages: torch.Tensor, con
         "advantage_std/rank": spread(advantages, rollouts.phase, PHASE_RANK),
         "slate_length": sum(len(o.slate) for o in rollouts.outputs) / batch,
         "format_errors": sum(bool(o.error) for o in rollouts.outputs) / batch,
-        "tokens": int(rollouts.mask.sum()),
+        "tokens": sampled_tokens(rollouts),
     }
+
+
+def sampled_tokens(rollouts: Rollouts) -> int:
+    """Completion tokens drawn, a slate that K rankings share counted once."""
+    slate = (rollouts.phase == PHASE_SLATE)[:: rollouts.rankings].sum()
+    return int(slate + (rollouts.phase == PHASE_RANK).sum())
+
+
+def sample(policy: Policy, queries: Sequence[Example], config: Config, generator: torch.Generator) -> Rollouts:
+    """The rollouts of one step: G per query, or M slates with K rankings each."""
+    return rollout(
+        policy, queries, sampling_of(config), config.rl.group, generator, keep_prompts=True, rankings=config.rl.rankings
+    )
 
 
 def sampling_of(config: Config) -> Sampling:
@@ -121,9 +141,12 @@ def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> 
 
 
 def fit(
-    policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False
-) -> Policy:
+    policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False,
+    after_step: Callable[[Policy, int], None] = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
+) -> Policy:  # fmt: skip
     """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
+
+    `after_step` is called with the policy and the number of steps done; `do_step` takes the place of `step` or `sft_step`.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.
@@ -131,7 +154,7 @@ def fit(
     check_credit(config.rl)
     check_pools(examples, config)
     steps, size = (config.sft.sft_steps, config.sft.sft_batch) if sft else (config.rl.steps, config.rl.queries)
-    do_step: Callable[..., Logs] = sft_step if sft else step
+    do_step = do_step or (sft_step if sft else step)
     generator = torch.Generator().manual_seed(config.seed)
     policy.to(config.device)
     policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
@@ -153,6 +176,7 @@ def fit(
         bar.set_postfix_str(f"slate {logs['reward/slate']:.2f} rank {logs['reward/rank']:.2f}" if not sft else "")
         if number + 1 == steps or (number + 1) % run.save_every == 0:
             run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
+        after_step(policy, number + 1)
     return policy
 
 

@@ -7,6 +7,7 @@ from fgrpo.config import GrammarConfig
 from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rollout import rollout
+from fgrpo.trainer import sampled_tokens
 
 
 def sampled(policy, queries, constrained=True, temperature=1.0, grammar=None, group=5):
@@ -96,3 +97,38 @@ def test_free_decoding_may_be_ill_formed(policy, queries) -> None:
     r = sampled(policy, queries, constrained=False)
     assert any(o.error for o in r.outputs)  # random weights do not know the grammar
     assert all(o.slate == () for o in r.outputs if o.error)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("constrained", [True, False])
+def test_rankings_share_their_slate_and_logprobs_repeat(policy, queries, shared, constrained) -> None:
+    policy.share = shared
+    sampling = Sampling(GrammarConfig(), constrained)
+    r = rollout(policy, queries, sampling, 6, torch.Generator().manual_seed(0), rankings=3)
+    assert r.rankings == 3 and len(r.outputs) == 6 * len(queries)
+    logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
+    assert (logp - r.logprobs).abs().max() < 1e-5
+    slate = torch.where(r.phase == PHASE_SLATE, r.completions, -1).view(len(queries), 2, 3, -1)
+    assert (slate == slate[:, :, :1]).all() and (slate[:, 0] != slate[:, 1]).any()
+    if constrained:
+        assert not any(o.error for o in r.outputs)
+        ranks = [o.rank for o in r.outputs]
+        assert any(len(set(ranks[i : i + 3])) > 1 for i in range(0, len(ranks), 3))
+
+
+def test_shared_slates_are_counted_once(policy, queries) -> None:
+    r = rollout(policy, queries, Sampling(GrammarConfig()), 4, torch.Generator().manual_seed(0), rankings=2)
+    slate, rank = ((r.phase == p).sum(1).tolist() for p in (PHASE_SLATE, PHASE_RANK))
+    assert sampled_tokens(r) == sum(slate[::2]) + sum(rank)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_given_slates_are_ranked_as_if_written(policy, queries, shared) -> None:
+    """Greedy decoding from the slates that greedy decoding wrote ends in the same rankings."""
+    policy.share = shared
+    sampling = Sampling(GrammarConfig())
+    whole = rollout(policy, queries, sampling)
+    ranked = rollout(policy, queries, sampling, slates=[o.slate for o in whole.outputs])
+    assert ranked.outputs == whole.outputs
+    other = [tuple(range(3 + i % 2)) for i in range(len(queries))]
+    assert [o.slate for o in rollout(policy, queries, sampling, slates=other).outputs] == other
