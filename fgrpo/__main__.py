@@ -7,6 +7,8 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,9 @@ def train(args: argparse.Namespace) -> None:
     else:
         run = Run(out, config, args.resume, args.save_every)
         start = (
-            policy_folder(args.init) if args.init else warm_start(config, splits, items, out, args.json, args.resume)
+            policy_folder(args.init)
+            if args.init
+            else warm_start(config, splits, items, out / "warm-start", args.json, args.resume)
         )
         policy = fit(Policy.load(start), splits.train, config, run, quiet=args.json)
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
@@ -90,7 +94,38 @@ def compare(args: argparse.Namespace) -> None:
     if not credits:
         raise KitError("name at least one method with --credits.")
     init = Path(args.init) if args.init else None
+    if args.every and args.resume:
+        raise KitError("--every cannot go on with --resume: what was measured on the way was not kept. Start anew.")
     _compare_and_report(args, _config(args), credits, args.seeds, folder, init, args.resume)
+
+
+def analyse(args: argparse.Namespace) -> None:
+    """Bias and variance of each credit method against the exact gradient, and how the phases interfere."""
+    import torch
+
+    from . import plots
+    from .analysis import enumerate_outputs, interference, oracle_table, separability, small_pool
+    from .checkpoint import policy_folder, provenance
+    from .data import write_text
+    from .policy import Policy
+    from .report import format_analysis, mean_of, to_csv
+    from .trainer import batch_of
+
+    config = _config(args)
+    splits, _ = _load(args, config)
+    policy = Policy.load(policy_folder(args.checkpoint), config.device)
+    queries, generator = splits.test[: args.pools], torch.Generator().manual_seed(config.seed)
+    rows = oracle_table(policy, queries, args.credits.split(","), args.groups, config)
+    small = replace(config, grammar=GrammarConfig(3, 2))
+    apart = mean_of([separability(enumerate_outputs(policy, small_pool(e, 6), small)) for e in queries])
+    batches = [batch_of(splits.train, config.rl.queries, i, config.seed) for i in range(args.batches)]
+    real = mean_of([interference(policy, batch, config, generator) for batch in batches])
+    if args.out:
+        made = {**provenance(), "checkpoint": args.checkpoint, "config": config.to_dict(), **apart, **real}
+        write_text(Path(args.out), to_csv(rows, made))
+        plots.save(plots.oracle(rows), Path(args.out).with_suffix(".png"))
+    report = {"rows": rows, "separability": apart, "interference": real}
+    print(json.dumps(report) if args.json else format_analysis(rows, apart, real))
 
 
 def data_build(args: argparse.Namespace) -> None:
@@ -125,8 +160,8 @@ def bench(args: argparse.Namespace) -> None:
     from . import plots
     from .bench import Case, bench, format_bench
     from .checkpoint import provenance
-    from .compare import to_csv
     from .data import write_text
+    from .report import to_csv
 
     common = {"queries": args.queries, "layers": args.layers, "hidden_size": args.hidden_size, "device": args.device,
               "dtype": args.dtype, "threads": args.threads}  # fmt: skip
@@ -156,31 +191,26 @@ def bench(args: argparse.Namespace) -> None:
 def _compare_and_report(
     args: argparse.Namespace, config: Config, credits: list[str], seeds: int, folder: Path, init: Path | None, resume: bool
 ) -> None:  # fmt: skip
-    from . import plots
-    from .checkpoint import policy_folder, provenance, read_metrics
-    from .compare import compare, format_table, table, to_csv
-    from .data import write_text
+    from .checkpoint import policy_folder
+    from .compare import compare
+    from .report import format_table, write_report
 
     began = time.perf_counter()
-    start = policy_folder(init) if init else None
-    splits, items = _load(args, config)
-    results = compare(config, splits, items, credits, seeds, folder, start, args.jobs, args.json, resume)
-    rows = table(results)
+    results = compare(
+        config, credits, seeds, folder, partial(_load, args), args.vary, [b for b in args.baselines.split(",") if b],
+        policy_folder(init) if init else None, args.jobs, args.json, resume, args.every,
+    )  # fmt: skip
+    rows = write_report(results, config, folder, seeds)
     seconds = round(time.perf_counter() - began, 1)
-    report = {"task": config.task, "rows": rows, "tokens": sum(r.tokens for runs in results.values() for r in runs),
-              "seconds": seconds}  # fmt: skip
-    write_text(folder / "comparison.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
-    curves = {c: [read_metrics(folder / f"{c}-seed{seed}") for seed in range(seeds)] for c in credits}
-    plots.save(plots.comparison(rows), folder / "comparison.png")
-    plots.save(plots.learning_curves(curves), folder / "learning.png")
-    plots.save(plots.error_types(rows), folder / "errors.png")
+    every_run = [r for by_method in results.values() for runs in by_method.values() for r in runs]
     if args.json:
-        print(json.dumps(report))
+        tokens = sum(r.tokens for r in every_run)
+        print(json.dumps({"task": config.task, "rows": rows, "tokens": tokens, "seconds": seconds}))
         return
     print(format_table(rows))
-    queries = len(results[credits[0]][0].metrics["ndcg@5"])
     print(
-        f"\n{queries} test queries, greedy; means over {seeds} seeds; intervals: paired bootstrap over queries and seeds. "
+        f"\n{len(every_run[0].metrics['ndcg@5'])} queries ({args.split}), greedy; means over {seeds} seeds; [95 %]: paired "
+        f"bootstrap over queries and seeds; p and verdict: corrected by Holm over the differences of the whole table. "
         f"{seconds:.0f} s in all. Everything is in {folder}."
     )
 
@@ -232,7 +262,10 @@ def _load(args: argparse.Namespace, config: Config) -> tuple[Any, list[str]]:
     loaded = load_task(config, bad)
     if bad:
         print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
-    return loaded
+    splits, items = loaded
+    if args.command == "compare":
+        splits = splits._replace(test=getattr(splits, args.split)[: args.limit])
+    return splits, items
 
 
 def _new_folder(kind: str) -> Path:
@@ -245,7 +278,7 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "train": train, "evaluate": evaluate, "compare": compare, "bench": bench,
+    "demo": demo, "train": train, "evaluate": evaluate, "compare": compare, "analyse": analyse, "bench": bench,
     "data build": data_build, "data check": data_check,
 }  # fmt: skip
 

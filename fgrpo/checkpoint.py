@@ -102,9 +102,9 @@ class Run:
         for path in last.glob("trainer.*"):
             path.unlink()
 
-    def total(self, name: str) -> int:
-        """Sum of a logged count over all steps."""
-        return int(sum(row[name] for row in read_metrics(self.folder)))
+    def total(self, name: str) -> float:
+        """Sum of a logged number over all steps."""
+        return sum(row[name] for row in read_metrics(self.folder))
 
     def reference(self) -> Policy:
         """The policy that the run started from, for the KL penalty."""

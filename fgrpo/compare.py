@@ -1,43 +1,60 @@
-"""Credit methods against each other: same warm start, same queries, same seeds, one table."""
+"""Credit methods against each other: same warm start, same queries, same seeds, one table.
 
-import csv
-import io
-import json
+A method is a name in CREDITS, with RL options behind it where they differ: `nested:rankings=2:queries=24`. A setting
+is one value of each field that `--vary` names; every method is trained under every setting.
+"""
+
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .baselines import BASELINES, measure_order
+from .baselines import BASELINES
 from .checkpoint import Run, policy_folder, read_config
-from .config import Config, KitError
+from .config import Config, GrammarConfig, KitError, changed, pair, with_method
 from .credit import check_credit
-from .data import Splits
+from .data import Example, Splits
 from .datasets import DATA
-from .evaluate import Interval, evaluate, paired_bootstrap
+from .decoupled import decoupled
+from .evaluate import evaluate, measure_outputs
 from .policy import Policy
+from .prompt import Output
 from .trainer import fit
+from .zero_shot import load_lm, zero_shot
+
+T = TypeVar("T")
 
 SHIPPED = DATA / "checkpoints" / "lab-rec"
 WARM_START = "sft"
+MADE_BY = ("task", "data", "one_relevant", "pool", "model", "sft", "grammar")
+"""Fields of a run that its warm start depends on."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one training run brought: metrics per test query, sampled tokens, seconds of training."""
+    """What one training run brought: metrics per test query, sampled tokens, seconds of training.
+
+    `curve` holds (tokens sampled so far, NDCG@5 per test query) at every evaluation along the way.
+    """
 
     metrics: dict[str, Tensor]
-    tokens: int
-    seconds: float
+    tokens: int = 0
+    seconds: float = 0.0
+    curve: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+Results = dict[str, dict[str, list[Result]]]
+"""Results by setting and method, one per seed (one in all for what is not trained by RL)."""
 
 
 def warm_start(
@@ -46,127 +63,154 @@ def warm_start(
     """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here."""
     if SHIPPED.is_dir():
         shipped = read_config(SHIPPED)
-        if all(
-            getattr(shipped, part) == getattr(config, part)
-            for part in ("task", "one_relevant", "model", "sft", "grammar")
-        ):
+        if all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY):
             return policy_folder(SHIPPED)
-    run = Run(folder / "warm-start", replace(config, seed=0), resume=resume, save_every=250)
+    run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
     fit(Policy.tiny(items, config.model), splits.train, run.config, run, sft=True, quiet=quiet)
     latest = run.latest()
     assert latest is not None
     return latest
 
 
-def train_and_test(config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool) -> Result:
-    """One RL run from the warm start, then greedy decoding of the test split."""
-    torch.set_num_threads(1)  # tiny tensors gain little from threads, and results must not depend on the number of jobs
-    began = time.perf_counter()
+def train_and_test(
+    config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0
+) -> Result:
+    """One RL run from the warm start, then greedy decoding of the test split; on the way too, `every` so many steps."""
     run = Run(folder, config, resume=resume, save_every=config.rl.steps)
-    policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet)
-    seconds = time.perf_counter() - began
-    return Result(evaluate(policy, splits.test, config), run.total("tokens"), seconds)
+    curve: list[tuple[int, Tensor]] = []
+
+    def look(policy: Policy, step: int) -> None:
+        if every and step % every == 0:
+            curve.append((int(run.total("tokens")), evaluate(policy, splits.test, config)["ndcg@5"]))
+
+    policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet, after_step=look)
+    metrics = evaluate(policy, splits.test, config)
+    return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
 
 
 def compare(
-    config: Config, splits: Splits, items: Sequence[str], credits: Sequence[str], seeds: int, folder: Path,
-    start: Path | None = None, jobs: int | None = None, quiet: bool = False, resume: bool = False,
-) -> dict[str, list[Result]]:  # fmt: skip
-    """Train every credit method on every seed; results by method, one per seed.
+    config: Config, methods: Sequence[str], seeds: int, folder: Path, load: Callable[[Config], tuple[Splits, list[str]]],
+    vary: Sequence[str] = (), baselines: Sequence[str] = ("random", "popularity"), start: Path | None = None,
+    jobs: int | None = None, quiet: bool = False, resume: bool = False, every: int = 0,
+) -> Results:  # fmt: skip
+    """Train every method under every setting on every seed.
 
-    The first rows are the rankers of fgrpo.baselines and the warm start itself (one result each).
+    The first rows of a setting are the rankers of fgrpo.baselines and the warm start itself, also made to fill both lists
+    (`sft_full`: what RL gains by length alone). `load` gives the splits
+    and the catalogue of a run (fgrpo.datasets.load_task).
     """
-    configs = [
-        replace(config, seed=seed, rl=replace(config.rl, credit=credit)) for credit in credits for seed in range(seeds)
-    ]
-    for c in configs:
+    configs = {
+        (setting, method, seed): replace(with_method(base, method), seed=seed)
+        for setting, base in settings(config, vary).items() for method in methods for seed in range(seeds)
+    }  # fmt: skip
+    for c in configs.values():
         check_credit(c.rl)
-    start = start or warm_start(config, splits, items, folder, quiet, resume)
-    results = {
-        name: [Result(measure_order(order(splits.train, splits.test), splits.test, config.grammar), 0, 0.0)]
-        for name, order in BASELINES.items()
-    }
-    results[WARM_START] = [Result(evaluate(Policy.load(start, config.device), splits.test, config), 0, 0.0)]
-    runs = [folder / f"{c.rl.credit}-seed{c.seed}" for c in configs]
+    firsts: dict[tuple, tuple[str, Config]] = {}  # of all runs that begin alike, the first
+    for (setting, _, _), c in configs.items():
+        firsts.setdefault(_made_by(c), (setting, c))
+    loaded = {key: load(c) for key, (_, c) in firsts.items()}
     jobs = min(jobs or os.cpu_count() or 1, len(configs))
-    work = partial(train_and_test, splits=splits, start=start, quiet=quiet or jobs > 1, resume=resume)
-    if jobs == 1:
-        threads = torch.get_num_threads()
-        trained = [work(c, folder=run) for c, run in zip(configs, runs, strict=True)]
-        torch.set_num_threads(threads)
-    else:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(work, c, folder=run) for c, run in zip(configs, runs, strict=True)]
-            try:
-                trained = [f.result() for f in tqdm(futures, desc="runs", unit="run", disable=quiet or None)]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    for c, result in zip(configs, trained, strict=True):
-        results.setdefault(c.rl.credit, []).append(result)
+    quiet_runs = quiet or jobs > 1
+    make: list[Callable[[], Path]] = [
+        partial(warm_start, c, *loaded[key], folder / slug(setting) / "warm-start", quiet_runs, resume)
+        for key, (setting, c) in firsts.items()
+    ]
+    begun = [start] * len(firsts) if start else _run_all(make, jobs, True)
+    starts = dict(zip(firsts, begun, strict=True))
+    results: Results = {}
+    for (setting, _, _), c in configs.items():
+        if setting not in results:
+            splits, items = loaded[_made_by(c)]
+            own, policy = folder / slug(setting), Policy.load(starts[_made_by(c)], config.device)
+            results[setting] = {b: [measure_baseline(b, splits, items, c, own, quiet, resume)] for b in baselines}
+            filled = replace(c, grammar=replace(c.grammar, full=True))
+            results[setting]["sft_full"] = [Result(evaluate(policy, splits.test, filled))]
+            results[setting][WARM_START] = [Result(evaluate(policy, splits.test, c))]
+    calls: list[Callable[[], Result]] = [
+        partial(
+            train_and_test, c, loaded[_made_by(c)][0], starts[_made_by(c)],
+            folder / slug(setting) / f"{slug(method)}-seed{seed}", quiet_runs, resume, every,
+        )
+        for (setting, method, seed), c in configs.items()
+    ]  # fmt: skip
+    for (setting, method, _), result in zip(configs, _run_all(calls, jobs, quiet), strict=True):
+        results[setting].setdefault(method, []).append(result)
     return results
 
 
-def table(results: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """One row per method and metric: mean over seeds and queries, its interval, the difference to the baseline.
+def _run_all(calls: list[Callable[[], T]], jobs: int, quiet: bool) -> list[T]:
+    if jobs == 1:
+        threads = torch.get_num_threads()
+        done = [_one_thread(call) for call in calls]
+        torch.set_num_threads(threads)
+        return done
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_one_thread, call) for call in calls]
+        try:
+            return [f.result() for f in tqdm(futures, desc="runs", unit="run", disable=quiet or None)]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
-    The baseline is grpo if it was trained, else the first credit method. `verdict` says "no difference shown" where
-    the interval of the difference covers zero.
+
+def _one_thread(call: Callable[[], T]) -> T:
+    torch.set_num_threads(1)  # tiny tensors gain little from threads, and results must not depend on the number of jobs
+    return call()
+
+
+def settings(config: Config, vary: Sequence[str]) -> dict[str, Config]:
+    """Every combination of the values that `vary` names (`["lam=0.5,1", "pool=20,50"]`), by its own name.
+
+    Fields that change along stand behind a value: `group=4:queries=32,8:queries=16`.
     """
-    methods = list(results)
-    trained = methods[methods.index(WARM_START) + 1 :]
-    baseline = "grpo" if "grpo" in trained else trained[0]
-    most = max(map(len, results.values()))
-    rows = []
-    for metric in results[baseline][0].metrics:
-        values = {m: torch.stack([r.metrics[metric] for r in runs]) for m, runs in results.items()}
-        values = {m: x.expand(most, -1) if len(x) == 1 else x for m, x in values.items()}
-        for method, (mean, diff) in paired_bootstrap(values, baseline).items():
-            runs = results[method]
-            rows.append({
-                "method": method, "metric": metric, "mean": mean.mean, "low": mean.low, "high": mean.high,
-                "diff": diff.mean, "diff_low": diff.low, "diff_high": diff.high,
-                "seeds": len(runs) if method in trained else 0, "baseline": baseline,
-                "verdict": "" if method == baseline else verdict(diff),
-                "tokens": sum(r.tokens for r in runs), "seconds": round(sum(r.seconds for r in runs), 2),
-            })  # fmt: skip
-    return rows
+    axes = [[f"{name}={value}" for value in values.split(",")] for name, values in map(pair, vary)]
+    found = {}
+    for some in itertools.product(*axes):
+        found[" ".join(some)] = changed(config, dict(pair(text) for values in some for text in values.split(":")))
+    return found
 
 
-def to_csv(rows: list[dict[str, Any]], made: dict[str, Any]) -> str:
-    """The table as CSV; a first line, behind `# `, says how it was made (JSON)."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return f"# {json.dumps(made)}\n{text.getvalue()}"
+def _made_by(config: Config) -> tuple:
+    return tuple(getattr(config, part) for part in MADE_BY)
 
 
-def verdict(diff: Interval) -> str:
-    """In words whether the interval of a difference leaves zero out."""
-    if not diff.shown:
-        return "no difference shown"
-    return "higher" if diff.mean > 0 else "lower"
+def slug(text: str) -> str:
+    """A setting or method as the name of a folder."""
+    return text.replace(":", "-").replace("=", "-").replace(" ", "_")
 
 
-def format_table(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> str:
-    """The comparison on one metric as text, with the other headline metrics beside it."""
-    cells = {(r["method"], r["metric"]): r for r in rows}
-    if not any(r["metric"] == metric for r in rows):
-        raise KitError(f"metric {metric!r} is not in the table.")
-    baseline = rows[0]["baseline"]
-    head = ("method", f"{metric} [95 %]", f"difference to {baseline} [95 %]", "", "recall@5", "slate recall",
-            "slate length", "tokens", "seconds")  # fmt: skip
-    lines = [head]
-    for row in (r for r in rows if r["metric"] == metric):
-        other = [cells[row["method"], m]["mean"] for m in ("recall@5", "slate_recall", "slate_length")]
-        diff = (
-            "" if row["method"] == baseline else f"{row['diff']:+.3f} [{row['diff_low']:+.3f}, {row['diff_high']:+.3f}]"
-        )
-        lines.append((
-            row["method"], f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", diff, row["verdict"],
-            f"{other[0]:.3f}", f"{other[1]:.3f}", f"{other[2]:.1f}", f"{row['tokens']:,}" if row["tokens"] else "",
-            f"{row['seconds']:.0f}" if row["seconds"] else "",
-        ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+def measure_baseline(
+    baseline: str, splits: Splits, items: Sequence[str], config: Config, folder: Path, quiet: bool = True,
+    resume: bool = False,
+) -> Result:  # fmt: skip
+    """Measure a ranker, or a pipeline that writes lists of its own, its options behind its name: `dense:model=FOLDER`."""
+    name, *texts = baseline.split(":")
+    options: dict[str, Any] = {key: int(text) if text.isdigit() else text for key, text in map(pair, texts)}
+    began = time.perf_counter()
+    try:
+        if name == "decoupled":
+            outputs = decoupled(splits, items, config, folder / name, quiet=quiet, resume=resume, **options)
+        elif name == "llm":
+            outputs = ask_llm(splits.test, config.grammar, **options)
+        elif name in BASELINES:
+            orders = BASELINES[name](splits, **options)
+            grammar = config.grammar
+            outputs = [Output(tuple(o[: grammar.slate_size]), tuple(o[: grammar.rank_size])) for o in orders]
+        else:
+            raise KitError(
+                f"baseline {name!r} is not known; choose from {', '.join([*BASELINES, 'decoupled', 'llm'])}."
+            )
+    except TypeError as error:
+        if options and "argument" in str(error):
+            raise KitError(f"baseline {baseline!r}: {str(error).split(') ')[-1]}.") from None
+        raise
+    return Result(measure_outputs(outputs, splits.test, config.grammar), seconds=time.perf_counter() - began)
+
+
+def ask_llm(
+    examples: Sequence[Example], grammar: GrammarConfig, model: str = "", gguf_file: str = "", steps: int = 1
+) -> list[Output]:
+    """Zero-shot outputs of a language model, by name or folder, in one step or two."""
+    if not model or steps not in (1, 2):
+        raise KitError("baseline llm: name a model and 1 or 2 steps, as in llm:model=FOLDER:steps=2.")
+    return zero_shot(examples, *load_lm(model, gguf_file), grammar, two_steps=steps == 2)

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .config import Config
+from .config import Config, GrammarConfig
 from .data import Example
 from .policy import Policy, Sampling
-from .rewards import hit, ndcg, output_lists, pool_gains, precision, recall, reciprocal_rank
+from .prompt import Output
+from .rewards import hit, ndcg, pad, pool_gains, precision, recall, reciprocal_rank
 from .rollout import rollout
 
 CUTOFFS = (1, 3, 5, 10)
+RESAMPLES = 10_000
 FATES = ("right", "slate_miss", "rank_drop", "format_error")
 """What became of a relevant candidate: ranked above every irrelevant one; never in the slate; in the slate, but not in
 the ranked list or below an irrelevant one; or lost with an ill-formed output."""
@@ -21,14 +24,18 @@ the ranked list or below an irrelevant one; or lost with an ill-formed output.""
 def evaluate(policy: Policy, examples: Sequence[Example], config: Config, batch: int = 256) -> dict[str, Tensor]:
     """Greedy decoding, then `measure`. Returns one number per query and metric, (Q,) each."""
     sampling = Sampling(config.grammar, config.rl.decoding == "constrained")
-    parts = []
-    for start in range(0, len(examples), batch):
-        queries = examples[start : start + batch]
-        rollouts = rollout(policy, queries, sampling)
-        slates, ranks = output_lists(rollouts)
-        failed = torch.tensor([bool(o.error) for o in rollouts.outputs])
-        parts.append(measure(slates[:, 0], ranks[:, 0], failed, queries))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    batches = [examples[start : start + batch] for start in range(0, len(examples), batch)]
+    outputs = [o for queries in batches for o in rollout(policy, queries, sampling).outputs]
+    return measure_outputs(outputs, examples, config.grammar)
+
+
+def measure_outputs(
+    outputs: Sequence[Output], examples: Sequence[Example], grammar: GrammarConfig
+) -> dict[str, Tensor]:
+    """`measure` for outputs, one per example."""
+    slates = pad([o.slate for o in outputs], grammar.slate_size)
+    ranks = pad([o.rank for o in outputs], grammar.rank_size)
+    return measure(slates, ranks, torch.tensor([bool(o.error) for o in outputs]), examples)
 
 
 def measure(slates: Tensor, ranks: Tensor, failed: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -66,49 +73,67 @@ def fates(slates: Tensor, ranks: Tensor, failed: Tensor, gains: Tensor) -> Tenso
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval."""
+class Bootstrap:
+    """A mean and its bootstrap resamples (R,)."""
 
     mean: float
-    low: float
-    high: float
+    resampled: Tensor
+
+    def interval(self, alpha: float = 0.05) -> tuple[float, float]:
+        """Percentile interval of level 1 - alpha."""
+        levels = torch.tensor([alpha / 2, 1 - alpha / 2], dtype=self.resampled.dtype)
+        low, high = self.resampled.quantile(levels).tolist()
+        return low, high
 
     @property
-    def shown(self) -> bool:
-        """True if the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
-
-    @classmethod
-    def of(cls, mean: float, resampled: Tensor) -> "Interval":
-        """The mean with the 2.5th and 97.5th percentile of its bootstrap resamples."""
-        low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
-        return cls(mean, low, high)
+    def p(self) -> float:
+        """Two-sided p-value of the mean being 0: twice the share of resamples on the other side of it."""
+        below, above = (self.resampled <= 0).sum().item(), (self.resampled >= 0).sum().item()
+        return min(1.0, 2 * (min(below, above) + 1) / (len(self.resampled) + 1))
 
 
 def paired_bootstrap(
-    values: dict[str, Tensor], baseline: str, resamples: int = 2000, seed: int = 0
-) -> dict[str, tuple[Interval, Interval]]:
-    """For each method its mean and its difference to the baseline, with 95 % percentile intervals.
+    values: dict[str, Tensor], baseline: str, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, tuple[Bootstrap, Bootstrap]]:
+    """For each method the bootstrap of its mean and of its difference to the baseline.
 
     values: one metric per method, (S, Q) over seeds and queries. Seeds and queries are both resampled with
-    replacement, the same ones for every method (paired). With one seed only the queries vary.
+    replacement, the same ones for every method (paired). With one seed only the queries vary. A resample of S seeds
+    spreads by sqrt((S - 1) / S) too little, which is made good (for the part of the queries too: to the safe side).
     """
     seeds, queries = next(iter(values.values())).shape
-    generator = torch.Generator().manual_seed(seed)
-
-    def weights(n: int) -> Tensor:
-        drawn = torch.randint(n, (resamples, n), generator=generator)
-        return (
-            torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double()) / n
-        )
-
-    by_seed, by_query = weights(seeds), weights(queries)
-    resampled = {name: ((by_seed @ x.double()) * by_query).sum(1) for name, x in values.items()}
+    by_seed, by_query = (_weights(n, resamples, 2 * seed + i) for i, n in enumerate((seeds, queries)))
+    widen = (seeds / (seeds - 1)) ** 0.5 if seeds > 1 else 1.0
+    resampled = {name: ((by_query @ x.double().T) * by_seed).sum(1) for name, x in values.items()}
     means = {name: x.double().mean().item() for name, x in values.items()}
+
+    def bootstrap(mean: float, drawn: Tensor) -> Bootstrap:
+        return Bootstrap(mean, mean + widen * (drawn - mean))
+
     return {
         name: (
-            Interval.of(means[name], resampled[name]),
-            Interval.of(means[name] - means[baseline], resampled[name] - resampled[baseline]),
+            bootstrap(means[name], resampled[name]),
+            bootstrap(means[name] - means[baseline], resampled[name] - resampled[baseline]),
         )
         for name in values
     }
+
+
+@lru_cache(maxsize=8)
+def _weights(n: int, resamples: int, seed: int) -> Tensor:
+    """How often each of n is drawn in each resample, over n. (R, n)."""
+    drawn = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double()) / n
+
+
+def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[tuple[float, float]]:
+    """Holm's step-down correction: for each p-value its adjusted one, and the level that its own interval is held to.
+
+    The j-th smallest of m is multiplied by m - j + 1 and held to alpha / (m - j + 1) (Scand. J. Statist. 6:65, 1979).
+    """
+    found, least = [(0.0, 0.0)] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        left = len(p_values) - place
+        least = max(least, min(1.0, left * p_values[index]))
+        found[index] = (least, alpha / left)
+    return found

@@ -39,6 +39,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--steps", type=_count, default=100, help="RL steps per run (default 100)")
     p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
+    p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None)
     p = command("train", config=True)
     p.add_argument("--out", required=True, help="folder of the run")
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
@@ -54,12 +55,33 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
     )
     p = command("compare", config=True)
-    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas")
+    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas; RL options may "
+                   "stand behind a name: nested:rankings=2:queries=24 (default grpo,fgrpo,reward_to_go)")  # fmt: skip
+    p.add_argument("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="repeat everything for each value "
+                   "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
+    p.add_argument("--baselines", default="random,popularity", help="rankers beside the policies, separated by commas: "
+                   "random, popularity, bm25, gru4rec, unisrec, dense, cross_encoder:model=NAME, decoupled, "
+                   "decoupled:slates=selector, llm:model=NAME:steps=2 (default random,popularity)")  # fmt: skip
+    p.add_argument("--limit", type=_count, help="measure on the first so many queries only")
+    p.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="queries to measure on (default test)"
+    )
+    p.add_argument("--every", type=_count, default=0, help="measure also every so many steps: NDCG@5 against tokens")
     p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
     p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    p = command("analyse", config=True)
+    p.add_argument(
+        "--checkpoint", default="data/checkpoints/lab-rec", help="policy or run folder (default the shipped one)"
+    )
+    every = "grpo,grpo:scale=std,gdpo,fgrpo,reward_to_go,nested:rankings=2,nested:rankings=4,item"
+    p.add_argument("--credits", default=every, help="methods, as for compare")
+    p.add_argument("--pools", type=_count, default=4, help="queries whose pool is cut down and enumerated (default 4)")
+    p.add_argument("--batches", type=_count, default=8, help="rollout batches of the real task (default 8)")
+    p.add_argument("--groups", type=_numbers, default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)")
+    p.add_argument("--out", help="CSV file to write, with a figure beside it")
     p = command("bench")
     for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
                                 ("group", "8", "rollouts per query")):  # fmt: skip
