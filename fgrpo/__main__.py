@@ -93,6 +93,8 @@ def compare(args: argparse.Namespace) -> None:
     credits = list(dict.fromkeys(filter(None, args.credits.split(","))))
     if not credits:
         raise KitError("name at least one method with --credits.")
+    if args.against and args.against not in credits:
+        raise KitError(f"--against {args.against!r} must be one of the methods in --credits.")
     init = Path(args.init) if args.init else None
     if args.every and args.resume:
         raise KitError("--every cannot go on with --resume: what was measured on the way was not kept. Start anew.")
@@ -104,24 +106,30 @@ def analyse(args: argparse.Namespace) -> None:
     import torch
 
     from . import plots
-    from .analysis import enumerate_outputs, interference, oracle_table, separability, small_pool
+    from .analysis import interference, mean_of, oracle_table, separability
     from .checkpoint import policy_folder, provenance
+    from .compare import SHIPPED
     from .data import write_text
+    from .oracle import enumerate_outputs, small_pool
     from .policy import Policy
-    from .report import format_analysis, mean_of, to_csv
+    from .report import format_analysis, to_csv
     from .trainer import batch_of
 
     config = _config(args)
     splits, _ = _load(args, config)
-    policy = Policy.load(policy_folder(args.checkpoint), config.device)
-    queries, generator = splits.test[: args.pools], torch.Generator().manual_seed(config.seed)
-    rows = oracle_table(policy, queries, args.credits.split(","), args.groups, config)
-    small = replace(config, grammar=GrammarConfig(3, 2))
-    apart = mean_of([separability(enumerate_outputs(policy, small_pool(e, 6), small)) for e in queries])
+    policy = Policy.load(policy_folder(args.checkpoint or SHIPPED), config.device)
+    methods, generator = args.credits.split(","), torch.Generator().manual_seed(config.seed)
+    small, middle = (
+        [enumerate_outputs(policy, small_pool(e, pool), replace(config, grammar=GrammarConfig(slate, 2)))
+         for e in splits.test[: args.pools]] for pool, slate in ((4, 2), (6, 3))
+    )  # fmt: skip
+    rows = oracle_table(small, methods, (2, 3, 4), config, exact=True)
+    rows += oracle_table(middle, methods, args.groups, config)
+    apart = mean_of([separability(oracle) for oracle in middle])
     batches = [batch_of(splits.train, config.rl.queries, i, config.seed) for i in range(args.batches)]
     real = mean_of([interference(policy, batch, config, generator) for batch in batches])
     if args.out:
-        made = {**provenance(), "checkpoint": args.checkpoint, "config": config.to_dict(), **apart, **real}
+        made = {**provenance(), "checkpoint": args.checkpoint or "shipped", "config": config.to_dict(), **apart, **real}
         write_text(Path(args.out), to_csv(rows, made))
         plots.save(plots.oracle(rows), Path(args.out).with_suffix(".png"))
     report = {"rows": rows, "separability": apart, "interference": real}
@@ -200,7 +208,7 @@ def _compare_and_report(
         config, credits, seeds, folder, partial(_load, args), args.vary, [b for b in args.baselines.split(",") if b],
         policy_folder(init) if init else None, args.jobs, args.json, resume, args.every,
     )  # fmt: skip
-    rows = write_report(results, config, folder, seeds)
+    rows = write_report(results, config, folder, seeds, args.against)
     seconds = round(time.perf_counter() - began, 1)
     every_run = [r for by_method in results.values() for runs in by_method.values() for r in runs]
     if args.json:

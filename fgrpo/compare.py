@@ -95,9 +95,9 @@ def compare(
 ) -> Results:  # fmt: skip
     """Train every method under every setting on every seed.
 
-    The first rows of a setting are the rankers of fgrpo.baselines and the warm start itself, also made to fill both lists
-    (`sft_full`: what RL gains by length alone). `load` gives the splits
-    and the catalogue of a run (fgrpo.datasets.load_task).
+    The first rows of a setting are the rankers of fgrpo.baselines and the warm start itself, also made to fill both
+    lists (`sft_full`: what RL gains by length alone). `load` gives the splits and the catalogue of a run
+    (fgrpo.datasets.load_task).
     """
     configs = {
         (setting, method, seed): replace(with_method(base, method), seed=seed)

@@ -27,22 +27,23 @@ def decoupled(
 ) -> list[Output]:  # fmt: skip
     """Train both policies with the options of the warm start, each on its own phase; their outputs on the test split.
 
-    `slates`: what the ranker trains on, gold (demonstrations: every relevant candidate is in) or selector.
+    `slates`: what the ranker trains on, gold (demonstrations: every relevant candidate is in) or selector. A selector
+    that the folder already holds is used again, so that both kinds of ranker follow the same one.
     """
     if slates not in ("gold", "selector"):
         raise KitError(f"decoupled: slates {slates!r} is not known; choose from gold, selector.")
 
-    def train(name: str, seed: int, **options: Any) -> Policy:
-        run = Run(folder / name, replace(config, seed=seed), resume=resume, save_every=config.sft.sft_steps)
+    def train(name: str, seed: int, again: bool, **options: Any) -> Policy:
+        run = Run(folder / name, replace(config, seed=seed), resume=again, save_every=config.sft.sft_steps)
         new = Policy.tiny(items, config.model, seed)
         return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=partial(sft_step, **options))
 
-    selector = train("selector", 0, learn=[PHASE_SLATE])
+    selector = train("selector", 0, True, learn=[PHASE_SLATE])
     shown = None
     if slates == "selector":
         written = {e.id: o.slate for e, o in zip(splits.train, select(selector, splits.train, config), strict=True)}
         shown = partial(_rank_of_slate, slates=written)
-    ranker = train(f"ranker-{slates}", 1, learn=[PHASE_RANK], demonstrate=shown)
+    ranker = train(f"ranker-{slates}", 1, resume, learn=[PHASE_RANK], demonstrate=shown)
     chosen = [o.slate for o in select(selector, splits.test, config)]
     return rank(ranker, splits.test, chosen, config)
 

@@ -39,7 +39,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--steps", type=_count, default=100, help="RL steps per run (default 100)")
     p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
-    p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None)
+    p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None, against="")
     p = command("train", config=True)
     p.add_argument("--out", required=True, help="folder of the run")
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
@@ -62,6 +62,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--baselines", default="random,popularity", help="rankers beside the policies, separated by commas: "
                    "random, popularity, bm25, gru4rec, unisrec, dense, cross_encoder:model=NAME, decoupled, "
                    "decoupled:slates=selector, llm:model=NAME:steps=2 (default random,popularity)")  # fmt: skip
+    p.add_argument("--against", default="", help="method that differences are taken to (default: the first grpo)")
     p.add_argument("--limit", type=_count, help="measure on the first so many queries only")
     p.add_argument(
         "--split", choices=("validation", "test"), default="test", help="queries to measure on (default test)"

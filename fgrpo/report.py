@@ -17,16 +17,19 @@ from .data import write_text
 from .evaluate import Bootstrap, holm, paired_bootstrap
 
 
-def table(results: Results) -> list[dict[str, Any]]:
+def table(results: Results, against: str = "") -> list[dict[str, Any]]:
     """One row per setting, method and metric: mean over seeds and queries, its interval, the difference to the baseline.
 
-    The baseline is the first method whose credit is grpo, else the first one trained. Beside the plain 95 % interval of
-    the difference stands the one at Holm's level, and its p-value as Holm corrects it: over all trained methods and
-    settings of the table, metric by metric (what is not trained by RL is a family of its own). `verdict` is by Holm.
+    The baseline is `against`, else the first method whose credit is grpo, else the first one trained. Beside the plain
+    95 % interval of the difference stands the one at Holm's level, and its p-value as Holm corrects it: over all
+    trained methods and settings of the table, metric by metric (what is not trained by RL is a family of its own).
+    `verdict` is by Holm.
     """
     methods = list(next(iter(results.values())))
     trained = methods[methods.index(WARM_START) + 1 :]
-    baseline = baseline_of(trained)
+    baseline = against or baseline_of(trained)
+    if baseline not in trained:
+        raise KitError(f"{baseline!r} was not trained here: compare against one of {', '.join(trained)}.")
     rows = []
     for metric in next(iter(results.values()))[baseline][0].metrics:
         found: dict[tuple[str, str], tuple[Bootstrap, Bootstrap]] = {}
@@ -52,9 +55,9 @@ def table(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def write_report(results: Results, config: Config, folder: Path, seeds: int) -> list[dict[str, Any]]:
+def write_report(results: Results, config: Config, folder: Path, seeds: int, against: str = "") -> list[dict[str, Any]]:
     """The table as comparison.csv, and its figures; returns the rows. Learning curves and errors go by setting."""
-    rows, made = table(results), {**provenance(), "config": config.to_dict()}
+    rows, made = table(results, against), {**provenance(), "config": config.to_dict()}
     write_text(folder / "comparison.csv", to_csv(rows, made))
     plots.save(plots.comparison(rows), folder / "comparison.png")
     if any(r.curve for by_method in results.values() for runs in by_method.values() for r in runs):
@@ -97,15 +100,8 @@ def efficiency(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, A
         for method in runs:
             means = [p[method][0] for p in points]
             for spent, mean in zip(tokens[method], means, strict=True):
-                curves.append(
-                    {
-                        "setting": setting,
-                        "method": method,
-                        "tokens": round(spent),
-                        "mean": mean.mean,
-                        **_bounds("", mean),
-                    }
-                )
+                point = {"setting": setting, "method": method, "tokens": round(spent), "mean": mean.mean}
+                curves.append(point | _bounds("", mean))
             resampled = torch.stack([m.resampled for m in means], dim=1)
             found = torch.tensor([crossing(tokens[method], row, target) for row in resampled.tolist()])
             low, high = found.sort().values[[int(0.025 * len(found)), int(0.975 * len(found))]].tolist()
@@ -122,11 +118,8 @@ def settling(runs: Sequence[list[dict[str, float]]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for phase in ("slate", "rank"):
         steps = torch.tensor([settling_step([row[f"reward/{phase}"] for row in run]) for run in runs]).sort().values
-        found |= {
-            f"{phase}_step": int(steps[len(steps) // 2]),
-            f"{phase}_least": int(steps[0]),
-            f"{phase}_most": int(steps[-1]),
-        }
+        for name, place in (("step", len(steps) // 2), ("least", 0), ("most", -1)):
+            found[f"{phase}_{name}"] = int(steps[place])
     return found
 
 
@@ -199,27 +192,9 @@ def format_table(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> str:
     return _columns(lines)
 
 
-def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each number's mean over the rows."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
 def format_analysis(rows: list[dict[str, Any]], separability: dict[str, float], interference: dict[str, float]) -> str:
     """What `analyse` found, as text."""
-    head = (
-        "method",
-        "G",
-        "pool",
-        "angle",
-        "slate",
-        "rank",
-        "+-",
-        "norm",
-        "variance",
-        "signal",
-        "tokens",
-        "signal/1k tokens",
-    )
+    head = ("method", "G", "pool", "angle", "slate", "rank", "+-", "norm", "variance", "signal", "tokens", "per 1k")
     lines: list[tuple[str, ...]] = [head]
     for r in rows:
         angles = [f"{r[k]:.1f}" for k in ("angle", "angle_slate", "angle_rank")]
@@ -231,7 +206,8 @@ def format_analysis(rows: list[dict[str, Any]], separability: dict[str, float], 
     return f"""{_columns(lines)}
 
 Angles in degrees between the expected estimate and the true gradient of E[R_slate + lambda R_rank], over all tokens and
-within each phase; signal: length along the true gradient over the root of the variance. Means over queries.
+within each phase; signal: length along the true gradient over the root of the variance (per 1k: of what 1,000 sampled
+tokens buy). Means over queries.
 
 First-order separability (exact, pools of 6): what a step of one phase brings the other's expected reward, of the most
 that a step of its length could: fgrpo's slate phase E[R_rank] {step["slate_on_rank"]:+.3f}, its rank phase E[R_slate]

@@ -6,16 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo.analysis import (
-    Oracle,
-    enumerate_outputs,
-    interference,
-    measure_method,
-    oracle_table,
-    separability,
-    small_pool,
-)
+from fgrpo.analysis import interference, measure_method, oracle_table, separability
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
+from fgrpo.oracle import Oracle, enumerate_outputs, small_pool
 from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
@@ -150,13 +143,15 @@ def test_knowing_the_slate_lowers_the_variance_of_the_rank_phase(oracle) -> None
     assert all(map(math.isfinite, spread.values())) and len(set(spread.values())) == 2
 
 
-def test_table_holds_every_method_and_leaves_out_what_cannot_be(policy, lab) -> None:
-    rows = oracle_table(policy, lab.test[:1], ["grpo", "nested:rankings=2"], [2, 4], CONFIG)
-    kept = [(r["method"], r["group"], r["exact"]) for r in rows]
-    assert kept == [
-        ("grpo", 2, True), ("grpo", 3, True), ("nested:rankings=2", 4, True),
-        ("grpo", 2, False), ("grpo", 4, False), ("nested:rankings=2", 4, False),
-    ]  # fmt: skip
+def test_table_holds_every_method_and_leaves_out_what_cannot_be(oracle) -> None:
+    methods = ["grpo", "nested:rankings=2"]
+    exact = oracle_table([oracle], methods, [2, 3, 4], CONFIG, exact=True)
+    assert [(r["method"], r["group"]) for r in exact] == [("grpo", 2), ("grpo", 3), ("nested:rankings=2", 4)]
+    assert oracle.count_groups(RLConfig(group=3)) == 52**3 and exact[0]["pool"] == 4
+    rows = oracle_table([oracle, oracle], methods, [2, 4], CONFIG)
+    assert [(r["method"], r["group"]) for r in rows] == [("grpo", 2), ("grpo", 4), ("nested:rankings=2", 4)]
+    with pytest.raises(KitError, match="'who' is not known"):
+        oracle_table([oracle], ["who"], [2], CONFIG)
 
 
 def test_interference_on_the_real_task(policy, lab, config) -> None:

@@ -75,6 +75,20 @@ def test_compare_gives_the_documented_json_and_files(capsys) -> None:
     assert {"comparison.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0", "fgrpo-seed1"} <= files
 
 
+def test_analyse_says_who_is_biased(capsys) -> None:
+    call(capsys, "train", "--sft", "--policy-only", "--out", "p", "--json", *TINY)
+    argv = ["--checkpoint", "p", "--pools", "1", "--batches", "1", "--groups", "2", "--credits", "grpo,fgrpo", *TINY]
+    status, out, err = call(capsys, "analyse", "--json", "--out", "o/oracle.csv", *argv)
+    report = json.loads(out)
+    assert status == 0 and err == "" and set(report) == {"rows", "separability", "interference"}
+    exact = {r["method"]: r for r in report["rows"] if r["exact"] and r["group"] == 3}
+    assert exact["grpo"]["angle"] < 0.1 < exact["fgrpo"]["angle_slate"]
+    assert Path("o/oracle.png").stat().st_size and Path("o/oracle.csv").read_text().startswith('# {"command"')
+    _, out, _ = call(capsys, "analyse", *argv)
+    assert "Angles in degrees" in out and "fgrpo" in out
+    assert "'who' is not known" in call(capsys, "analyse", *argv, "--credits", "who")[2]
+
+
 def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
     reports = []
     for jobs in ("1", "2"):

@@ -89,6 +89,8 @@ def test_table_says_when_no_difference_is_shown() -> None:
     assert {m: r["verdict"] for m, r in rows.items()} == {
         "sft": "lower", "grpo": "", "fgrpo": "higher", "reward_to_go": "no difference shown",
     }  # fmt: skip
+    rows = {r["method"]: r for r in table(results, "fgrpo") if r["metric"] == "ndcg@5"}
+    assert rows["grpo"]["verdict"] == "lower" and rows["grpo"]["diff"] == pytest.approx(-0.02)
     text = format_table(table(results))
     assert "no difference shown" in text and "difference to grpo" in text and len(text.splitlines()) == 5
 

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Every experiment behind README's results and data/results/, one command each. From the repository's root:
+#
+#     PYTHON=.venv/bin/python bash data/results/make.sh [NAME ...]       (without names: all; hours on 2 cores)
+#
+# Runs go to runs/NAME and are resumed if they were interrupted; the tables and figures are copied to data/results/.
+# The learning rate was chosen on the validation split (NAME lr), the same for all methods: see README.md beside this file.
+set -euo pipefail
+python=${PYTHON:-.venv/bin/python}
+out=data/results
+start=data/checkpoints/lab-rec
+movielens=${MOVIELENS:-}   # folder of ml-latest-small
+export OMP_NUM_THREADS=1
+
+all=grpo,grpo:scale=std,gdpo,fgrpo,reward_to_go,nested:rankings=2:queries=24,nested:rankings=4:queries=30,item
+few=grpo,fgrpo,reward_to_go,item
+short=(--init "$start" --steps 50 --lr 3e-5 --baselines "")    # the rates come from `lr` and `lr-long`
+long=(--init "$start" --lr 1e-4 --baselines "")
+
+experiment() {  # NAME, then options of compare
+    local name=$1; shift
+    "$python" -m fgrpo compare --out "runs/$name" "$@"
+    cp "runs/$name/comparison.csv" "$out/$name.csv"
+    cp "runs/$name/comparison.png" "$out/$name.png"
+}
+
+lr() {
+    local tuned=${all/,nested:rankings=4:queries=30/}
+    experiment lr --init "$start" --steps 50 --baselines "" --split validation --seeds 2 --credits "$tuned" \
+        --vary one_relevant=false,true --vary lr=0.00003,0.0001,0.0003 --resume
+}
+lr-long() {
+    experiment lr-long --init "$start" --steps 200 --baselines "" --split validation --seeds 2 --credits grpo,fgrpo,item \
+        --vary one_relevant=false,true --vary lr=0.0001,0.0003 --resume
+}
+credits() {  # (a)
+    experiment credits "${short[@]}" --seeds 10 --credits $all \
+        --vary one_relevant=false,true --vary slate_reward=recall,f1 --resume
+}
+noise() {  # (h)
+    experiment noise "${long[@]}" --steps 100 --seeds 5 --credits grpo,fgrpo,reward_to_go,nested:rankings=2:queries=24 \
+        --vary slate_noise=1,0:rank_noise=1 --resume
+}
+pool() {  # (f)
+    experiment pool "${long[@]}" --steps 100 --seeds 5 --credits grpo,fgrpo,item --one-relevant --vary pool=20,50,100 --resume
+}
+tokens() {  # (g); measured on the way, so it cannot be resumed
+    experiment tokens "${long[@]}" --steps 300 --seeds 5 --every 50 \
+        --credits grpo,fgrpo,reward_to_go,nested:rankings=2:queries=24,item
+    cp runs/tokens/efficiency.csv "$out/tokens-curve.csv"
+    cp runs/tokens/reached.csv "$out/tokens-reached.csv"
+    cp runs/tokens/efficiency.png "$out/tokens.png"
+    cp runs/tokens/settling.csv "$out/tokens-settling.csv"
+    cp runs/tokens/learning.png "$out/learning.png"
+}
+movielens() {  # (b)
+    experiment movielens --task movielens --data "${movielens:?name the folder of ml-latest-small}" --seeds 5 --steps 50 \
+        --lr 3e-5 --credits $few,nested:rankings=2:queries=24 --baselines "${baselines:-random,popularity}" --resume
+}
+lambda() {  # (c)
+    experiment lambda "${short[@]}" --seeds 3 --credits grpo,fgrpo --vary lam=0.25,0.5,1,2,4 --resume
+}
+group() {  # (e): as many rollouts a step, whatever the group
+    experiment group "${short[@]}" --seeds 3 --credits grpo,fgrpo \
+        --vary group=4:queries=32,8:queries=16,16:queries=8,32:queries=4 --resume
+}
+slate() {  # (d)
+    experiment slate "${short[@]}" --seeds 3 --credits grpo,fgrpo --rank-size 3 \
+        --vary slate_size=3,5,10,15 --resume
+}
+
+baselines() {  # on the runs of `credits`, several relevant films, recall; needs pip install -e '.[baselines]'
+    local runs=runs/credits/one_relevant-false_slate_reward-recall
+    "$python" -m fgrpo compare --out $runs --resume --init "$start" --steps 50 --lr 3e-5 --seeds 10 --credits $all \
+        --baselines random,popularity,bm25,dense,gru4rec,unisrec,decoupled,decoupled:slates=selector
+    cp $runs/comparison.csv "$out/baselines.csv"
+    cp $runs/comparison.png "$out/baselines.png"
+    cp $runs/errors.png "$out/errors.png"
+}
+oracle() {
+    "$python" -m fgrpo analyse --pools 8 --batches 16 --out "$out/oracle.csv"
+}
+
+[ $# -gt 0 ] || set -- lr lr-long credits tokens noise pool lambda group slate baselines oracle
+for name in "$@"; do "$name"; done
