@@ -4,15 +4,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint clean help
+.PHONY: demo lab test lint clean help
 
 help:
 	@echo "make demo   compare credit methods on the lab task (installs into .venv first)"
+	@echo "make lab    open the notebooks in JupyterLab (installs what they need first)"
 	@echo "make test   lint and all tests (installs the development extras first)"
 	@echo "make clean  remove .venv and caches; runs/ stays"
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fgrpo demo
+
+lab: $(VENV)/.installed-lab
+	$(BIN)/jupyter lab notebooks
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
@@ -29,6 +33,11 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e .
 	@touch $@
+
+$(VENV)/.installed-lab: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[labs]'
+	$(BIN)/python -m ipykernel install --sys-prefix --display-name 'Python 3 (fgrpo)'
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'

@@ -1,0 +1,165 @@
+"""Make the notebooks from their sources: `python notebooks/build.py [--no-run] [NN ...]`.
+
+One source per notebook, `src/NN_title.py` in jupytext's percent format, holds everything: text, exercises, solutions
+and known wrong answers. Its header names the notebook's time budget in seconds on two cores:
+
+    # ---
+    # jupyter:
+    #   fgrpo: {budget: 20}
+    # ---
+
+Cells may carry these marks, written as cell metadata on the `# %%` line:
+
+    # %% exercise="my_recall" difficulty=1 minutes=5
+        An exercise: one function, whole. The line `    # solution` stands between what the student is given and what
+        has to be written. It follows a text cell, which gets a line with difficulty and minutes, and is followed by a
+        check cell.
+    # %% wrong="my_recall" says="slate's length"
+        A known wrong answer to that exercise: one function, under any name. Its check must answer with a message
+        that holds the words `says`. It appears in no notebook.
+
+Two notebooks come of a source: `NN_title.ipynb`, where the body of an exercise is a stub and its solution is folded
+away after the check, and, if there are exercises, `solutions/NN_title.ipynb`, where it is written out. Both are run in
+a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran them.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE / "src"
+SOLUTION = "    # solution\n"
+STUB = '    raise NotImplementedError("write this function, then run the next cell")'
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+LINK = re.compile(r"\]\((\d\d_\w+\.ipynb)\)")  # to another notebook
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def read_source(path: Path) -> NotebookNode:
+    """A source as a notebook, its marks in the metadata of the cells."""
+    return jupytext.read(path, fmt="py:percent")
+
+
+def budget(notebook: NotebookNode) -> float:
+    """Seconds that the notebook may take on two cores."""
+    return float(notebook.metadata["fgrpo"]["budget"])
+
+
+def marked(notebook: NotebookNode, mark: str) -> list[NotebookNode]:
+    """The cells that carry a mark, in order."""
+    return [cell for cell in notebook.cells if mark in cell.metadata]
+
+
+def generate(path: Path) -> dict[Path, NotebookNode]:
+    """The notebooks of a source, not yet run, by the path that each belongs to."""
+    source = read_source(path)
+    folders = {HERE: False, HERE / "solutions": True} if marked(source, "exercise") else {HERE: False}
+    return {
+        folder / f"{path.stem}.ipynb": _assemble(source, path.stem[:2], solved) for folder, solved in folders.items()
+    }
+
+
+def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
+    cells: list[tuple[str, str]] = []
+    folded = ""  # a solution that waits for the check before it
+    for cell in source.cells:
+        marks, text = cell.metadata, cell.source
+        if "wrong" in marks:
+            continue
+        if "exercise" in marks:
+            given, written = text.split(SOLUTION)
+            level = "●" * marks["difficulty"] + "○" * (5 - marks["difficulty"])
+            line = f"**Exercise `{marks['exercise']}`** · difficulty {level} · about {marks['minutes']} minutes"
+            cells[-1] = ("markdown", f"{cells[-1][1]}\n\n{line}")
+            cells.append(("code", given + (written if solved else STUB)))
+            folded = f"<details><summary>Solution of <code>{marks['exercise']}</code></summary>\n\n```python\n"
+            folded += f"{given}{written}\n```\n\n</details>"
+            continue
+        cells.append((cell.cell_type, text))
+        if folded:
+            if not solved:
+                cells.append(("markdown", folded))
+            folded = ""
+    if solved:
+        title, *rest = cells[0][1].split("\n")
+        cells[0] = ("markdown", "\n".join([f"{title}, with solutions", *rest]))
+        cells = [(kind, LINK.sub(r"](../\1)", text)) for kind, text in cells]
+    new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
+    made = [new[kind](text, id=f"{number}-{place:02d}") for place, (kind, text) in enumerate(cells)]
+    return nbformat.v4.new_notebook(cells=made, metadata={**METADATA, "fgrpo": dict(source.metadata["fgrpo"])})
+
+
+def execute(notebook: NotebookNode, folder: Path, seconds: float, **options: Any) -> NotebookNode:
+    """Run a notebook in place, in a fresh kernel started in `folder`. Raises CellTimeoutError after `seconds` in all."""
+    begun: list[float] = []
+
+    def left(cell: NotebookNode) -> float:
+        begun.append(time.monotonic())
+        return max(0.01, begun[0] + seconds - time.monotonic())
+
+    client = NotebookClient(
+        notebook, timeout_func=left, startup_timeout=120, kernel_name="python3", record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )  # fmt: skip
+    client.execute(**options)
+    return notebook
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Take out what belongs to the machine: widgets without their kernel, versions, timings."""
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+    notebook.metadata = {**METADATA, "fgrpo": notebook.metadata["fgrpo"]}
+    return notebook
+
+
+def leaks(notebook: NotebookNode) -> list[str]:
+    """Paths of this machine in the outputs."""
+    text = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    return [path for path in (str(HERE.parent), str(Path.home()), sys.prefix) if path in text]
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook; the same notebook gives the same bytes."""
+    text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make the notebooks from notebooks/src.")
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="notebooks to make, as 03 (default: all)")
+    parser.add_argument("--no-run", action="store_true", help="write them without outputs")
+    options = parser.parse_args()
+    known = {path.stem[:2]: path for path in sorted(SOURCES.glob("[0-9][0-9]_*.py"))}
+    for number in options.numbers or known:
+        if number not in known:
+            parser.error(f"there is no notebook {number}; known are {', '.join(known)}")
+        for path, notebook in generate(known[number]).items():
+            began = time.monotonic()
+            path.parent.mkdir(exist_ok=True)
+            if not options.no_run:
+                execute(notebook, path.parent, 10 * budget(notebook))
+                if found := leaks(notebook):
+                    parser.exit(1, f"{path.name}: an output holds {', '.join(found)}\n")
+            write(clean(notebook), path)
+            print(f"{path.relative_to(HERE.parent)}: {len(notebook.cells)} cells, {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""The checks of the labs: each takes a student's function and answers in one sentence, naming the mistake it sees.
+
+A check tries small cases with known answers first, each of which tells one mistake from the others, and then compares
+with the kit's own function on random cases. It needs no notebook: `print(checks.recall(my_recall))`.
+"""
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fgrpo import credit, loss, rewards
+from fgrpo.config import RLConfig
+from fgrpo.prompt import phases
+
+NOT_SOLVED = "Not solved yet: write the function above, run its cell, then run this one again."
+RIGHT = "Right."
+UNKNOWN = "Not yet. This is none of the mistakes known here; compare your function with the formula."
+
+Check = Callable[[Callable[..., Any]], str]
+
+
+def check(compare: Check) -> Check:
+    """Turn exceptions of the student's function into an answer."""
+
+    @functools.wraps(compare)
+    def answer(student: Callable[..., Any]) -> str:
+        try:
+            return compare(student)
+        except NotImplementedError:
+            return NOT_SOLVED
+        except Exception as error:
+            return f"Not yet. Your function stopped with {type(error).__name__}: {error}"
+
+    return answer
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two numbers or tensors are the same, shapes included."""
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    return a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
+
+
+def number(found: Any) -> float:
+    """A student's number. Raises TypeError on anything else, None above all: a forgotten return."""
+    if isinstance(found, Tensor) and found.numel() == 1:
+        return float(found)
+    if not isinstance(found, int | float):
+        raise TypeError(f"a number was expected, not {found!r}" + (" (is `return` missing?)" if found is None else ""))
+    return float(found)
+
+
+def same(found: Any, wanted: Tensor) -> str:
+    """Empty if the student's tensor is of the right kind, else what is wrong with it."""
+    if not isinstance(found, Tensor):
+        return f"Not yet. A tensor was expected, your function returned {type(found).__name__}."
+    if found.shape != wanted.shape:
+        return f"Not yet. The shape should be {tuple(wanted.shape)}, yours is {tuple(found.shape)}."
+    return ""
+
+
+# --- 02 two rewards ---------------------------------------------------------------------------------------------------
+
+
+@check
+def recall(student: Callable[..., Any]) -> str:
+    """my_recall(slate, relevant) against fgrpo.rewards.recall."""
+    found = number(student([4, 0, 7, 2], {0, 9}))  # 1 of 2 relevant, in a slate of 4
+    case = f"For the slate [4, 0, 7, 2] and the relevant {{0, 9}} you returned {found}, not 0.5: "
+    if close(found, 0.25):
+        return f"Not yet. {case}you divided by the slate's length, which is precision."
+    if close(found, 1):
+        if close(student([0, 9, 7, 2], {0, 9}), 2):
+            return f"Not yet. {case}that is a count; divide it by how many are relevant."
+        return f"Not yet. {case}that says whether there was a hit at all, not how many of the relevant were found."
+    for seed in range(20):
+        items, gains = _lists(seed)
+        slate, relevant = items.tolist(), set(gains.nonzero().flatten().tolist())
+        wanted = float(rewards.recall(items, gains))
+        if not close(student(slate, relevant), wanted):
+            return f"{UNKNOWN} The slate {slate} with the relevant {relevant} has recall {wanted:.3f}."
+    return f"{RIGHT} It agrees with fgrpo.rewards.recall."
+
+
+@check
+def ndcg(student: Callable[..., Any]) -> str:
+    """my_ndcg(ranked, relevant, k) against fgrpo.rewards.ndcg."""
+    try:
+        found = number(student([3, 0, 9], {0, 9, 8}, 5))  # 2 of 3 relevant, at ranks 2 and 3
+    except (ZeroDivisionError, ValueError):
+        return "Not yet. You divided by log2(1) = 0 or took log2(0): you counted from 0, but the first rank is i = 1."
+    discount = (1 / torch.arange(2, 7).double().log2()).tolist()
+    dcg = discount[1] + discount[2]
+    wanted = dcg / sum(discount[:3])
+    case = f"For the list [3, 0, 9], the relevant {{0, 8, 9}} and k = 5 you returned {found:.3f}, not {wanted:.3f}: "
+    if close(found, dcg):
+        return f"Not yet. {case}that is DCG, not normalised by the best order's."
+    if close(found, dcg / sum(discount[:2])):
+        return (
+            f"Not yet. {case}you measured the list against its own best order; what the slate missed must count. "
+            "Take the best order of the whole pool."
+        )
+    if close(found, dcg / sum(discount)):
+        return f"Not yet. {case}your best order has always k relevant candidates, but this pool has only 3."
+    if close(student([0], {0, 1, 2}, 1), 1 / sum(discount[:3])):
+        return "Not yet. With 3 relevant candidates and k = 1 your best order is longer than k; it ends at rank k too."
+    if found > 0 and close(student([3, 1, 0], {0}, 2), discount[2]):
+        return "Not yet. The relevant candidate at rank 3 was paid although k = 2: nothing beyond rank k counts."
+    for seed in range(20):
+        items, gains = _lists(seed)
+        ranked, relevant = items.tolist(), set(gains.nonzero().flatten().tolist())
+        for k in (1, 3, 5, 8):
+            wanted = float(rewards.ndcg(items, gains, k))
+            if not close(student(ranked, relevant, k), wanted):
+                return f"{UNKNOWN} The list {ranked} with the relevant {relevant} has NDCG@{k} {wanted:.3f}."
+    return f"{RIGHT} It agrees with fgrpo.rewards.ndcg."
+
+
+def _lists(seed: int) -> tuple[Tensor, Tensor]:
+    """A list of 6 places of a pool of 12, and the gains of the pool: 1 to 6 relevant."""
+    generator = torch.Generator().manual_seed(seed)
+    gains = torch.zeros(12)
+    gains[torch.randperm(12, generator=generator)[: 1 + seed % 6]] = 1
+    return torch.randperm(12, generator=generator)[:6], gains
+
+
+# --- 03 advantages ----------------------------------------------------------------------------------------------------
+
+
+@check
+def advantage(student: Callable[..., Any]) -> str:
+    """my_advantage(reward) against fgrpo.credit.advantage; both (Q, G) -> (Q, G)."""
+    reward = torch.tensor([[1.0, 0.5, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 0.5], [0.25, 0.5, 0.0, 0.0, 0.0]])
+    wanted = credit.advantage(reward, RLConfig())
+    found = student(reward.clone())
+    if wrong := same(found, wanted):
+        return wrong
+    if close(found, wanted):
+        return f"{RIGHT} It agrees with fgrpo.credit.advantage."
+    centred = reward - reward.mean(dim=1, keepdim=True)
+    if close(found, reward - reward.mean()):
+        return (
+            "Not yet. You normalised across queries, not within the group: every query has its own mean. "
+            "An easy query would praise all of its rollouts."
+        )
+    if close(found, reward - reward.mean(dim=0)):
+        return "Not yet. You took the mean over queries (dim 0); the rollouts of one query lie along dim 1."
+    if any(close(found * centred.std(1, keepdim=True, correction=c), centred) for c in (0, 1)) or any(
+        torch.allclose(found.double(), (centred / (centred.std(1, keepdim=True, correction=c) + eps)).double(), atol=1e-3)
+        for c in (0, 1) for eps in (1e-8, 1e-6, 1e-4)
+    ):  # fmt: skip
+        return (
+            "Not yet. You divided by the standard deviation, as the first GRPO did; here, as in Dr. GRPO, "
+            "the advantage is only centred, so that a group which hardly differs teaches little."
+        )
+    if close(found, -wanted):
+        return "Not yet. The sign is turned: a rollout better than its group must have a positive advantage."
+    return UNKNOWN
+
+
+TOKENS = {"slate": [2, 20, 21, 22, 3], "rank": [4, 21, 20, 5, 1], "pad": [0, 0]}
+
+
+@check
+def factorised(student: Callable[..., Any]) -> str:
+    """my_credit(slate, rank, lam, tokens, close_slate, end) against fgrpo.credit.fgrpo.
+
+    slate, rank (Q, G); tokens (B, T), B = Q * G, padded with 0 after the end token -> (B, T).
+    """
+    close_slate, end, lam = 3, 1, 0.5
+    long = TOKENS["slate"] + TOKENS["rank"] + TOKENS["pad"]
+    short = [2, 23, 3, 4, 23, 5, 1] + [0] * 5
+    tokens = torch.tensor([long, short, long, short])
+    slate = torch.tensor([[1.0, 0.5], [0.25, 0.75]])
+    rank = torch.tensor([[0.2, 0.6], [0.9, 0.1]])
+    found = student(slate.clone(), rank.clone(), lam, tokens.clone(), close_slate, end)
+    mask = (tokens == end).cumsum(1) - (tokens == end).long() == 0
+    phase = phases(tokens, mask, close_slate)
+    a_slate, a_rank = (credit.advantage(x, RLConfig()).flatten().unsqueeze(1) for x in (slate, rank))
+    paid = rewards.Rewards(slate, rank, torch.zeros(2, 2), items=torch.empty(0), places=torch.empty(0))
+    rollouts: Any = SimpleNamespace(phase=phase)  # all that these methods look at
+    wanted, joint = (method(paid, rollouts, RLConfig(lam=lam)) for method in (credit.fgrpo, credit.grpo))
+    if wrong := same(found, wanted):
+        return wrong
+    if close(found, wanted):
+        return f"{RIGHT} It agrees with fgrpo.credit.fgrpo."
+    if close(found, joint):
+        return "Not yet. Every token got the advantage of the sum of both rewards: that is joint credit, GRPO's."
+    if close(found, a_slate * (phase == 2) + lam * a_rank * (phase == 1)):
+        return (
+            "Not yet. The phases are exchanged: slate tokens were paid by the rank reward, rank tokens by the slate's."
+        )
+    if close(found, a_slate * (phase == 1) + a_rank * (phase == 2)):
+        return "Not yet. lam is missing: the rank phase learns from lam times its advantage."
+    if close(found * (tokens != end), wanted * (tokens != end)) and close(found[tokens == end], torch.zeros(4)):
+        return "Not yet. The end token has no credit: ending the list is a decision of the rank phase."
+    if close(found * mask, wanted) and bool((found[~mask] != 0).any()):
+        return "Not yet. Padding got credit: nothing counts after the end token."
+    if close(found * (tokens != close_slate), wanted * (tokens != close_slate)):
+        return "Not yet. The token </SLATE> has the wrong credit: closing the slate is the last decision of the slate phase."
+    return UNKNOWN
+
+
+# --- 04 the loss ------------------------------------------------------------------------------------------------------
+
+
+@check
+def surrogate(student: Callable[..., Any]) -> str:
+    """my_surrogate(ratio, advantages, low, high) against fgrpo.loss.clipped_surrogate."""
+    low, high = 0.2, 0.3
+    ratio = torch.tensor([1.0, 1.1, 2.0, 0.5, 1.0, 0.9, 2.0, 0.5])
+    advantages = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0])
+    wanted = loss.clipped_surrogate(ratio, advantages, low, high)
+    found = student(ratio.clone(), advantages.clone(), low, high)
+    if wrong := same(found, wanted):
+        return wrong
+    if close(found, wanted):
+        return f"{RIGHT} It agrees with fgrpo.loss.clipped_surrogate."
+    clipped = ratio.clamp(1 - low, 1 + high) * advantages
+    if close(found, ratio * advantages):
+        return "Not yet. Nothing is clipped: one rollout could be followed as far as the optimizer likes."
+    if close(found, clipped):
+        return (
+            "Not yet. You always clipped. Take the minimum of both: where the policy moved the wrong way "
+            "(ratio 0.5, advantage +1) the gradient must stay, to bring it back."
+        )
+    if close(found, torch.maximum(ratio * advantages, clipped)):
+        return "Not yet. You took the maximum: that keeps the gradient where it should stop and stops it where it is needed."
+    if close(found, torch.minimum(ratio, ratio.clamp(1 - low, 1 + high)) * advantages):
+        return (
+            "Not yet. You took the minimum of the ratios, before the advantage: for a negative advantage "
+            "the smaller product belongs to the larger ratio."
+        )
+    if close(found, torch.minimum(ratio * advantages, ratio.clamp(1 - high, 1 + low) * advantages)):
+        return "Not yet. The widths are exchanged: the ratio is held between 1 - low and 1 + high."
+    return UNKNOWN
+
+
+@check
+def normalised(student: Callable[..., Any]) -> str:
+    """my_loss(per_token, mask, longest): minus the sum over real tokens, over B * longest."""
+    generator = torch.Generator().manual_seed(0)
+    per_token = torch.randn(4, 6, generator=generator)
+    mask = torch.arange(6) < torch.tensor([[6], [5], [2], [3]])
+    longest = 10
+    wanted = -(per_token * mask).sum() / (4 * longest)
+    found = student(per_token.clone(), mask.clone(), longest)
+    if wrong := same(found, wanted):
+        return wrong
+    if close(found, wanted):
+        return f"{RIGHT} It is the last step of fgrpo.loss.policy_loss."
+    if close(found, -wanted):
+        return "Not yet. The sign is missing: an optimizer makes the loss smaller, and we want more of what paid."
+    if close(found, -per_token.sum() / (4 * longest)):
+        return "Not yet. Padding was counted: the mask is missing."
+    if close(found, -((per_token * mask).sum(1) / mask.sum(1)).mean()):
+        return (
+            "Not yet. You divided each output by its own length: a token of a short output then weighs more "
+            "than one of a long output. Divide by the constant longest."
+        )
+    if close(found, -loss.masked_mean(per_token, mask)):
+        return (
+            "Not yet. You divided by the number of real tokens of this batch: long outputs elsewhere then "
+            "change the weight of this token. Divide by the constant B * longest."
+        )
+    if close(found, -(per_token * mask).sum() / (4 * 6)):
+        return "Not yet. You divided by the width of this batch; longest is the longest output that the grammar allows."
+    return UNKNOWN
+
+
+# --- 06 diagnosis -----------------------------------------------------------------------------------------------------
+
+
+@check
+def fate(student: Callable[..., Any]) -> str:
+    """my_fate(candidate, slate, ranked, relevant) against fgrpo.evaluate.fates."""
+    from fgrpo.evaluate import FATES, fates
+
+    slate, ranked, relevant = [0, 1, 5, 6, 2], [0, 5, 1, 6], {0, 1, 2, 3}  # 5 and 6 are irrelevant, 4 is elsewhere
+    case = f"For the slate {slate}, the ranked list {ranked} and the relevant {relevant} you said that "
+    known = {0: "right", 1: "rank_drop", 2: "rank_drop", 3: "slate_miss"}
+    said = {c: student(c, list(slate), list(ranked), set(relevant)) for c in known}
+    if wrong := [x for x in said.values() if x not in FATES[:3]]:
+        return f"Not yet. The answer must be one of {', '.join(FATES[:3])}, not {wrong[0]!r}."
+    if said[1] == "right":
+        return f"Not yet. {case}1 is right, but 5, which is irrelevant, is above it: it matters where it stands."
+    if said[2] == "slate_miss":
+        return (
+            f"Not yet. {case}2 is a slate miss, but it is in the slate and was left out of the ranked list. "
+            "Whether the slate missed it is not to be seen in the ranked list: look at the slate."
+        )
+    if said[0] != "right":
+        return f"Not yet. {case}0 is a {said[0]}, but nothing is above it. An irrelevant one that stands below does no harm."
+    if student(1, [0, 1], [0, 1], {0, 1}) != "right":
+        return "Not yet. In the ranked list [0, 1] both are relevant, so both are right: not only the first place counts."
+    for c, wanted in known.items():
+        if said[c] != wanted:
+            return f"{UNKNOWN} {case}{c} is a {said[c]}, but it is a {wanted}."
+    for seed in range(30):
+        items, gains = _lists(seed)
+        slate, ranked, relevant = items.tolist(), items.flip(0)[:4].tolist(), set(gains.nonzero().flatten().tolist())
+        codes = fates(items.unsqueeze(0), items.flip(0)[:4].unsqueeze(0), torch.tensor([False]), gains[None])[0]
+        for c in sorted(relevant):
+            if (found := student(c, list(slate), list(ranked), set(relevant))) != (wanted := FATES[codes[c]]):
+                return f"{UNKNOWN} Slate {slate}, ranked {ranked}, relevant {relevant}: {c} is a {wanted}, no {found}."
+    return f"{RIGHT} It agrees with fgrpo.evaluate.fates."
+
+
+@check
+def reward_to_go(student: Callable[..., Any]) -> str:
+    """my_reward_to_go(slate, rank, lam, in_slate, in_rank) against fgrpo.credit.reward_to_go."""
+    lam, (slate, rank) = 0.5, torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    slates, ends = torch.tensor([[3], [2], [4], [3], [3], [2]]), torch.tensor([[6], [5], [6], [4], [6], [5]])
+    place = torch.arange(7)
+    in_slate, in_rank = place < slates, (place >= slates) & (place < ends)  # (6, 7); the last place is padding
+    found = student(slate.clone(), rank.clone(), lam, in_slate.clone(), in_rank.clone())
+    joint, own, alone, bare = (
+        credit.advantage(x, RLConfig()).reshape(-1, 1) for x in (slate + lam * rank, lam * rank, slate, rank)
+    )
+    wanted = joint * in_slate + own * in_rank
+    if wrong := same(found, wanted):
+        return wrong
+    if close(found, wanted):
+        return f"{RIGHT} It agrees with fgrpo.credit.reward_to_go."
+    if close(found, joint * (in_slate | in_rank)):
+        return "Not yet. The rank tokens got the slate's reward as well: that is joint credit. It came before them."
+    if close(found, alone * in_slate + own * in_rank):
+        return "Not yet. Each phase got its own reward alone: that is factorised credit. The rank reward follows the slate."
+    if close(found, alone * in_slate + joint * in_rank):
+        return "Not yet. You looked back in time: a token can only change the rewards that come after it."
+    if close(found, joint * in_slate + bare * in_rank):
+        return "Not yet. lam is missing: the rank tokens learn from lam times their advantage."
+    raw = (slate + lam * rank).reshape(-1, 1) * in_slate + (lam * rank).reshape(-1, 1) * in_rank
+    if close(found, raw):
+        return "Not yet. The rewards are not centred: an advantage is the reward minus the mean of its group."
+    if close(found * (in_slate | in_rank), wanted):
+        return "Not yet. Padding got credit: outside both phases everything is 0."
+    return UNKNOWN

@@ -1,0 +1,262 @@
+# ---
+# jupyter:
+#   fgrpo: {budget: 20}
+# ---
+
+# %% [markdown]
+# # 2. Two rewards (lab)
+#
+# **What is each phase paid for?**
+#
+# The [first notebook](01_one_rollout.ipynb) split an output into a slate and a ranked list. Now both get a mark. You
+# will write the two marks yourself, and then look at a whole group of outputs through them.
+#
+# *In a lab, cells that say `raise NotImplementedError` are yours. The cell after each tells you whether it is right, and
+# if not, which mistake it looks like. Nothing later depends on your answer: the kit's own function takes over.*
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+SEED = 0  # change it and run again: every number below is computed
+REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
+
+here = Path.cwd()
+places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+if ROOT is None:
+    raise SystemExit(
+        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        f"!git clone {REPOSITORY} kit && pip install -e kit"
+    )
+sys.path.insert(0, str(ROOT))
+FIGURES = ROOT / "runs" / "notebooks"
+
+# %% [markdown]
+# ## A number for every output
+#
+# A **reward** is a number that says how good an output was; more is better. In *reinforcement learning* nobody shows the
+# model the right output. It writes, it is paid, and it shifts its probabilities towards what paid well.
+#
+# A single number for the finished list cannot say *why* the list is bad. There are two ways to lose a relevant film:
+#
+# - a **slate miss**: it never entered the slate;
+# - a **rank drop**: it was in the slate, but was ranked too low or left out.
+#
+# So there are two rewards: `slate` judges the selection and knows nothing of the order; `rank` judges the ranked list.
+
+# %%
+import math
+
+import torch
+from IPython.display import Image, Markdown
+
+from notebooks import checks
+
+# %% [markdown]
+# ## The slate reward: recall
+#
+# **Recall** is the share of the relevant candidates that the slate holds:
+#
+# ```text
+# recall = (relevant candidates in the slate) / (relevant candidates in the pool)
+# ```
+#
+# The order of the slate does not matter. Recall is 1 when nothing was missed, however much else is in the slate.
+
+
+# %% exercise="my_recall" difficulty=1 minutes=5
+def my_recall(slate: list[int], relevant: set[int]) -> float:
+    """Recall of a slate. Both arguments hold places in the pool; `relevant` is never empty."""
+    # solution
+    return len(set(slate) & relevant) / len(relevant)
+
+
+# %%
+print(checks.recall(my_recall))
+
+
+# %% wrong="my_recall" says="precision"
+def over_the_slate(slate, relevant):
+    return len(set(slate) & relevant) / len(slate)
+
+
+# %% wrong="my_recall" says="count"
+def how_many(slate, relevant):
+    return float(len(set(slate) & relevant))
+
+
+# %% wrong="my_recall" says="hit"
+def any_at_all(slate, relevant):
+    return float(bool(set(slate) & relevant))
+
+
+# %% [markdown]
+# ## The rank reward: NDCG
+#
+# For a ranked list it matters *where* the relevant candidates stand. **DCG** (discounted cumulative gain) gives a relevant
+# candidate at rank i, counted from 1, a share that shrinks with i, and looks at the first k ranks only:
+#
+# ```text
+# DCG@k  = sum over ranks i = 1 ... k of  gain_i / log2(i + 1)      gain_i: 1 if the candidate at rank i is relevant, else 0
+# NDCG@k = DCG@k / (DCG@k of the best order of the whole pool)      N: normalised, between 0 and 1
+# ```
+#
+# The best order puts all relevant candidates *of the pool* first. Not of the slate: otherwise a slate that missed
+# something would make the ranker's work look better than it is.
+
+# %%
+from fgrpo.rewards import discounts
+
+weights = discounts(5, torch.ones(()))
+Markdown(
+    "| rank i | " + " | ".join(str(i) for i in range(1, 6)) + " |\n|---" + "|---" * 5 + "|\n"
+    "| 1 / log2(i + 1) | " + " | ".join(f"{w:.3f}" for w in weights) + " |"
+)
+
+# %% [markdown]
+# Write NDCG@k for plain lists. Mind the pools with fewer than k relevant candidates, and those with more.
+
+
+# %% exercise="my_ndcg" difficulty=2 minutes=10
+def my_ndcg(ranked: list[int], relevant: set[int], k: int) -> float:
+    """NDCG@k of a ranked list, best first. Both hold places in the pool; `relevant` is never empty."""
+
+    # solution
+    def discount(i):
+        return 1 / math.log2(i + 1)
+
+    dcg = sum(discount(i) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
+    best = sum(discount(i) for i in range(1, min(k, len(relevant)) + 1))
+    return dcg / best
+
+
+# %%
+print(checks.ndcg(my_ndcg))
+
+
+# %% wrong="my_ndcg" says="not normalised"
+def without_the_best(ranked, relevant, k):
+    return sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
+
+
+# %% wrong="my_ndcg" says="own best order"
+def against_its_own_best(ranked, relevant, k):
+    found = [item in relevant for item in ranked[:k]]
+    dcg = sum(hit / math.log2(i + 1) for i, hit in enumerate(found, start=1))
+    best = sum(hit / math.log2(i + 1) for i, hit in enumerate(sorted(found, reverse=True), start=1))
+    return dcg / best if best else 0.0
+
+
+# %% wrong="my_ndcg" says="always k relevant"
+def as_if_k_were_relevant(ranked, relevant, k):
+    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
+    return dcg / sum(1 / math.log2(i + 1) for i in range(1, k + 1))
+
+
+# %% wrong="my_ndcg" says="counted from 0"
+def from_zero(ranked, relevant, k):
+    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k]) if item in relevant)
+    return dcg / sum(1 / math.log2(i + 1) for i in range(min(k, len(relevant))))
+
+
+# %% wrong="my_ndcg" says="beyond rank k"
+def no_end(ranked, relevant, k):
+    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked, start=1) if item in relevant)
+    return dcg / sum(1 / math.log2(i + 1) for i in range(1, min(k, len(relevant)) + 1))
+
+
+# %% wrong="my_ndcg" says="longer than k"
+def best_of_all(ranked, relevant, k):
+    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
+    return dcg / sum(1 / math.log2(i + 1) for i in range(1, len(relevant) + 1))
+
+
+# %% [markdown]
+# ## A group of rollouts
+#
+# The G rollouts of a group answer the same query, so their rewards can be compared. `score` gives the rewards of all groups
+# at once, shape `(Q, G)`: Q queries, G rollouts each. We draw groups for some queries of the test set and look at the one
+# whose rollouts differ most.
+
+# %%
+from fgrpo.checkpoint import policy_folder
+from fgrpo.compare import SHIPPED
+from fgrpo.config import Config
+from fgrpo.data import read_jsonl
+from fgrpo.datasets import DATA
+from fgrpo.policy import Policy
+from fgrpo.rewards import score
+from fgrpo.trainer import sample
+
+config = Config()
+policy = Policy.load(policy_folder(SHIPPED))
+generator = torch.Generator().manual_seed(SEED)
+test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
+queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
+rollouts = sample(policy, queries, config, generator)
+rewards = score(rollouts, queries, config.rl)
+q = int((rewards.slate.std(dim=1) + rewards.rank.std(dim=1)).argmax())
+Markdown(
+    f"`rewards.slate` and `rewards.rank` have the shape (Q, G) = {tuple(rewards.slate.shape)}. "
+    f"Query {q} has {len(queries[q].relevant)} relevant candidates: {sorted(queries[q].relevant)}."
+)
+
+# %%
+rows = ["| rollout | slate | ranked list | slate reward | rank reward |", "|---" * 5 + "|"]
+for g, output in enumerate(rollouts.outputs[q * rollouts.group : (q + 1) * rollouts.group]):
+    marked = (
+        " ".join(f"**★{i}**" if i in queries[q].relevant else str(i) for i in part)
+        for part in (output.slate, output.rank)
+    )
+    rows.append(f"| {g + 1} | {' | '.join(marked)} | {rewards.slate[q, g]:.2f} | {rewards.rank[q, g]:.2f} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# ## The figure to keep
+#
+# A row is a rollout. On the left what each phase is paid. In the middle, how much of the slate reward would be lost
+# without the item at that place of the slate; on the right, what each rank brings to the rank reward (a row sums up to
+# it). Dark without a number: nothing. Grey: the list had ended.
+
+# %%
+from fgrpo import figures
+from fgrpo.plots import save
+
+heat = figures.group_rewards(rewards, rollouts, q)
+Image(save(heat, FIGURES / "02_two_rewards.png"), width=950, alt="Rewards of one group: G rollouts by rewards")
+
+# %% [markdown]
+# ## What one number would have hidden
+#
+# Add both rewards up, as a single mark for the list would, and compare any two rollouts of a group. How often does the
+# sum say that one is better while a phase did *equally well* in both, or was even *better in the other one*? Each such
+# pair is a case where the sum praises tokens that did not earn it.
+
+
+# %%
+def misled(joint, own):
+    """Pairs of a group that the sum tells apart though `own` is level, and pairs in the opposite order. (Q, G) each."""
+    joint, own = (x.unsqueeze(2) - x.unsqueeze(1) for x in (joint, own))  # (Q, G, G): every pair, both ways round
+    return [int(pairs.sum()) // 2 for pairs in ((own == 0) & (joint != 0), own * joint < 0)]
+
+
+pairs = rewards.slate.numel() * (rollouts.group - 1) // 2
+rows = ["| phase | pairs | level, but the sum differs | opposite order |", "|---" * 4 + "|"]
+for name, own in (("slate", rewards.slate), ("rank", rewards.rank)):
+    level, opposite = misled(rewards.slate + rewards.rank, own)
+    rows.append(f"| {name} | {pairs} | {level} | {opposite} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# ## Good to know
+#
+# - An output that breaks the form is *ill-formed*: both its rewards are 0 and `rewards.format` is minus the format penalty.
+#   With the grammar switched on, as here, it cannot happen.
+# - Recall never minds a longer slate. With F1 as slate reward (`--slate-reward f1`) every useless item costs a little,
+#   and the slate learns to be short; a later notebook shows what that does to the ranker.
+# - The rank reward depends on the slate: a film that was missed cannot be ranked. The slate reward does not depend on
+#   the ranked list.
+#
+# **Next:** [advantages](03_advantages.ipynb), who gets the credit.

@@ -1,0 +1,334 @@
+# ---
+# jupyter:
+#   fgrpo: {budget: 20}
+# ---
+
+# %% [markdown]
+# # 3. Advantages (lab)
+#
+# **Who gets the credit?**
+#
+# Two rewards are known for every rollout ([notebook 2](02_two_rewards.ipynb)). Now they become a number for every token:
+# how much more, or less, of it we want. One way of doing it praises bad rankings and blames good ones. Four outputs
+# written by hand are enough to see that; the model comes later.
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+SEED = 0  # change it and run again: every number below is computed
+REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
+
+here = Path.cwd()
+places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+if ROOT is None:
+    raise SystemExit(
+        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        f"!git clone {REPOSITORY} kit && pip install -e kit"
+    )
+sys.path.insert(0, str(ROOT))
+FIGURES = ROOT / "runs" / "notebooks"
+
+# %%
+from dataclasses import replace
+
+import torch
+from IPython.display import Image, Markdown, display
+
+from fgrpo.plots import save
+from notebooks import checks
+
+# %% [markdown]
+# ## Four rollouts, written by hand
+#
+# One query with two relevant candidates. The four outputs are every combination of a good and a bad slate with a good
+# and a bad ranked list. (After a bad slate, "good" means: as good as that slate allowed.)
+
+# %%
+from fgrpo.data import read_jsonl
+from fgrpo.datasets import DATA
+
+test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
+example = next(e for e in test[SEED:] + test if len(e.relevant) == 2)
+a, b = sorted(example.relevant)
+x, y, z = [i for i in range(len(example.candidates)) if i not in example.relevant][:3]
+
+WRITTEN = {  # name: (slate, ranked list)
+    "good slate, good rank": ([a, b, x, y], [a, b, x]),
+    "good slate, bad rank": ([a, b, x, y], [x, y, b]),
+    "bad slate, good rank": ([a, x, y, z], [a, x, y]),
+    "bad slate, bad rank": ([a, x, y, z], [x, y, z]),
+}
+Markdown(
+    f"Relevant: {a} and {b}.\n\n| rollout | slate | ranked list |\n|---|---|---|\n"
+    + "\n".join(f"| {name} | {s} | {r} |" for name, (s, r) in WRITTEN.items())
+)
+
+# %% [markdown]
+# The kit reads them like outputs of the policy: text, then tokens, then a `Rollouts` record of one group. Its `phase`
+# (B, T) is known from notebook 1, the rewards `slate` and `rank` (Q, G) from notebook 2; here B = G and Q = 1.
+
+# %%
+from fgrpo.checkpoint import policy_folder
+from fgrpo.compare import SHIPPED
+from fgrpo.config import Config
+from fgrpo.policy import Policy
+from fgrpo.prompt import Output, completion_text, phases
+from fgrpo.rewards import score
+from fgrpo.rollout import Rollouts
+from fgrpo.trainer import sampling_of
+
+config = Config()
+policy = Policy.load(policy_folder(SHIPPED))
+outputs = [Output(tuple(slate), tuple(rank)) for slate, rank in WRITTEN.values()]
+labels = policy.labels.candidates(example)
+texts = [completion_text(o.slate, o.rank, labels) for o in outputs]
+batch = policy.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+tokens, mask = batch["input_ids"], batch["attention_mask"].bool()
+phase = phases(tokens, mask, policy.tags[1])
+rollouts = Rollouts(
+    policy.encode([example]), tokens, mask, phase, torch.zeros(tokens.shape), outputs, len(outputs), sampling_of(config)
+)
+rewards = score(rollouts, [example], config.rl)
+rows = ["| rollout | slate reward | rank reward |", "|---" * 3 + "|"]
+rows += [f"| {n} | {s:.2f} | {r:.2f} |" for n, s, r in zip(WRITTEN, rewards.slate[0], rewards.rank[0], strict=True)]
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# ## Better than what?
+#
+# A reward of 0.5 is good for a hard query and poor for an easy one. What counts is whether a rollout was better than the
+# other rollouts *of the same query*. The **advantage** is the reward minus the mean of its group:
+#
+# ```text
+# advantage[q, g] = reward[q, g] - mean of reward[q, :]
+# ```
+#
+# It is called *group-relative*: nothing but the group itself serves as the yardstick (the **baseline**). Positive: more of
+# this, please. Negative: less. In every group the advantages sum to 0.
+
+
+# %% exercise="my_advantage" difficulty=1 minutes=5
+def my_advantage(reward: torch.Tensor) -> torch.Tensor:
+    """Group-relative advantage of every rollout. (Q, G) -> (Q, G)."""
+    # solution
+    return reward - reward.mean(dim=1, keepdim=True)
+
+
+# %%
+print(checks.advantage(my_advantage))
+
+
+# %% wrong="my_advantage" says="across queries"
+def one_mean_for_all(reward):
+    return reward - reward.mean()
+
+
+# %% wrong="my_advantage" says="dim 0"
+def along_the_wrong_axis(reward):
+    return reward - reward.mean(dim=0, keepdim=True)
+
+
+# %% wrong="my_advantage" says="standard deviation"
+def standardised(reward):
+    return (reward - reward.mean(dim=1, keepdim=True)) / (reward.std(dim=1, keepdim=True) + 1e-4)
+
+
+# %% wrong="my_advantage" says="sign is turned"
+def turned(reward):
+    return reward.mean(dim=1, keepdim=True) - reward
+
+
+# %% [markdown]
+# ## Joint credit
+#
+# The usual method, **GRPO**, adds both rewards up and gives every token of a rollout the same advantage. `lam` (lambda)
+# weighs the rank reward:
+#
+# ```text
+# joint[q, g] = slate[q, g] + lam * rank[q, g]
+# every token of rollout (q, g):   advantage of joint[q, g]
+# ```
+#
+# If the list is good, slate and ranking are both praised, whichever of them made it good.
+
+# %% [markdown]
+# ## Factorised credit
+#
+# **F-GRPO** (arXiv 2605.12995) gives each phase the advantage of its own reward:
+#
+# ```text
+# slate tokens of rollout (q, g):        advantage of slate[q, g]
+# rank tokens of rollout (q, g):   lam * advantage of rank[q, g]
+# padding:                               0
+# ```
+#
+# Write it, from the tokens on. The slate phase reaches through the token `close_slate`, the rank phase from there through
+# the token `end`; what follows is padding. Row `q * G + g` of `tokens` is rollout g of query q.
+
+
+# %% exercise="my_credit" difficulty=3 minutes=15
+def my_credit(
+    slate: torch.Tensor, rank: torch.Tensor, lam: float, tokens: torch.Tensor, close_slate: int, end: int
+) -> torch.Tensor:
+    """One advantage per token. slate, rank (Q, G) and tokens (B, T), where B = Q * G -> (B, T)."""
+    # solution
+    a_slate, a_rank = (x - x.mean(dim=1, keepdim=True) for x in (slate, rank))
+    closes, ends = tokens == close_slate, tokens == end
+    in_slate = closes.cumsum(1) - closes.long() == 0  # nothing closed before this token
+    real = ends.cumsum(1) - ends.long() == 0  # nothing ended before this token
+    own = torch.where(in_slate, a_slate.reshape(-1, 1), lam * a_rank.reshape(-1, 1))
+    return own * real
+
+
+# %%
+print(checks.factorised(my_credit))
+
+
+# %% wrong="my_credit" says="end token has no credit"
+def without_the_end(slate, rank, lam, tokens, close_slate, end):
+    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
+    in_slate = (tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0
+    return torch.where(in_slate, a_slate, lam * a_rank) * ((tokens == end).cumsum(1) == 0)
+
+
+# %% wrong="my_credit" says="joint credit"
+def the_sum_for_all(slate, rank, lam, tokens, close_slate, end):
+    joint = slate + lam * rank
+    return (joint - joint.mean(1, keepdim=True)).reshape(-1, 1) * (
+        (tokens == end).cumsum(1) - (tokens == end).long() == 0
+    )
+
+
+# %% wrong="my_credit" says="</SLATE>"
+def closing_paid_by_rank(slate, rank, lam, tokens, close_slate, end):
+    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
+    real = (tokens == end).cumsum(1) - (tokens == end).long() == 0
+    return torch.where((tokens == close_slate).cumsum(1) == 0, a_slate, lam * a_rank) * real
+
+
+# %% wrong="my_credit" says="Padding got credit"
+def on_and_on(slate, rank, lam, tokens, close_slate, end):
+    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
+    return torch.where((tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0, a_slate, lam * a_rank)
+
+
+# %% wrong="my_credit" says="lam is missing"
+def unweighted(slate, rank, lam, tokens, close_slate, end):
+    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
+    in_slate = (tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0
+    real = (tokens == end).cumsum(1) - (tokens == end).long() == 0
+    return torch.where(in_slate, a_slate, a_rank) * real
+
+
+# %% [markdown]
+# ## The same four rollouts under both
+#
+# In the kit a credit method is a function with a name; `assign_credit` calls the one that `config.credit` names and
+# returns advantages (B, T). Every token of a phase has the same one, so it is enough to read it off the first token.
+
+# %%
+from fgrpo.credit import assign_credit
+from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
+
+
+def credit_of(method, rewards, lam):
+    """Advantage on the slate tokens and on the rank tokens of each rollout, as two lists."""
+    advantages = assign_credit(rewards, rollouts, replace(config.rl, credit=method, lam=lam))  # (B, T)
+    first = [(phase == p).int().argmax(dim=1, keepdim=True) for p in (PHASE_SLATE, PHASE_RANK)]
+    return tuple(advantages.gather(1, place).squeeze(1).tolist() for place in first)
+
+
+# %% [markdown]
+# ## The figure to keep
+#
+# On the left what the slate tokens are given, on the right what the rank tokens are given, under joint credit (`grpo`)
+# and under their own (`fgrpo`). Where the two point in opposite directions, joint credit has blamed or praised a phase
+# for what the other phase did.
+
+# %%
+from fgrpo import figures
+
+
+def bars(rewards, lam):
+    """The figure for these rewards."""
+    return figures.credit_bars(list(WRITTEN), {m: credit_of(m, rewards, lam) for m in ("grpo", "fgrpo")})
+
+
+Image(save(bars(rewards, 1.0), FIGURES / "03_advantages.png"), width=900, alt="Joint and per-phase advantages")
+
+# %%
+grpo, fgrpo = (credit_of(method, rewards, 1.0) for method in ("grpo", "fgrpo"))
+lines = []
+for name, joint, own in zip(WRITTEN, grpo[1], fgrpo[1], strict=True):
+    verdict = "the wrong way" if joint * own < 0 else "the same way"
+    lines.append(f"- {name}: its ranking earned {own:+.2f} and is given {joint:+.2f}, {verdict}")
+Markdown("What joint credit tells the rank tokens:\n\n" + "\n".join(lines))
+
+# %% [markdown]
+# The two mixed rollouts are the ones that go wrong. A bad ranking after a good slate rides along on the slate's success;
+# a good ranking after a bad slate is blamed for what it could not help. With enough rollouts this averages out, since
+# luck of the slate hits good and bad rankings alike, but until then it is **noise**: the right signal drowned in the
+# other phase's.
+
+# %% [markdown]
+# ## Move it yourself
+#
+# `lam` decides how loud the rank reward is. Joint credit mixes the two rewards, so `lam` also decides *which* phase is
+# wronged. Run the second cell for sliders that change one rollout's rewards and `lam`; where sliders are not shown, the
+# first has three values of `lam`.
+
+# %%
+for lam in (0.25, 1.0, 4.0):
+    display(Markdown(f"`lam` = {lam}"))
+    display(Image(save(bars(rewards, lam), FIGURES / f"03_lambda_{lam:g}.png"), width=700))
+
+# %%
+from ipywidgets import interact
+
+
+def edited(rollout, slate=0.5, rank=0.5, lam=1.0):
+    """The figure after one rollout's rewards were changed by hand."""
+    place = list(WRITTEN).index(rollout)
+    new = replace(rewards, slate=rewards.slate.clone(), rank=rewards.rank.clone())
+    new.slate[0, place], new.rank[0, place] = slate, rank
+    return Image(save(bars(new, lam), FIGURES / "03_edited.png"), width=900)
+
+
+sliders = interact(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05), lam=(0.0, 4.0, 0.25))
+
+# %% [markdown]
+# ## With a real policy
+#
+# How often does it happen outside the textbook? We let the policy write groups for queries of the test set and compare
+# the sign of both advantages, phase by phase. A group whose rollouts all earned the same gives every one of them 0: it
+# teaches nothing.
+
+# %%
+from fgrpo.credit import zero_variance
+from fgrpo.trainer import sample
+
+generator = torch.Generator().manual_seed(SEED)
+queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
+drawn = sample(policy, queries, config, generator)
+earned = score(drawn, queries, config.rl)
+joint, own = (assign_credit(earned, drawn, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo"))
+rows = ["| phase | rollouts | wrong sign | own 0, joint not | groups that teach nothing |", "|---" * 5 + "|"]
+for name, p in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
+    first = (drawn.phase == p).int().argmax(dim=1, keepdim=True)
+    a, b = joint.gather(1, first), own.gather(1, first)
+    wrong, blind = int((a * b < 0).sum()), int(((b == 0) & (a != 0)).sum())
+    still = int(zero_variance(getattr(earned, name)).sum())
+    rows.append(f"| {name} | {len(a)} | {wrong} | {blind} | {still} of {len(queries)} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# ## Is factorised credit simply better?
+#
+# It has a price. Under F-GRPO the slate is never told what the ranker could have used, only what the slate's own reward
+# measures. And a ranking is compared with rankings of *other* slates, so luck of the slate is still in the rank
+# advantage. The kit has methods for both (`reward_to_go`, `nested`); later notebooks measure when each pays.
+#
+# **Next:** [the loss](04_the_loss.ipynb), which turns advantages into a step.

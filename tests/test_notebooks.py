@@ -1,0 +1,105 @@
+"""Every notebook runs from a fresh kernel, offline and in time, and is what its source says."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from notebooks import build
+
+SOURCES = sorted(build.SOURCES.glob("*.py"))
+COMMITTED = sorted([*build.HERE.glob("*.ipynb"), *build.HERE.glob("solutions/*.ipynb")])
+STUB = build.STUB.strip()
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(build.HERE))
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def without_outputs(notebook: NotebookNode) -> dict:
+    cells = [
+        {name: value for name, value in cell.items() if name not in ("outputs", "execution_count")}
+        for cell in notebook.cells
+    ]
+    return {**notebook, "cells": cells}
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=named)
+def test_runs_from_a_fresh_kernel_within_twice_its_budget(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):  # whoever asks the network fails at once
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = read(path)
+    build.execute(notebook, path.parent, 2 * build.budget(notebook), env=dict(os.environ))
+    assert not build.leaks(notebook)
+    said = [o["text"] for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    assert not [text for text in said if "font cache" not in text]  # matplotlib's, once on a new machine
+    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {"state": {}})
+    drawn = [o["output_type"] for w in widgets["state"].values() for o in w["state"].get("outputs", [])]
+    assert "error" not in drawn, "what a slider calls has failed"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_committed_notebooks_are_what_their_source_makes(path: Path) -> None:
+    for target, notebook in build.generate(path).items():
+        assert without_outputs(read(target)) == without_outputs(build.clean(notebook)), (
+            f"run notebooks/build.py {path.stem[:2]}"
+        )
+
+
+def test_no_notebook_is_without_a_source() -> None:
+    assert sorted(target for path in SOURCES for target in build.generate(path)) == COMMITTED
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=named)
+def test_shape_of_a_notebook(path: Path) -> None:
+    notebook, solved = read(path), path.parent.name == "solutions"
+    nbformat.validate(notebook)
+    assert len(notebook.cells) <= 40
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 25
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    raising = [cell for cell in code if "NotImplementedError" in cell.source]
+    assert all(cell.source.endswith(STUB) for cell in raising) and not (solved and raising)
+    assert all(cell.execution_count for cell in code), "committed without outputs"
+    assert not build.leaks(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3" and notebook.metadata["language_info"] == {
+        "name": "python"
+    }
+    assert all(not cell.metadata for cell in notebook.cells)
+
+
+def test_every_notebook_opens_with_the_same_cell() -> None:
+    first = {next(c for c in read(path).cells if c.cell_type == "code").source for path in COMMITTED}
+    assert len(first) == 1 and "SEED = " in first.pop()
+
+
+def test_the_first_cell_finds_the_kit_or_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = next(c for c in read(COMMITTED[0]).cells if c.cell_type == "code").source
+    monkeypatch.setattr("sys.path", [])
+    beside = tmp_path / "beside"  # as on Colab: the notebook lies beside the checkout
+    (beside / "kit" / "fgrpo").mkdir(parents=True)
+    (beside / "kit" / "fgrpo" / "__init__.py").touch()
+    inside = [(folder, build.HERE.parent) for folder in (build.HERE, build.HERE / "solutions", build.HERE.parent)]
+    for folder, root in [*inside, (beside, beside / "kit")]:
+        monkeypatch.chdir(folder)
+        names: dict = {}
+        exec(source, names)
+        assert names["ROOT"] == root
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setenv("FGRPO_REPOSITORY", "https://example.org/kit.git")
+    with pytest.raises(SystemExit, match=r"git clone https://example\.org/kit\.git kit && pip install -e kit"):
+        exec(source, {})
+
+
+def test_links_lead_somewhere() -> None:
+    for path in COMMITTED:
+        for cell in read(path).cells:
+            for target in build.re.findall(r"\]\(([^):#]+)\)", cell.source if cell.cell_type == "markdown" else ""):
+                assert (path.parent / target).is_file(), f"{named(path)} links to {target}"
