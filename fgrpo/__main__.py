@@ -96,8 +96,6 @@ def compare(args: argparse.Namespace) -> None:
     if args.against and args.against not in credits:
         raise KitError(f"--against {args.against!r} must be one of the methods in --credits.")
     init = Path(args.init) if args.init else None
-    if args.every and args.resume:
-        raise KitError("--every cannot go on with --resume: what was measured on the way was not kept. Start anew.")
     _compare_and_report(args, _config(args), credits, args.seeds, folder, init, args.resume)
 
 

@@ -5,6 +5,7 @@ is one value of each field that `--vary` names; every method is trained under ev
 """
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from .baselines import BASELINES
 from .checkpoint import Run, policy_folder, read_config
 from .config import Config, GrammarConfig, KitError, changed, pair, with_method
 from .credit import check_credit
-from .data import Example, Splits
+from .data import Example, Splits, write_text
 from .datasets import DATA
 from .decoupled import decoupled
 from .evaluate import evaluate, measure_outputs
@@ -76,16 +77,24 @@ def train_and_test(
     config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0
 ) -> Result:
     """One RL run from the warm start, then greedy decoding of the test split; on the way too, `every` so many steps."""
-    run = Run(folder, config, resume=resume, save_every=config.rl.steps)
-    curve: list[tuple[int, Tensor]] = []
+    run = Run(folder, config, resume=resume, save_every=every or config.rl.steps)
+    kept = folder / "curve.json"
 
     def look(policy: Policy, step: int) -> None:
         if every and step % every == 0:
-            curve.append((int(run.total("tokens")), evaluate(policy, splits.test, config)["ndcg@5"]))
+            found = evaluate(policy, splits.test, config)["ndcg@5"].tolist()
+            points = {**read_curve(kept), str(step): [int(run.total("tokens")), found]}
+            write_text(kept, json.dumps(points))
 
     policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet, after_step=look)
+    curve = [(tokens, torch.tensor(found, dtype=torch.float64)) for tokens, found in read_curve(kept).values() if every]
     metrics = evaluate(policy, splits.test, config)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
+
+
+def read_curve(path: Path) -> dict[str, list]:
+    """What a run measured on its way: (tokens, NDCG@5 per query) by step."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def compare(

@@ -79,9 +79,10 @@ def write_report(results: Results, config: Config, folder: Path, seeds: int, aga
 def efficiency(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """NDCG@5 against sampled tokens, and the tokens that each method needs to reach what the baseline ends with.
 
-    From `compare(..., every=N)`. The first rows are the points of the mean curves, with 95 % intervals (paired bootstrap).
-    The second ones say where the mean curve first crosses the baseline's last value, between measurements by a straight
-    line; `reached` is the share of resamples that cross at all, and bounds of those that do not are infinite.
+    From `compare(..., every=N)`. The first rows are the points of the mean curves, with 95 % intervals. The second ones
+    say where the mean curve first crosses the baseline's last value, between measurements by a straight line. Their
+    intervals are paired: in every resample of seeds and queries the level is the baseline's own. `reached` is the share
+    of resamples that cross at all; the bounds of those that do not are infinite.
     """
     curves, crossings = [], []
     for setting, by_method in results.items():
@@ -96,18 +97,19 @@ def efficiency(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, A
         }
         points = [paired_bootstrap({m: x[:, i] for m, x in values.items()}, next(iter(values)))
                   for i in range(next(iter(values.values())).shape[1])]  # fmt: skip
-        target = points[-1][baseline_of(list(runs))][0].mean
+        target = points[-1][baseline_of(list(runs))][0]
         for method in runs:
             means = [p[method][0] for p in points]
             for spent, mean in zip(tokens[method], means, strict=True):
                 point = {"setting": setting, "method": method, "tokens": round(spent), "mean": mean.mean}
                 curves.append(point | _bounds("", mean))
             resampled = torch.stack([m.resampled for m in means], dim=1)
-            found = torch.tensor([crossing(tokens[method], row, target) for row in resampled.tolist()])
+            levels = zip(resampled.tolist(), target.resampled.tolist(), strict=True)
+            found = torch.tensor([crossing(tokens[method], row, level) for row, level in levels])
             low, high = found.sort().values[[int(0.025 * len(found)), int(0.975 * len(found))]].tolist()
             crossings.append({
-                "setting": setting, "method": method, "target": target,
-                "tokens": crossing(tokens[method], [m.mean for m in means], target), "low": low, "high": high,
+                "setting": setting, "method": method, "target": target.mean,
+                "tokens": crossing(tokens[method], [m.mean for m in means], target.mean), "low": low, "high": high,
                 "reached": float(found.isfinite().float().mean()), "seeds": len(runs[method]),
             })  # fmt: skip
     return curves, crossings

@@ -146,7 +146,8 @@ def fit(
 ) -> Policy:  # fmt: skip
     """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
 
-    `after_step` is called with the policy and the number of steps done; `do_step` takes the place of `step` or `sft_step`.
+    `after_step` is called with the policy and the number of steps done (again for steps that a resumed run repeats);
+    `do_step` takes the place of `step` or `sft_step`.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.
@@ -174,9 +175,9 @@ def fit(
             ) from None
         run.log({"step": number + 1, **logs, "seconds": round(time.perf_counter() - began, 4)})
         bar.set_postfix_str(f"slate {logs['reward/slate']:.2f} rank {logs['reward/rank']:.2f}" if not sft else "")
+        after_step(policy, number + 1)
         if number + 1 == steps or (number + 1) % run.save_every == 0:
             run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
-        after_step(policy, number + 1)
     return policy
 
 

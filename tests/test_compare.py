@@ -125,6 +125,13 @@ def test_tokens_to_reach_a_level() -> None:
         ("grpo", pytest.approx(200), pytest.approx(0.4)), ("fgrpo", pytest.approx(50), pytest.approx(0.4)),
     ]  # fmt: skip
     assert [p["tokens"] for p in points if p["method"] == "fgrpo"] == [0, 50, 100]
+    uneven = torch.linspace(0, 0.4, 20).double()  # queries differ much, methods by a constant: pairing sees through it
+    slow, fast = ([(t, uneven + t / k) for t in (100, 200)] for k in (1000, 500))
+    results = {"": {"sft": [result(uneven)], "grpo": [result(uneven, slow)] * 2, "fgrpo": [result(uneven, fast)] * 2}}
+    assert [(r["low"], r["high"]) for r in efficiency(results)[1]] == [
+        pytest.approx((200, 200)),
+        pytest.approx((100, 100)),
+    ]
 
 
 def test_settling_step() -> None:
@@ -151,7 +158,10 @@ def test_compare_sweeps_and_measures_on_the_way(tmp_path, monkeypatch, capsys) -
         "lam-0.5/learning.png",
     ):
         assert (Path("c") / name).stat().st_size > 0
-    assert main([*argv, "--resume"]) == 2 and "cannot go on with --resume" in capsys.readouterr().err
+    first = Path("c/reached.csv").read_text().split("\n", 1)[1]
+    assert main([*argv, "--resume"]) == 0  # nothing is trained or measured twice
+    assert Path("c/reached.csv").read_text().split("\n", 1)[1] == first
+    assert list(json.loads(Path("c/lam-1/grpo-seed0/curve.json").read_text())) == ["1", "2"]
 
 
 def test_decoupled_trains_each_on_its_own_phase(config, small, tmp_path) -> None:

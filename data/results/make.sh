@@ -44,14 +44,17 @@ noise() {  # (h)
 pool() {  # (f)
     experiment pool "${long[@]}" --steps 100 --seeds 5 --credits grpo,fgrpo,item --one-relevant --vary pool=20,50,100 --resume
 }
-tokens() {  # (g); measured on the way, so it cannot be resumed
-    experiment tokens "${long[@]}" --steps 300 --seeds 5 --every 50 \
-        --credits grpo,fgrpo,reward_to_go,nested:rankings=2:queries=24,item
+long() {  # the same methods for 300 steps; which phase settles first
+    experiment long "${long[@]}" --steps 300 --seeds 5 --credits grpo,fgrpo,reward_to_go,nested:rankings=2:queries=24,item \
+        --resume
+    cp runs/long/settling.csv "$out/settling.csv"
+    cp runs/long/learning.png "$out/learning.png"
+}
+tokens() {  # (g)
+    experiment tokens "${long[@]}" --steps 300 --seeds 5 --every 50 --credits grpo,fgrpo,item --resume
     cp runs/tokens/efficiency.csv "$out/tokens-curve.csv"
     cp runs/tokens/reached.csv "$out/tokens-reached.csv"
     cp runs/tokens/efficiency.png "$out/tokens.png"
-    cp runs/tokens/settling.csv "$out/tokens-settling.csv"
-    cp runs/tokens/learning.png "$out/learning.png"
 }
 movielens() {  # (b)
     experiment movielens --task movielens --data "${movielens:?name the folder of ml-latest-small}" --seeds 5 --steps 50 \
@@ -81,5 +84,5 @@ oracle() {
     "$python" -m fgrpo analyse --pools 8 --batches 16 --out "$out/oracle.csv"
 }
 
-[ $# -gt 0 ] || set -- lr lr-long credits tokens noise pool lambda group slate baselines oracle
+[ $# -gt 0 ] || set -- lr lr-long credits long tokens noise pool lambda group slate baselines oracle
 for name in "$@"; do "$name"; done
