@@ -36,9 +36,10 @@ def measure_method(
     truth = oracle.gradient((oracle.rewards.slate + config.lam * oracle.rewards.rank)[0])
     groups, weights = oracle.all_groups(config) if exact else (oracle.sample(count, config, generator), None)
     weights = torch.full((len(groups),), 1 / len(groups), dtype=torch.float64) if weights is None else weights
+    noise = generator if config.slate_noise or config.rank_noise else None
     mean, square, tokens = torch.zeros_like(truth), 0.0, 0.0
     for part, weight in zip(groups.split(2000), weights.split(2000), strict=True):
-        found = oracle.estimates(part, config)
+        found = oracle.estimates(part, config, noise)
         mean, square = mean + weight @ found, square + float(weight @ oracle.dot(found, found))
         tokens += float(weight @ oracle.tokens(part, config.rankings).double())
     variance = square - float(oracle.dot(mean, mean))
@@ -72,13 +73,14 @@ def oracle_table(
 ) -> list[dict[str, Any]]:
     """`measure_method` as a mean over queries, for every method (as `with_method` reads it) and group size.
 
-    What a method cannot have is left out: less than two slates, and, if `exact`, more groups than can be gone through.
+    What a method cannot have is left out: less than two slates, and, if `exact`, more groups than can be gone through
+    or noisy rewards.
     """
     rows = []
     for method, group in product(methods, groups):
         rl = with_method(replace(config, rl=replace(config.rl, group=group)), method).rl
-        slates = group // rl.rankings
-        if group % rl.rankings or slates < 2 or (exact and pools[0].count_groups(rl) > MOST_GROUPS):
+        slates, noisy = group // rl.rankings, rl.slate_noise or rl.rank_noise
+        if group % rl.rankings or slates < 2 or (exact and (noisy or pools[0].count_groups(rl) > MOST_GROUPS)):
             continue
         check_credit(rl)
         generator = torch.Generator().manual_seed(config.seed)

@@ -17,7 +17,7 @@ from .credit import assign_credit
 from .data import Example
 from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE, Output, completion_text, phases
-from .rewards import Rewards, score
+from .rewards import Rewards, add_noise, score
 from .rollout import Rollouts
 
 MOST_OUTPUTS = 5000
@@ -43,14 +43,19 @@ class Oracle:
         """Weights (E,) of the exact gradient of E[pay]; pay (B,), one number per output."""
         return self._sum((self.probability * pay).unsqueeze(1).expand_as(self.decision).unsqueeze(0))[0]
 
-    def estimates(self, groups: Tensor, config: RLConfig) -> Tensor:
-        """The gradient estimate of each group of rollouts by `config.credit`. groups (N, G) of outputs -> (N, E)."""
+    def estimates(self, groups: Tensor, config: RLConfig, generator: torch.Generator | None = None) -> Tensor:
+        """The gradient estimate of each group of rollouts by `config.credit`. groups (N, G) of outputs -> (N, E).
+
+        Reward noise is added if there is a generator to draw it from.
+        """
         flat, r = groups.flatten(), self.rollouts
         drawn = replace(
             r, prompts=replace(r.prompts, choices=r.prompts.choices.repeat(len(groups))), completions=r.completions[flat],
             mask=r.mask[flat], phase=r.phase[flat], group=groups.shape[1], rankings=config.rankings,
         )  # fmt: skip
         paid = Rewards(**{name: x[0, groups] for name, x in vars(self.rewards).items()})
+        if generator is not None:
+            paid = add_noise(paid, config, generator)
         advantages = assign_credit(paid, drawn, config).double().view(*groups.shape, -1) / groups.shape[1]
         found = torch.zeros(len(groups), len(self.phase) + 1, dtype=torch.float64)
         found.scatter_add_(1, self.decision[groups].flatten(1), advantages.flatten(1))

@@ -157,8 +157,7 @@ def oracle(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     bias, signal, paid = figure.subplots(1, 3)
     exact, drawn = ([r for r in rows if r["exact"] == flag] for flag in (True, False))
-    group = max(r["group"] for r in exact if r["method"] == "grpo")
-    bars = [r for r in exact if r["group"] == group or r["method"].startswith("nested")][::-1]
+    bars = list({r["method"]: r for r in sorted(exact, key=lambda r: r["group"])}.values())[::-1]  # the largest groups
     for shift, key, color, hatch in ((0.2, "angle_slate", "#0072B2", ".."), (-0.2, "angle_rank", "#E69F00", "//")):
         bias.barh(
             [i + shift for i in range(len(bars))], [r[key] for r in bars], height=0.38, color=color, hatch=hatch,

@@ -143,6 +143,22 @@ def test_knowing_the_slate_lowers_the_variance_of_the_rank_phase(oracle) -> None
     assert all(map(math.isfinite, spread.values())) and len(set(spread.values())) == 2
 
 
+def test_noise_in_one_reward_is_variance_not_bias_and_reaches_every_token_under_joint_credit(oracle) -> None:
+    clean, rank = {}, oracle.phase == PHASE_RANK
+    for credit in ("grpo", "fgrpo"):
+        clean[credit] = measure_method(oracle, RLConfig(credit=credit), torch.Generator().manual_seed(0))
+        noisy = RLConfig(credit=credit, slate_noise=1.0)
+        found = measure_method(oracle, noisy, torch.Generator().manual_seed(0))
+        assert found["signal"] < 0.7 * clean[credit]["signal"] and found["norm"] == pytest.approx(
+            clean[credit]["norm"], rel=0.2
+        )
+    groups = oracle.sample(500, RLConfig(), torch.Generator().manual_seed(0))
+    for credit, same in (("fgrpo", True), ("grpo", False)):
+        noisy = RLConfig(credit=credit, slate_noise=1.0)
+        a, b = (oracle.estimates(groups, noisy, g)[:, rank] for g in (None, torch.Generator().manual_seed(1)))
+        assert torch.allclose(a, b) == same
+
+
 def test_table_holds_every_method_and_leaves_out_what_cannot_be(oracle) -> None:
     methods = ["grpo", "nested:rankings=2"]
     exact = oracle_table([oracle], methods, [2, 3, 4], CONFIG, exact=True)

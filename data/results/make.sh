@@ -37,12 +37,21 @@ credits() {  # (a)
     experiment credits "${short[@]}" --seeds 10 --credits $all \
         --vary one_relevant=false,true --vary slate_reward=recall,f1 --resume
 }
+credits-fgrpo() {  # the methods of `credits` at equal tokens, against fgrpo: after `credits`
+    "$python" -m fgrpo compare --out runs/credits --resume "${short[@]}" --seeds 10 --against fgrpo \
+        --credits fgrpo,reward_to_go,nested:rankings=2:queries=24,nested:rankings=4:queries=30,item \
+        --vary one_relevant=false,true --vary slate_reward=recall,f1
+    cp runs/credits/comparison.csv "$out/credits-fgrpo.csv"
+}
 noise() {  # (h)
-    experiment noise "${long[@]}" --steps 100 --seeds 5 --credits grpo,fgrpo,reward_to_go,nested:rankings=2:queries=24 \
+    experiment noise "${long[@]}" --steps 300 --seeds 5 --credits grpo,fgrpo \
         --vary slate_noise=1,0:rank_noise=1 --resume
 }
 pool() {  # (f)
     experiment pool "${long[@]}" --steps 100 --seeds 5 --credits grpo,fgrpo,item --one-relevant --vary pool=20,50,100 --resume
+}
+pool50() {  # the pool of 50 with twice the seeds
+    experiment pool50 "${long[@]}" --steps 100 --seeds 10 --credits grpo,fgrpo,item --one-relevant --pool 50 --resume
 }
 long() {  # the same methods for 300 steps; which phase settles first
     experiment long "${long[@]}" --steps 300 --seeds 5 --credits grpo,fgrpo,reward_to_go,nested:rankings=2:queries=24,item \
@@ -51,24 +60,24 @@ long() {  # the same methods for 300 steps; which phase settles first
     cp runs/long/learning.png "$out/learning.png"
 }
 tokens() {  # (g)
-    experiment tokens "${long[@]}" --steps 300 --seeds 5 --every 50 --credits grpo,fgrpo,item --resume
+    experiment tokens "${long[@]}" --steps 300 --seeds 3 --every 50 --credits grpo,fgrpo,item --resume
     cp runs/tokens/efficiency.csv "$out/tokens-curve.csv"
     cp runs/tokens/reached.csv "$out/tokens-reached.csv"
     cp runs/tokens/efficiency.png "$out/tokens.png"
 }
-movielens() {  # (b)
+movielens() {  # (b); the rate is that of the lab task
     experiment movielens --task movielens --data "${movielens:?name the folder of ml-latest-small}" --seeds 5 --steps 50 \
-        --lr 3e-5 --credits $few,nested:rankings=2:queries=24 --baselines "${baselines:-random,popularity}" --resume
+        --lr 3e-5 --credits grpo,fgrpo,item --baselines random,popularity,bm25,dense,gru4rec --resume
 }
 lambda() {  # (c)
-    experiment lambda "${short[@]}" --seeds 3 --credits grpo,fgrpo --vary lam=0.25,0.5,1,2,4 --resume
+    experiment lambda "${short[@]}" --seeds 2 --credits grpo,fgrpo --vary lam=0.25,0.5,1,2,4 --resume
 }
 group() {  # (e): as many rollouts a step, whatever the group
-    experiment group "${short[@]}" --seeds 3 --credits grpo,fgrpo \
+    experiment group "${short[@]}" --seeds 2 --credits grpo,fgrpo \
         --vary group=4:queries=32,8:queries=16,16:queries=8,32:queries=4 --resume
 }
 slate() {  # (d)
-    experiment slate "${short[@]}" --seeds 3 --credits grpo,fgrpo --rank-size 3 \
+    experiment slate "${short[@]}" --seeds 2 --credits grpo,fgrpo --rank-size 3 \
         --vary slate_size=3,5,10,15 --resume
 }
 
@@ -81,8 +90,12 @@ baselines() {  # on the runs of `credits`, several relevant films, recall; needs
     cp $runs/errors.png "$out/errors.png"
 }
 oracle() {
-    "$python" -m fgrpo analyse --pools 8 --batches 16 --out "$out/oracle.csv"
+    "$python" -m fgrpo analyse --pools 4 --batches 16 --groups 2,4,8,16 --out "$out/oracle.csv"
+}
+oracle-noise() {  # why noise in one phase's reward hurts both
+    local noisy=grpo:slate_noise=1,fgrpo:slate_noise=1,grpo:rank_noise=1,fgrpo:rank_noise=1
+    "$python" -m fgrpo analyse --pools 4 --batches 1 --groups 8 --credits grpo,fgrpo,$noisy --out "$out/oracle-noise.csv"
 }
 
-[ $# -gt 0 ] || set -- lr lr-long credits long tokens noise pool lambda group slate baselines oracle
+[ $# -gt 0 ] || set -- lr lr-long credits credits-fgrpo long tokens noise pool pool50 lambda group slate baselines oracle oracle-noise
 for name in "$@"; do "$name"; done
