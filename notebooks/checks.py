@@ -295,7 +295,7 @@ def fate(student: Callable[..., Any]) -> str:
     if said[0] != "right":
         return f"Not yet. {case}0 is a {said[0]}, but nothing is above it. An irrelevant one that stands below does no harm."
     if student(1, [0, 1], [0, 1], {0, 1}) != "right":
-        return "Not yet. In the ranked list [0, 1] both are relevant, so both are right: not only the first place counts."
+        return "Not yet. In the ranked list [0, 1] both are relevant and right: not only the first place counts."
     for c, wanted in known.items():
         if said[c] != wanted:
             return f"{UNKNOWN} {case}{c} is a {said[c]}, but it is a {wanted}."

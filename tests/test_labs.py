@@ -81,8 +81,12 @@ def test_stubs_and_solutions_are_where_they_belong() -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [checks.recall, checks.ndcg, checks.advantage, checks.factorised, checks.surrogate, checks.normalised]
-)
+    "check",
+    [
+        checks.recall, checks.ndcg, checks.advantage, checks.factorised, checks.surrogate, checks.normalised, checks.fate,
+        checks.reward_to_go,
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "answer",
     [lambda *a: None, lambda *a: 1 / 0, lambda: 1, lambda *a: 3.0, lambda *a: torch.zeros(1), lambda *a: "0.5"],

@@ -67,7 +67,7 @@ tokens() {  # (g)
 }
 movielens() {  # (b); the rate is that of the lab task
     experiment movielens --task movielens --data "${movielens:?name the folder of ml-latest-small}" --seeds 5 --steps 50 \
-        --lr 3e-5 --credits grpo,fgrpo,item --baselines random,popularity,bm25,dense,gru4rec --resume
+        --lr 3e-5 --credits grpo,fgrpo --baselines random,popularity,bm25,dense,gru4rec --resume
 }
 lambda() {  # (c)
     experiment lambda "${short[@]}" --seeds 2 --credits grpo,fgrpo --vary lam=0.25,0.5,1,2,4 --resume
