@@ -59,6 +59,11 @@ long() {  # the same methods for 300 steps; which phase settles first
     cp runs/long/settling.csv "$out/settling.csv"
     cp runs/long/learning.png "$out/learning.png"
 }
+long-fgrpo() {  # the same against fgrpo: after `long`
+    "$python" -m fgrpo compare --out runs/long --resume "${long[@]}" --steps 300 --seeds 5 --against fgrpo \
+        --credits fgrpo,reward_to_go,nested:rankings=2:queries=24,item
+    cp runs/long/comparison.csv "$out/long-fgrpo.csv"
+}
 tokens() {  # (g)
     experiment tokens "${long[@]}" --steps 300 --seeds 3 --every 50 --credits grpo,fgrpo,item --resume
     cp runs/tokens/efficiency.csv "$out/tokens-curve.csv"
@@ -97,5 +102,5 @@ oracle-noise() {  # why noise in one phase's reward hurts both
     "$python" -m fgrpo analyse --pools 4 --batches 1 --groups 8 --credits grpo,fgrpo,$noisy --out "$out/oracle-noise.csv"
 }
 
-[ $# -gt 0 ] || set -- lr lr-long credits credits-fgrpo long tokens noise pool pool50 lambda group slate baselines oracle oracle-noise
+[ $# -gt 0 ] || set -- lr lr-long credits credits-fgrpo long long-fgrpo tokens noise pool pool50 lambda group slate baselines oracle oracle-noise
 for name in "$@"; do "$name"; done
