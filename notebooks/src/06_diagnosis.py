@@ -418,19 +418,19 @@ line = figures_results.bias_over_lambda(angles, VALUES)
 Image(save(line, FIGURES / "06_lambda.png"), width=750, alt="Bias of each method against lambda")
 
 # %%
-from ipywidgets import interact
+from notebooks.live import live
 
 
-def looked_at(lam=1.0, group=2):
+def looked_at(lam, group):
     """The figure with a line at this lambda, above it the bias of each method there, for this group size."""
     figure = figures_results.bias_over_lambda(angles, VALUES)
     figure.axes[0].axvline(lam, color="0.4")
     here = ", ".join(f"{r['method']} {r['angle']:.1f}°" for r in biases(lam, group))
     figure.axes[0].set_title(f"lambda = {lam:g}, G = {group}: {here}", fontsize=9, loc="left")
-    return Image(save(figure, FIGURES / "06_slider.png"), width=750)
+    return save(figure, FIGURES / "06_slider.png")
 
 
-sliders = interact(looked_at, lam=(0.0, 4.0, 0.25), group=[2, 3])
+live(looked_at, lam=(0.0, 4.0, 0.25), group=[2, 3])
 
 # %% [markdown]
 # ## So, when does each credit mislead?
