@@ -15,9 +15,9 @@ import torch
 from .checkpoint import Run
 from .config import Config, KitError
 from .data import Example, Splits
+from .evaluate import greedy
 from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE, Output
-from .rollout import rollout
 from .trainer import fit, sft_step
 
 
@@ -38,29 +38,15 @@ def decoupled(
         new = Policy.tiny(items, config.model, seed)
         return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=partial(sft_step, **options))
 
+    sampling = Sampling(config.grammar)
     selector = train("selector", 0, True, learn=[PHASE_SLATE])
     shown = None
     if slates == "selector":
-        written = {e.id: o.slate for e, o in zip(splits.train, select(selector, splits.train, config), strict=True)}
+        written = {e.id: o.slate for e, o in zip(splits.train, greedy(selector, splits.train, sampling), strict=True)}
         shown = partial(_rank_of_slate, slates=written)
     ranker = train(f"ranker-{slates}", 1, resume, learn=[PHASE_RANK], demonstrate=shown)
-    chosen = [o.slate for o in select(selector, splits.test, config)]
-    return rank(ranker, splits.test, chosen, config)
-
-
-def select(selector: Policy, examples: Sequence[Example], config: Config) -> list[Output]:
-    """Greedy slates of many examples."""
-    return [o for some in _batches(examples) for o in rollout(selector, some, Sampling(config.grammar)).outputs]
-
-
-def rank(ranker: Policy, examples: Sequence[Example], slates: Sequence[Sequence[int]], config: Config) -> list[Output]:
-    """Greedy rankings of given slates (pool indices), one per example."""
-    sampling, batches = Sampling(config.grammar), zip(_batches(examples), _batches(slates), strict=True)
-    return [o for some, given in batches for o in rollout(ranker, some, sampling, slates=given).outputs]
-
-
-def _batches(rows: Sequence, size: int = 256) -> list[Sequence]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+    chosen = [o.slate for o in greedy(selector, splits.test, sampling)]
+    return greedy(ranker, splits.test, sampling, slates=chosen)
 
 
 def _rank_of_slate(

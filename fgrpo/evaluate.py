@@ -24,9 +24,20 @@ the ranked list or below an irrelevant one; or lost with an ill-formed output.""
 def evaluate(policy: Policy, examples: Sequence[Example], config: Config, batch: int = 256) -> dict[str, Tensor]:
     """Greedy decoding, then `measure`. Returns one number per query and metric, (Q,) each."""
     sampling = Sampling(config.grammar, config.rl.decoding == "constrained")
-    batches = [examples[start : start + batch] for start in range(0, len(examples), batch)]
-    outputs = [o for queries in batches for o in rollout(policy, queries, sampling).outputs]
-    return measure_outputs(outputs, examples, config.grammar)
+    return measure_outputs(greedy(policy, examples, sampling, batch=batch), examples, config.grammar)
+
+
+def greedy(
+    policy: Policy, examples: Sequence[Example], sampling: Sampling, slates: Sequence[Sequence[int]] | None = None,
+    batch: int = 256,
+) -> list[Output]:  # fmt: skip
+    """Greedy outputs, one per example; of given `slates` (pool indices, one per example) only the ranking is decoded."""
+    outputs: list[Output] = []
+    for start in range(0, len(examples), batch):
+        some = slice(start, start + batch)
+        given = None if slates is None else slates[some]
+        outputs += rollout(policy, examples[some], sampling, slates=given).outputs
+    return outputs
 
 
 def measure_outputs(
