@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fgrpo import credit, loss, rewards
 from fgrpo.config import RLConfig
-from fgrpo.prompt import phases
+from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, phases
 
 NOT_SOLVED = "Not solved yet: write the function above, run its cell, then run this one again."
 RIGHT = "Right."
@@ -320,7 +320,9 @@ def reward_to_go(student: Callable[..., Any]) -> str:
     joint, own, alone, bare = (
         credit.advantage(x, RLConfig()).reshape(-1, 1) for x in (slate + lam * rank, lam * rank, slate, rank)
     )
-    wanted = joint * in_slate + own * in_rank
+    paid = rewards.Rewards(slate, rank, torch.zeros(2, 3), items=torch.empty(0), places=torch.empty(0))
+    rollouts: Any = SimpleNamespace(phase=PHASE_SLATE * in_slate + PHASE_RANK * in_rank)  # all that the method looks at
+    wanted = credit.reward_to_go(paid, rollouts, RLConfig(lam=lam))
     if wrong := same(found, wanted):
         return wrong
     if close(found, wanted):
