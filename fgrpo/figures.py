@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import Example
-from .plots import _tidy, name_of, style_of
+from .plots import name_of, style_of, tidy
 from .policy import Policy
 from .prompt import PHASE_RANK, PHASE_SLATE
 from .rewards import Rewards, output_lists
@@ -108,7 +108,7 @@ def credit_bars(names: Sequence[str], credit: Mapping[str, tuple[Sequence[float]
         axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=9)
         axes.set_title(f"on the tokens of the {PHASES[phase][0]}", fontsize=10)
         axes.set_ylim(-1.35 * most, 1.35 * most)
-        _tidy(axes)
+        tidy(axes)
         axes.grid(visible=False, axis="x")
         axes.set_axisbelow(True)
     every[0].set_ylabel("advantage (units of reward)")
@@ -150,7 +150,7 @@ def _token_bars(axes: Axes, phase: Sequence[int], heights: Sequence[float], holl
             {"facecolor": "white", "edgecolor": color} if empty else {"facecolor": color, "edgecolor": "white"}
         )
         axes.bar(place, height, 0.84, hatch="" if empty else hatch, linewidth=1.2 if empty else 0, **look)
-    _tidy(axes)
+    tidy(axes)
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
     axes.set_xlim(-0.6, len(phase) - 0.4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import KitError
 from .datasets import DATA
 from .evaluate import FATES
-from .plots import _tidy, name_of, style_of
+from .plots import name_of, style_of, tidy
 
 Rows = list[dict[str, Any]]
 AXES = {
@@ -99,7 +99,7 @@ def _lines(axes: Axes, rows: Rows, bounds: str) -> None:
         axes.errorbar(x, [r[key] for r in own], yerr=np.maximum(spread, 0), capsize=2, markersize=5, **style_of(method, 1),
                       label="warm start, lists filled" if method == "sft_full" else name_of(method))  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
-    _tidy(axes)
+    tidy(axes)
 
 
 def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
@@ -134,7 +134,7 @@ def bias_and_signal(pools: Sequence[Rows]) -> Figure:
         axes.errorbar(x, y, **bars, **look | {"linestyle": "none"}, markersize=9, elinewidth=0.8)
         axes.annotate(name_of(first["method"]), (x, y), (5, 8), textcoords="offset points", rotation=30 if y < 1 else 0)
     axes.set(xlabel="signal-to-noise per 1,000 sampled tokens", ylabel="bias: angle to the true gradient (degrees)")
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -146,5 +146,5 @@ def bias_over_lambda(curves: Mapping[str, Sequence[float]], values: Sequence[flo
         axes.plot(values, angles, label=name_of(method), markersize=6, **style_of(method, number))
     axes.set(xlabel="lambda (weight of the rank reward)", ylabel="bias: angle to the true gradient (degrees)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _tidy(axes)
+    tidy(axes)
     return figure

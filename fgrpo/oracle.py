@@ -41,7 +41,9 @@ class Oracle:
 
     def gradient(self, pay: Tensor) -> Tensor:
         """Weights (E,) of the exact gradient of E[pay]; pay (B,), one number per output."""
-        return self._sum((self.probability * pay).unsqueeze(1).expand_as(self.decision).unsqueeze(0))[0]
+        found = torch.zeros(len(self.phase) + 1, dtype=torch.float64)
+        weights = (self.probability * pay).unsqueeze(1).expand_as(self.decision)
+        return found.index_add_(0, self.decision.flatten(), weights.flatten())[:-1]
 
     def estimates(self, groups: Tensor, config: RLConfig, generator: torch.Generator | None = None) -> Tensor:
         """The gradient estimate of each group of rollouts by `config.credit`. groups (N, G) of outputs -> (N, E).
@@ -116,10 +118,6 @@ class Oracle:
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner products of gradients given as weights (..., E)."""
         return ((a @ self.gram) * b).sum(-1)
-
-    def _sum(self, weights: Tensor) -> Tensor:
-        found = torch.zeros(len(weights), len(self.phase) + 1, dtype=torch.float64)
-        return found.index_add_(1, self.decision.flatten(), weights.flatten(1))[:, :-1]
 
 
 def enumerate_outputs(policy: Policy, example: Example, config: Config) -> Oracle:

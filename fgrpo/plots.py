@@ -62,7 +62,7 @@ def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: in
             if len(smooth) > 1:
                 axes.fill_between(steps, smooth.min(0), smooth.max(0), color=look["color"], alpha=0.15, linewidth=0)
         axes.set(xlabel=f"RL step (running mean of {window})", ylabel=label)
-        _tidy(axes)
+        tidy(axes)
     figure.axes[0].legend(frameon=False)
     return figure
 
@@ -101,7 +101,7 @@ def _panels(rows: list[dict[str, Any]], metric: str) -> Figure:
         left.set_xlabel(f"{metric}, 95 % interval")
         right.set_xlabel(f"difference to {rows[0]['baseline']}: 95 % (thick), at Holm's level (thin)")
         for axes in (left, right):
-            _tidy(axes)
+            tidy(axes)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.set_ylim(-0.6, len(chosen) - 0.4)
     return figure
@@ -130,7 +130,7 @@ def _sweep(rows: list[dict[str, Any]], values: dict[str, float], metric: str) ->
         axes.set_xlabel(next(iter(values)).partition("=")[0])
         axes.set_xticks(range(len(values)), [f"{v:g}" for v in values.values()])
         axes.legend(frameon=False, fontsize=8)
-        _tidy(axes)
+        tidy(axes)
     return figure
 
 
@@ -145,7 +145,7 @@ def efficiency(curves: list[dict[str, Any]], reached: list[dict[str, Any]]) -> F
     axes.axhline(reached[0]["target"], color="0.5", linewidth=1)
     axes.set(xlabel="sampled tokens (millions)", ylabel="NDCG@5, mean over seeds and queries")
     axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -180,7 +180,7 @@ def oracle(rows: list[dict[str, Any]]) -> Figure:
         axes.set_ylim(bottom=0)
     paid.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (bias, signal, paid):
-        _tidy(axes)
+        tidy(axes)
     return figure
 
 
@@ -199,7 +199,7 @@ def error_types(rows: list[dict[str, Any]]) -> Figure:
         left += share
     axes.set(xlabel="share of relevant candidates (%)", xlim=(0, 100))
     axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    _tidy(axes)
+    tidy(axes)
     axes.grid(visible=False)
     return figure
 
@@ -253,7 +253,7 @@ def _named_ticks(axes: Axes, values: list[int]) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.margins(y=0.1)
     axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -271,6 +271,7 @@ def _interval(axes: Axes, y: float, mean: float, low: float, high: float, look: 
     axes.errorbar(mean, y, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **look)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The look of every plot: two spines, a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -11,6 +11,7 @@ After each epoch the validation pools are ordered; the weights of the epoch with
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -35,23 +36,23 @@ EXPERTS = 4
 TEMPERATURE = 0.07
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(nn.Module, ABC):
     """What the training loop sees: V item vectors, and a causal encoder of sequences of them."""
 
     start: nn.Parameter
     """(1, D): the input before the first item; it pads as well, at places that are never read"""
 
+    @abstractmethod
     def items(self) -> Tensor:
         """The item matrix (V, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D); place t may depend on places up to t only."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, vectors: Tensor, items: Tensor) -> Tensor:
         """(P, D), (V, D) -> logits (P, V)."""
-        raise NotImplementedError
 
     def forward(self, ids: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         """Logits (P, V) of the next item after place `places` (P,) of sequence `rows` (P,). ids (B, T), V: start."""
