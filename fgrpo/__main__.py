@@ -7,13 +7,14 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig
-from .options import parser_of
+from .cli_data import data_build, data_check
+from .cli_measure import analyse, bench
+from .config import PRESETS, Config, KitError
+from .options import config_of, load, parser_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,8 +55,8 @@ def train(args: argparse.Namespace) -> None:
     from .policy import Policy
     from .trainer import fit
 
-    config, out = _config(args), Path(args.out)
-    splits, items = _load(args, config)
+    config, out = config_of(args), Path(args.out)
+    splits, items = load(args, config)
     if args.sft:
         run = Run(out, config, args.resume, args.save_every)
         policy = fit(
@@ -79,8 +80,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from .checkpoint import policy_folder
     from .policy import Policy
 
-    config = _config(args)
-    splits, _ = _load(args, config)
+    config = config_of(args)
+    splits, _ = load(args, config)
     examples = getattr(splits, args.split)
     _report_metrics(
         args, Policy.load(policy_folder(args.checkpoint), config.device), examples, config, f"{args.split} split"
@@ -96,102 +97,7 @@ def compare(args: argparse.Namespace) -> None:
     if args.against and args.against not in credits:
         raise KitError(f"--against {args.against!r} must be one of the methods in --credits.")
     init = Path(args.init) if args.init else None
-    _compare_and_report(args, _config(args), credits, args.seeds, folder, init, args.resume)
-
-
-def analyse(args: argparse.Namespace) -> None:
-    """Bias and variance of each credit method against the exact gradient, and how the phases interfere."""
-    import torch
-
-    from . import plots
-    from .analysis import interference, mean_of, oracle_table, separability
-    from .checkpoint import policy_folder, provenance
-    from .compare import SHIPPED
-    from .data import write_text
-    from .oracle import enumerate_outputs, small_pool
-    from .policy import Policy
-    from .report import format_analysis, to_csv
-    from .trainer import batch_of
-
-    config = _config(args)
-    splits, _ = _load(args, config)
-    policy = Policy.load(policy_folder(args.checkpoint or SHIPPED), config.device)
-    methods, generator = args.credits.split(","), torch.Generator().manual_seed(config.seed)
-    small, middle = (
-        [enumerate_outputs(policy, small_pool(e, pool), replace(config, grammar=GrammarConfig(slate, 2)))
-         for e in splits.test[: args.pools]] for pool, slate in ((4, 2), (6, 3))
-    )  # fmt: skip
-    rows = oracle_table(small, methods, (2, 3, 4), config, exact=True)
-    rows += oracle_table(middle, methods, args.groups, config)
-    apart = mean_of([separability(oracle) for oracle in middle])
-    batches = [batch_of(splits.train, config.rl.queries, i, config.seed) for i in range(args.batches)]
-    real = mean_of([interference(policy, batch, config, generator) for batch in batches])
-    if args.out:
-        made = {**provenance(), "checkpoint": args.checkpoint or "shipped", "config": config.to_dict(), **apart, **real}
-        write_text(Path(args.out), to_csv(rows, made))
-        plots.save(plots.oracle(rows), Path(args.out).with_suffix(".png"))
-    report = {"rows": rows, "separability": apart, "interference": real}
-    print(json.dumps(report) if args.json else format_analysis(rows, apart, real))
-
-
-def data_build(args: argparse.Namespace) -> None:
-    """Write the lab task's files: train, validation and test splits and the catalogue."""
-    from .data import lab_files, write_text
-
-    files = lab_files(args.out, one_relevant=args.one_relevant)
-    for path, text in files.items():
-        write_text(path, text)
-        print(f"{path}  {len(text.encode()):,} bytes")
-
-
-def data_check(args: argparse.Namespace) -> None:
-    """Validate a JSONL file and summarise it; broken lines are listed and give status 2."""
-    from .data import read_jsonl
-
-    bad: list[str] = []
-    examples = read_jsonl(args.file, bad)
-    for message in bad[:20]:
-        print(message, file=sys.stderr)
-    pools, relevant = [len(e.candidates) for e in examples], [len(e.relevant) for e in examples]
-    print(
-        f"{args.file}: {len(examples)} good lines, {len(bad)} bad; pools of {min(pools)} to {max(pools)} candidates, "
-        f"{min(relevant)} to {max(relevant)} relevant."
-    )
-    if bad:
-        raise KitError(f"{args.file}: {len(bad)} bad lines.")
-
-
-def bench(args: argparse.Namespace) -> None:
-    """Speed and memory of a training step: the prompt shared, repeated, and TRL's trainer (--peers trl)."""
-    from . import plots
-    from .bench import Case, bench, format_bench
-    from .checkpoint import provenance
-    from .data import write_text
-    from .report import to_csv
-
-    common = {"queries": args.queries, "layers": args.layers, "hidden_size": args.hidden_size, "device": args.device,
-              "dtype": args.dtype, "threads": args.threads}  # fmt: skip
-    if args.scaling:
-        cases = [Case(512, 48, g, **common) for g in (4, 8, 16, 32, 64)]
-        cases += [Case(n + 12, 24, 8, pool=n, **common) for n in (20, 50, 100, 200)]
-    else:
-        cases = [Case(p, c, g, **common) for p in args.prompt for c in args.completion for g in args.group]
-    peers = [] if args.scaling else [p for p in args.peers.split(",") if p]
-    if set(peers) - {"trl"}:
-        raise KitError(f"--peers {args.peers!r} is not known; the one peer is trl.")
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        began = time.perf_counter()
-        rows += bench(case, peers, args.repeats, not args.no_memory)
-        if args.out:  # after every case, so that a stopped benchmark keeps what it has
-            made = {**provenance(), "threads": args.threads, "queries": args.queries, "dtype": args.dtype}
-            write_text(Path(args.out), to_csv(rows, made))
-        took = time.perf_counter() - began
-        print(f"P {case.prompt}, C {case.completion}, G {case.group}, pool {case.pool}: {took:.0f} s", file=sys.stderr)
-    if args.out:
-        figure = plots.scaling(rows) if args.scaling else plots.bench(rows)
-        plots.save(figure, Path(args.out).with_suffix(".png"))
-    print(json.dumps({"rows": rows}) if args.json else format_bench(rows))
+    _compare_and_report(args, config_of(args), credits, args.seeds, folder, init, args.resume)
 
 
 def _compare_and_report(
@@ -203,7 +109,7 @@ def _compare_and_report(
 
     began = time.perf_counter()
     results = compare(
-        config, credits, seeds, folder, partial(_load, args), args.vary, [b for b in args.baselines.split(",") if b],
+        config, credits, seeds, folder, partial(load, args), args.vary, [b for b in args.baselines.split(",") if b],
         policy_folder(init) if init else None, args.jobs, args.json, resume, args.every,
     )  # fmt: skip
     rows = write_report(results, config, folder, seeds, args.against)
@@ -252,26 +158,6 @@ def _report_metrics(args: argparse.Namespace, policy: Any, examples: list, confi
     print(f"{what}: {len(examples)} queries, greedy decoding")
     for name, value in metrics.items():
         print(f"  {name:<14} {value:.4f}")
-
-
-def _config(args: argparse.Namespace) -> Config:
-    names = [f for kind in (Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig) for f in kind.__dataclass_fields__]
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return Config.from_flat(**{**PRESETS.get(given.get("task", "lab-rec"), {}), **given})
-
-
-def _load(args: argparse.Namespace, config: Config) -> tuple[Any, list[str]]:
-    """The task's splits and catalogue; with --skip-bad, broken lines are skipped, counted and the first ones shown."""
-    from .datasets import load_task
-
-    bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
-    loaded = load_task(config, bad)
-    if bad:
-        print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
-    splits, items = loaded
-    if args.command == "compare":
-        splits = splits._replace(test=getattr(splits, args.split)[: args.limit])
-    return splits, items
 
 
 def _new_folder(kind: str) -> Path:

@@ -1,10 +1,14 @@
-"""The options of the command line: `parser_of`. The fields of a run come from the dataclasses of fgrpo.config."""
+"""The options of the command line, and what they say: `parser_of`, `config_of`, `load`.
+
+The fields of a run come from the dataclasses of fgrpo.config.
+"""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from .config import Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
+from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -124,3 +128,24 @@ def _numbers(text: str) -> list[int]:
     if not numbers or min(numbers) < 1:
         raise KitError(f"{text!r} must be whole numbers above 0, separated by commas.")
     return numbers
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The run that the options describe, over the preset of its task."""
+    names = [f for kind in (Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig) for f in kind.__dataclass_fields__]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return Config.from_flat(**{**PRESETS.get(given.get("task", "lab-rec"), {}), **given})
+
+
+def load(args: argparse.Namespace, config: Config) -> tuple[Any, list[str]]:
+    """The task's splits and catalogue; with --skip-bad, broken lines are skipped, counted and the first ones shown."""
+    from .datasets import load_task
+
+    bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
+    loaded = load_task(config, bad)
+    if bad:
+        print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
+    splits, items = loaded
+    if args.command == "compare":
+        splits = splits._replace(test=getattr(splits, args.split)[: args.limit])
+    return splits, items
