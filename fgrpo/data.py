@@ -54,6 +54,11 @@ class Splits(NamedTuple):
 
 def parse_example(line: str | bytes) -> Example:
     """One JSONL line to an Example. Raises KitError naming the field and what was expected."""
+    return example_of(read_object(line))
+
+
+def read_object(line: str | bytes) -> dict[str, Any]:
+    """One JSONL line to a dictionary. Raises KitError on anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -61,6 +66,11 @@ def parse_example(line: str | bytes) -> Example:
         raise KitError(f"not a JSON object ({reason})") from None
     if not isinstance(row, dict):
         raise KitError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """The Example that a JSON object describes. Raises KitError naming the field and what was expected."""
 
     def texts(name: str, required: bool = True) -> tuple[str, ...]:
         value = row.get(name)
@@ -121,11 +131,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise KitError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def to_json(example: Example) -> str:
-    """One compact JSONL line, without the newline; empty id lists are left out."""
+def to_row(example: Example) -> dict[str, Any]:
+    """The JSON object that describes an Example; empty id lists are left out."""
     row = {k: v for k, v in asdict(example).items() if v != ()}
-    row |= {"history": example.history, "relevant": sorted(example.relevant)}
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    return row | {"history": example.history, "relevant": sorted(example.relevant)}
+
+
+def to_json(example: Example) -> str:
+    """One compact JSONL line, without the newline."""
+    return json.dumps(to_row(example), ensure_ascii=False, separators=(",", ":"))
 
 
 def write_jsonl(path: str | Path, examples: Iterable[Example]) -> None:
