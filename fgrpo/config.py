@@ -137,7 +137,7 @@ class Config:
     """One run, whole. Written to `config.json`; `Config.from_dict` reads it back."""
 
     task: str = "lab-rec"
-    """task: lab-rec, movielens, or a JSONL file"""
+    """task: lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file"""
     data: str = ""
     """folder or file of a real data set"""
     one_relevant: bool = False
@@ -212,6 +212,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # chosen in November 2026; the RL learning rate on the validation split, for 200 steps (data/results/lr-long.csv)
     "lab-rec": {"sft_steps": 200, "sft_lr": 1e-3, "lr": 1e-4},
     "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
+    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},  # those of MovieLens; not tuned
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 

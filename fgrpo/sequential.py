@@ -4,7 +4,7 @@ Both are trained by one loop. A training example is read as the sequence start, 
 candidate after the whole history, and each item of the history after those before it; a step that other examples hold
 too (same item after the same two items: windows of one user overlap) is a target of the first of them alone.
 The loss is the full cross-entropy over the
-catalogue of all splits, which is what the policy knows as well (fgrpo.datasets.catalogue). Candidates that are not
+catalogue of all splits, which is what the policy knows as well (fgrpo.reading.catalogue). Candidates that are not
 relevant are no targets, but as members of the catalogue they are negatives of every step. So an item that stands in no
 training example is only ever a negative: it gets a low score, not a random one.
 After each epoch the validation pools are ordered; the weights of the epoch with the best NDCG@5 are kept.
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from .config import KitError
 from .data import Example, Splits
-from .datasets import catalogue
 from .encoders import PACKAGED, embed
+from .reading import catalogue
 from .rewards import ndcg, pad, pool_gains
 
 MAX_HISTORY = 50

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fgrpo.config import KitError
-from fgrpo.datasets import HISTORY, MIN_RATING, catalogue, load_movielens, readable_title
+from fgrpo.reading import Notes, catalogue
+from fgrpo.recommendation import HISTORY, MIN_RATING, load_movielens, readable_title
 
 REAL = Path(__file__).parents[2] / "shared/data/movielens/ml-latest-small"
 FILMS = [(str(n), f"Film {n % 40}, The (19{50 + n % 40})") for n in range(1, 61)]  # titles 1 and 41 are the same
@@ -65,7 +66,9 @@ def test_each_official_layout_follows_the_protocol(tmp_path, layout) -> None:
 
 def test_candidates_are_fixed_by_seed(tmp_path) -> None:
     write(tmp_path, "latest")
-    assert load_movielens(tmp_path) == load_movielens(tmp_path) != load_movielens(tmp_path, seed=1)
+    notes = Notes()
+    assert load_movielens(tmp_path) == load_movielens(tmp_path, notes) != load_movielens(tmp_path, seed=1)
+    assert notes.to_dict() == {"ratings.csv": {"read": 160, "dropped": {"rating below 3": 20}}}
 
 
 def test_films_of_one_title_stay_two_items(tmp_path, config) -> None:
@@ -94,6 +97,7 @@ def test_titles_are_readable() -> None:
             r"ratings\.csv, line 2: expected 4 columns, found 3",
         ),
         ("ratings.csv", "userId,movieId,rating,timestamp\n1,1,four,5\n", r"line 2: rating and time must be numbers"),
+        ("ratings.csv", "userId,movieId,rating,timestamp\n1,1,4.0,nan\n", r"line 2: rating and time must be numbers"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n1,999,4.0,5\n", r"line 2: film '999' is not in the list"),
         ("ratings.csv", "userId,movieId,rating,timestamp\n1,1,4.0,5\n", r"0 users .* too few"),
     ],
