@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .cli_data import data_build, data_check
+from .cli_data import data_build, data_check, data_fetch, data_fetch_model, data_stats
 from .cli_measure import analyse, bench
 from .config import PRESETS, Config, KitError
 from .options import config_of, load, parser_of
@@ -171,7 +171,8 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 COMMANDS = {
     "demo": demo, "train": train, "evaluate": evaluate, "compare": compare, "analyse": analyse, "bench": bench,
-    "data build": data_build, "data check": data_check,
+    "data build": data_build, "data check": data_check, "data stats": data_stats, "data fetch": data_fetch,
+    "data fetch-model": data_fetch_model,
 }  # fmt: skip
 
 

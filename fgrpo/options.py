@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
 
+DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
+
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -35,7 +37,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         if config:
             add_arguments(p, Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig)
             p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
-        if not name.startswith("data"):
+        if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return p
 
@@ -102,7 +104,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     p.add_argument("--out", help="CSV file to write, with a figure beside it")
-    data = top.add_parser("data", help="build or check data files").add_subparsers(
+    data = top.add_parser("data", help="fetch, count, build or check data").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
     p = command("data build", data)
@@ -110,6 +112,17 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
+    p = command("data stats", data)
+    p.add_argument("--task", default="lab-rec", help="lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file")
+    p.add_argument("--data", default="", help="folder or file of a real data set")
+    p.add_argument("--skip-bad", action="store_true", help="skip broken rows and count them")
+    p = command("data fetch", data)
+    p.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
+    p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/NAME)")
+    p.add_argument("--yes", action="store_true", help="accept the licence without being asked")
+    p = command("data fetch-model", data)
+    p.add_argument("name", choices=("smollm2",), metavar="NAME", help="smollm2")
+    p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/smollm2)")
     return parser
 
 
@@ -137,12 +150,17 @@ def config_of(args: argparse.Namespace) -> Config:
     return Config.from_flat(**{**PRESETS.get(given.get("task", "lab-rec"), {}), **given})
 
 
-def load(args: argparse.Namespace, config: Config) -> tuple[Any, list[str]]:
-    """The task's splits and catalogue; with --skip-bad, broken lines are skipped, counted and the first ones shown."""
+def load(args: argparse.Namespace, config: Config, notes: Any = None) -> tuple[Any, list[str]]:
+    """The task's splits and catalogue; what its files lost is said on stderr, and counted in `notes` where given.
+
+    With --skip-bad, broken lines are skipped, counted and the first ones shown.
+    """
     from .datasets import load_task
 
     bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
-    loaded = load_task(config, bad)
+    loaded = load_task(config, bad, notes)
+    for line in notes.sentences() if notes else ():
+        print(line, file=sys.stderr)
     if bad:
         print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
     splits, items = loaded
