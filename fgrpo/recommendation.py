@@ -3,8 +3,9 @@
 Texts are titles and names only; ids stand in `history_ids` and `candidate_ids`, which no prompt shows.
 """
 
+import math
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +22,7 @@ POOL = 20
 TRAIN_WINDOWS = 40
 """most training examples per user: each of the last positions of a training user's sequence is one target"""
 LATIN = "iso-8859-1"
+Rows = Iterator[tuple[str, list[str]]]
 
 
 def load_movielens(
@@ -37,8 +39,8 @@ def load_movielens(
     titles, ratings, path = _read_movielens(folder)
     rng = Random(f"movielens {seed}")
     sequences: dict[str, list[tuple[float, float, str]]] = {}
-    notes.read[path.name] += len(ratings)
     for user, film, rating, time in ratings:
+        notes.read[path.name] += 1
         if rating >= MIN_RATING:
             sequences.setdefault(user, []).append((time, rng.random(), film))
         else:
@@ -107,7 +109,7 @@ def _example(
     )  # fmt: skip
 
 
-def _read_movielens(folder: Path) -> tuple[dict[str, str], list[tuple[str, str, float, float]], Path]:
+def _read_movielens(folder: Path) -> tuple[dict[str, str], Iterator[tuple[str, str, float, float]], Path]:
     """Titles by film id, (user, film, rating, time) rows and their file, from whichever layout the folder holds."""
     if (path := folder / "ratings.csv").is_file():  # ml-latest, ml-latest-small, ml-20m, ml-25m
         films, rows = csv_rows(folder / "movies.csv", 2), csv_rows(path, 4)
@@ -119,18 +121,22 @@ def _read_movielens(folder: Path) -> tuple[dict[str, str], list[tuple[str, str, 
         raise KitError(
             f"{folder}: no MovieLens here; name with --data the folder that holds ratings.csv, ratings.dat or u.data."
         )
-    titles, ratings = {}, []
-    for _, (film, title, *_) in films:
-        titles[film] = readable_title(title)
+    titles = {film: readable_title(title) for _, (film, title, *_) in films}
+    return titles, _ratings(rows, titles), path
+
+
+def _ratings(rows: Rows, titles: dict[str, str]) -> Iterator[tuple[str, str, float, float]]:
+    same = {film: film for film in titles}  # one string a film, not one a rating
     for where, (user, film, rating, time, *_) in rows:
         try:
-            ratings.append((user, film, float(rating), float(time)))
-            int(ratings[-1][2] + ratings[-1][3])  # nan and inf have no whole number
-        except (ValueError, OverflowError):
-            raise KitError(f"{where}: rating and time must be numbers, found {rating!r} and {time!r}.") from None
+            stars, when = float(rating), float(time)
+        except ValueError:
+            stars = when = math.nan
+        if not math.isfinite(stars + when):
+            raise KitError(f"{where}: rating and time must be numbers, found {rating!r} and {time!r}.")
         if film not in titles:
             raise KitError(f"{where}: film {film!r} is not in the list of films.")
-    return titles, ratings, path
+        yield user, same[film], stars, when
 
 
 def readable_title(title: str) -> str:

@@ -27,7 +27,22 @@ def call(capsys, *argv: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "train", "evaluate", "compare", "analyse", "bench", "data", "data build", "data check"]
+    "command",
+    [
+        "",
+        "demo",
+        "train",
+        "evaluate",
+        "compare",
+        "analyse",
+        "bench",
+        "data",
+        "data build",
+        "data check",
+        "data stats",
+        "data fetch",
+        "data fetch-model",
+    ],
 )
 def test_help(command) -> None:
     out = subprocess.run(
@@ -145,6 +160,13 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["data", "check", "broken.jsonl"], "1 bad lines"),
         (["data", "build", "--out", "/proc/none"], "cannot be written"),
         (["dance"], "invalid choice: 'dance'"),
+        (["train", "--out", "x", "--task", "lastfm", "--data", "nowhere"], "nowhere: no LastFM here"),
+        (["train", "--out", "x", "--task", "musique", "--data", "nowhere"], "nowhere: cannot be read (No such file"),
+        (["train", "--out", "x", "--task", "hotpotqa", "--data", "."], "no file hotpot_train*.json*"),
+        (["data", "stats", "--task", "hotpotqa"], "task hotpotqa needs its data: name the folder or file with --data"),
+        (["data", "stats", "--task", "broken.jsonl"], "broken.jsonl, line 17: field 'relevant' is empty"),
+        (["data", "fetch", "netflix"], "invalid choice: 'netflix'"),
+        (["data", "fetch-model", "gpt"], "invalid choice: 'gpt'"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_status_2(capsys, argv, message) -> None:
@@ -170,3 +192,50 @@ def test_skip_bad_counts_and_goes_on(capsys) -> None:
     assert status == 0 and json.loads(out)["queries"] == 3
     assert err.startswith("x.jsonl, line 17: field 'relevant' is empty")
     assert err.endswith("skipped 1 broken lines of x.jsonl\n")
+
+
+def test_stats_counts_what_a_task_holds(capsys) -> None:
+    row = {"id": "a", "query": "Which?", "history": ["x y"], "candidates": ["one", "two", "two"], "relevant": [0]}
+    rows = [row | {"candidates": ["one", "two", "three"][: 1 + n // 8], "history": ["x y"] * n} for n in range(18)]
+    Path("x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [row, *rows, row]) + NO_RELEVANT)
+    status, out, err = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad", "--json")
+    found = json.loads(out)
+    assert status == 0 and err.endswith("skipped 1 broken lines of x.jsonl\n") and found["items"] == 4
+    train = found["splits"]["train"]
+    assert train["examples"] == 16 and train["duplicates"] == 1 and found["splits"]["test"]["duplicates"] == 1
+    assert train["history"] == {"min": 0, "median": 6.5, "p95": 14, "max": 14}
+    assert train["pool"]["max"] == 3 and train["relevant"] == {"min": 1, "median": 1, "p95": 1, "max": 1}
+    assert train["words"]["max"] == 1 + 2 * 14 + 2 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
+        "onetwo"
+    )
+    status, out, _ = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad")
+    assert status == 0 and "train: 16 examples, 1 pools with a text twice" in out
+    status, out, _ = call(capsys, "data", "stats")
+    assert status == 0 and "300 items in the catalogue" in out and "test: 512 examples, 0 pools" in out
+
+
+def test_stats_says_what_was_left_out(capsys) -> None:
+    row = {"question": "q?", "supporting_facts": [["A", 0]]}
+    rows = [row | {"_id": str(n), "context": [[t, ["s."]] for t in ("A", f"B{n}", f"C{n}")]} for n in range(20)]
+    rows[3]["supporting_facts"] = [["D", 0]]
+    Path("wiki.json").write_text(json.dumps(rows))
+    argv = ["data", "stats", "--task", "hotpotqa", "--data", "wiki.json"]
+    status, out, err = call(capsys, *argv, "--json")
+    assert status == 0 and err == "wiki.json: 20 rows read, 1 left out (a supporting passage is absent: 1)\n"
+    assert json.loads(out)["files"] == {"wiki.json": {"read": 20, "dropped": {"a supporting passage is absent": 1}}}
+    assert "20 rows read, 1 left out (a supporting passage is absent)" in call(capsys, *argv)[1]
+
+
+def test_token_columns_stand_where_tokens_can_be_counted(lab) -> None:
+    from types import SimpleNamespace
+
+    from fgrpo.stats import format_statistics, statistics
+
+    def count(example):
+        return SimpleNamespace(prompt=len(example.query), truncated=len(example.relevant), cut_tokens=7)
+
+    with_tokens, without = statistics(lab, None, count), statistics(lab)
+    test = with_tokens["splits"]["test"]
+    assert test["tokens"]["max"] == len(lab.test[0].query) and test["passages cut"] == test["relevant"]
+    assert test["tokens cut"]["min"] == 7 and "tokens cut" in format_statistics(with_tokens)
+    assert "tokens" not in without["splits"]["test"] and "tokens" not in format_statistics(without)
