@@ -123,8 +123,6 @@ def _array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             return
         try:
             value, end = decode(text, start)
-            if end == len(text):  # the comma or bracket behind the row is part of knowing that it is whole
-                raise ValueError
         except (ValueError, RecursionError) as error:
             room = len(text) - start < ROW_LIMIT and not isinstance(error, RecursionError)
             piece = file.read(CHUNK) if room else ""
