@@ -1,4 +1,4 @@
-"""Command line: `python -m fgrpo demo | train | evaluate | compare | bench | data`.
+"""Command line: `python -m fgrpo demo | train | evaluate | trace | compare | analyse | bench | data`.
 
 Nothing heavy is imported before it is needed.
 """
@@ -88,6 +88,27 @@ def evaluate(args: argparse.Namespace) -> None:
     )
 
 
+def trace(args: argparse.Namespace) -> None:
+    """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.trace)."""
+    from .checkpoint import policy_folder
+    from .evaluate import greedy
+    from .policy import Policy
+    from .trace import trace_of, trace_policy, write_trace
+    from .trainer import check_pools, sampling_of
+
+    config = config_of(args)
+    splits, _ = load(args, config)
+    examples = getattr(splits, args.split)[: args.limit]
+    check_pools(examples, config)
+    policy = Policy.load(policy_folder(args.checkpoint), config.device)
+    outputs = greedy(policy, examples, sampling_of(config))
+    groups = trace_policy(policy, examples, config, args.sampled, outputs, seed=config.seed)
+    write_trace(args.out, trace_of(Path(args.out).stem, config, groups))
+    found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": Path(args.out).stat().st_size}
+    print(json.dumps(found) if args.json else f"{args.out}: {found['queries']} queries, {found['sampled']} of them "
+          f"token by token with {config.rl.group} rollouts each, {found['bytes']:,} bytes")  # fmt: skip
+
+
 def compare(args: argparse.Namespace) -> None:
     """Train every credit method from the same warm start on the same queries, and print one table."""
     folder = Path(args.out) if args.out else _new_folder("compare")
@@ -170,7 +191,8 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "train": train, "evaluate": evaluate, "compare": compare, "analyse": analyse, "bench": bench,
+    "demo": demo, "train": train, "evaluate": evaluate, "trace": trace, "compare": compare, "analyse": analyse,
+    "bench": bench,
     "data build": data_build, "data check": data_check, "data stats": data_stats, "data fetch": data_fetch,
     "data fetch-model": data_fetch_model,
 }  # fmt: skip

@@ -79,6 +79,15 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    p = command("trace", config=True)
+    p.add_argument("--checkpoint", required=True, help="policy or run folder")
+    p.add_argument("--out", required=True, help="JSONL file to write")
+    p.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
+    )
+    p.add_argument("--limit", type=_count, help="trace the first so many queries only")
+    p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "
+                   "(default 24); of the others the greedy lists alone")  # fmt: skip
     p = command("analyse", config=True)
     p.add_argument(
         "--checkpoint", default="data/checkpoints/lab-rec", help="policy or run folder (default the shipped one)"

@@ -9,6 +9,7 @@ import pytest
 
 from fgrpo.__main__ import main
 from fgrpo.checkpoint import read_metrics
+from fgrpo.trace import read_trace
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--sft-steps", "3", "--sft-batch", "8", "--steps", "3",
@@ -67,6 +68,24 @@ def test_train_evaluate_resume(capsys) -> None:
     assert status == 0 and json.loads(out)["metrics"] == report["metrics"]
     status, out, _ = call(capsys, "train", "--out", "runs/a", "--resume", "--json", *TINY)
     assert status == 0 and json.loads(out) == report
+
+
+def test_trace_writes_what_a_checkpoint_does(capsys) -> None:
+    argv = [
+        "--checkpoint",
+        str(ROOT / "data/checkpoints/lab-rec"),
+        "--limit",
+        "5",
+        "--sampled",
+        "2",
+        "--out",
+        "t.jsonl",
+    ]
+    status, out, err = call(capsys, "trace", "--json", *argv, "--rankings", "2", "--credit", "nested")
+    assert status == 0 and err == "" and json.loads(out)["queries"] == 5
+    found = read_trace("t.jsonl")
+    assert [len(g.rollouts) for g in found.groups] == [8, 8, 0, 0, 0] and found.config.rl.credit == "nested"
+    assert found.made["command"].startswith("python -m fgrpo")
 
 
 def test_compare_gives_the_documented_json_and_files(capsys) -> None:
@@ -150,6 +169,7 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["compare", "--credits", ","], "name at least one method"),
         (["compare", "--init", "nowhere"], "no policy here"),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
+        (["trace", "--checkpoint", "nowhere", "--out", "t.jsonl"], "nowhere: no policy here"),
         (["compare", "--seeds", "0"], "'0' must be whole numbers above 0"),
         (["demo", "--jobs", "-3"], "'-3' must be whole numbers above 0"),
         (["train", "--out", "x", "--save-every", "1,2"], "'1,2' must be one whole number"),
