@@ -59,19 +59,18 @@ def train(args: argparse.Namespace) -> None:
     splits, items = load(args, config)
     if args.sft:
         run = Run(out, config, args.resume, args.save_every)
-        policy = fit(
-            Policy.tiny(items, config.model, config.seed), splits.train, config, run, sft=True, quiet=args.json
-        )
+        policy = fit(Policy.new(items, config, config.seed), splits.train, config, run, sft=True, quiet=args.json)
         if args.policy_only:
             run.strip()
     else:
         run = Run(out, config, args.resume, args.save_every)
-        start = (
-            policy_folder(args.init)
-            if args.init
-            else warm_start(config, splits, items, out / "warm-start", args.json, args.resume)
-        )
-        policy = fit(Policy.load(start), splits.train, config, run, quiet=args.json)
+        if args.init == "base":
+            policy = Policy.new(items, config, config.seed)
+        else:
+            init, folder = args.init, out / "warm-start"
+            start = policy_folder(init) if init else warm_start(config, splits, items, folder, args.json, args.resume)
+            policy = Policy.load(start, lm=config.lm)
+        policy = fit(policy, splits.train, config, run, quiet=args.json)
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
 
 
@@ -84,7 +83,11 @@ def evaluate(args: argparse.Namespace) -> None:
     splits, _ = load(args, config)
     examples = getattr(splits, args.split)
     _report_metrics(
-        args, Policy.load(policy_folder(args.checkpoint), config.device), examples, config, f"{args.split} split"
+        args,
+        Policy.load(policy_folder(args.checkpoint), config.device, config.lm),
+        examples,
+        config,
+        f"{args.split} split",
     )
 
 

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from . import __version__
 from .config import Config, KitError
 from .data import write_text
+from .lm import POLICY_FILE
 from .policy import Policy
 
 KEEP = 2
@@ -75,7 +76,7 @@ class Run:
             optimizer = make_optimizer(policy)
             self.save(policy, optimizer, generator, 0, 0)
             return policy, optimizer, 0
-        policy = Policy.load(folder, self.config.device)
+        policy = policy.reload(folder, self.config.lm)
         optimizer = make_optimizer(policy)
         try:
             tensors = safetensors.torch.load_file(folder / "trainer.safetensors")
@@ -106,9 +107,9 @@ class Run:
         """Sum of a logged number over all steps."""
         return sum(row[name] for row in read_metrics(self.folder))
 
-    def reference(self) -> Policy:
+    def reference(self, policy: Policy) -> Any:
         """The policy that the run started from, for the KL penalty."""
-        return Policy.load(self.folder / "checkpoints" / "step-000000", self.config.device)
+        return policy.reference(self.folder / "checkpoints" / "step-000000")
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
@@ -169,7 +170,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 def policy_folder(path: str | Path) -> Path:
     """Where a policy lies: the folder itself, or the latest checkpoint of a run's folder."""
     path = Path(path)
-    if (path / "items.json").is_file():
+    if (path / "items.json").is_file() or (path / POLICY_FILE).is_file():
         return path
     return max(path.glob("checkpoints/step-*"), default=path)
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 SHIPPED = DATA / "checkpoints" / "lab-rec"
 WARM_START = "sft"
-MADE_BY = ("task", "data", "one_relevant", "pool", "model", "sft", "grammar")
+MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")
 """Fields of a run that its warm start depends on."""
 
 
@@ -67,7 +67,7 @@ def warm_start(
         if all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY):
             return policy_folder(SHIPPED)
     run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
-    fit(Policy.tiny(items, config.model), splits.train, run.config, run, sft=True, quiet=quiet)
+    fit(Policy.new(items, config), splits.train, run.config, run, sft=True, quiet=quiet)
     latest = run.latest()
     assert latest is not None
     return latest
@@ -86,7 +86,7 @@ def train_and_test(
             points = {**read_curve(kept), str(step): [int(run.total("tokens")), found]}
             write_text(kept, json.dumps(points))
 
-    policy = fit(Policy.load(start), splits.train, config, run, quiet=quiet, after_step=look)
+    policy = fit(Policy.load(start, lm=config.lm), splits.train, config, run, quiet=quiet, after_step=look)
     curve = [(tokens, torch.tensor(found, dtype=torch.float64)) for tokens, found in read_curve(kept).values() if every]
     metrics = evaluate(policy, splits.test, config)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
@@ -118,7 +118,8 @@ def compare(
     for (setting, _, _), c in configs.items():
         firsts.setdefault(_made_by(c), (setting, c))
     loaded = {key: load(c) for key, (_, c) in firsts.items()}
-    jobs = min(jobs or os.cpu_count() or 1, len(configs))
+    # every process would hold the pretrained model once more
+    jobs = min(jobs or (1 if config.lm.model else os.cpu_count()) or 1, len(configs))
     quiet_runs = quiet or jobs > 1
     make: list[Callable[[], Path]] = [
         partial(warm_start, c, *loaded[key], folder / slug(setting) / "warm-start", quiet_runs, resume)
@@ -130,7 +131,7 @@ def compare(
     for (setting, _, _), c in configs.items():
         if setting not in results:
             splits, items = loaded[_made_by(c)]
-            own, policy = folder / slug(setting), Policy.load(starts[_made_by(c)], config.device)
+            own, policy = folder / slug(setting), Policy.load(starts[_made_by(c)], config.device, config.lm)
             results[setting] = {b: [measure_baseline(b, splits, items, c, own, quiet, resume)] for b in baselines}
             filled = replace(c, grammar=replace(c.grammar, full=True))
             results[setting]["sft_full"] = [Result(evaluate(policy, splits.test, filled))]

@@ -1,15 +1,10 @@
 """Every choice of a run: one frozen dataclass per concern, a docstring under every field.
 
-The command line is made from these classes (`add_arguments`), so that a field, its default and its help stand once.
+The command line is made from these classes (fgrpo.options), so that a field, its default and its help stand once.
 """
 
-import argparse
-import ast
 import dataclasses
-import inspect
-import itertools
 import math
-import textwrap
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -52,6 +47,38 @@ class ModelConfig:
         _check(self, hidden_size=(8, None), layers=(1, None), heads=(2, None))
         if self.heads % 2 or self.hidden_size % (2 * self.heads):
             raise KitError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads, and heads be even.")
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """A Hugging Face causal model as policy: which one, its LoRA adapter, what it is shown of each text."""
+
+    model: str = ""
+    """folder or hub name of a pretrained causal model (empty: the tiny policy); candidates are then shown by number"""
+    gguf_file: str = ""
+    """GGUF file in that folder to read the weights from (needs package gguf)"""
+    lora_rank: int = 16
+    """rank of the LoRA adapter, the only weights that are trained"""
+    lora_alpha: int = 32
+    """LoRA's scale: the update is multiplied by alpha / rank"""
+    lora_targets: str = "all-linear"
+    """layers that get an adapter: all-linear, or names separated by commas (q_proj,v_proj)"""
+    dtype: str = "float32"
+    """type of the pretrained weights: float32 or bfloat16 (adapters stay float32)"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model; never taken from a file, only from the command line"""
+    passage_tokens: int = 200
+    """most tokens shown of the query and of each text of history and pool"""
+    micro: int = 0
+    """queries (SFT: demonstrations) whose memory is held at a time; the step is the same (0: all at once)"""
+
+    def __post_init__(self) -> None:
+        _check(
+            self, lora_rank=(1, None), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
+            dtype=("float32", "bfloat16"),
+        )  # fmt: skip
+        if self.gguf_file and not self.model:
+            raise KitError(f"gguf_file {self.gguf_file!r}: name the folder that holds it with --model.")
 
 
 @dataclass(frozen=True)
@@ -129,7 +156,13 @@ class RLConfig:
             raise KitError(f"temperature {self.temperature} must be above 0 (evaluation decodes greedily by itself).")
 
 
-CONCERNS: dict[str, Any] = {"grammar": GrammarConfig, "model": ModelConfig, "sft": SFTConfig, "rl": RLConfig}
+CONCERNS: dict[str, Any] = {
+    "grammar": GrammarConfig,
+    "model": ModelConfig,
+    "lm": LMConfig,
+    "sft": SFTConfig,
+    "rl": RLConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -150,6 +183,7 @@ class Config:
     """where to train and decode: cpu, cuda, cuda:1, mps"""
     grammar: GrammarConfig = field(default_factory=GrammarConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     rl: RLConfig = field(default_factory=RLConfig)
 
@@ -180,7 +214,7 @@ def changed(config: Config, texts: dict[str, str]) -> Config:
     for name, text in texts.items():
         concern = next((c for c in CONCERNS if name in CONCERNS[c].__dataclass_fields__), "")
         kind = CONCERNS[concern] if concern else Config
-        if name not in kind.__dataclass_fields__ or name in CONCERNS:
+        if name not in kind.__dataclass_fields__ or (name in CONCERNS and not concern):
             raise KitError(f"field {name!r} is not known (in {name}={text}).")
         wanted: Any = kind.__dataclass_fields__[name].type
         try:
@@ -216,33 +250,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 
-
-def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str, ...] = ()) -> None:
-    """One option per field of each dataclass, its help taken from the docstring under the field.
-
-    Options that are not given stay out of the namespace, so that a preset or a resumed run can fill them in.
-    """
-    for kind in kinds:
-        group = parser.add_argument_group(kind.__name__, (kind.__doc__ or "").split("\n")[0])
-        docs = _field_docs(kind)
-        for f in dataclasses.fields(kind):
-            if f.name in skip or dataclasses.is_dataclass(f.type):
-                continue
-            flag = "--" + f.name.replace("_", "-")
-            text = f"{docs[f.name]} (default {f.default!r})".replace("%", "%%")
-            how: dict[str, Any] = {"action": "store_true"}
-            if f.type is not bool:
-                how = {"type": f.type, "metavar": getattr(f.type, "__name__", "value").upper()}
-            group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
-
-
-def _field_docs(kind: type) -> dict[str, str]:
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    docs = {}
-    for a, b in itertools.pairwise(getattr(tree, "body", [])):
-        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr):
-            docs[a.target.id] = ast.literal_eval(b.value)
-    return docs
+LM_PRESET: dict[str, Any] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
+"""Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
 
 
 def _from_dict(kind: type[T], values: Any, where: str) -> T:

@@ -127,12 +127,12 @@ def by_phase(slate: Tensor, rank: Tensor, rollouts: Rollouts) -> Tensor:
 def _by_place(values: Tensor, rollouts: Rollouts, which: int) -> Tensor:
     """Values of a list's places (Q, G, K), centred over the group, on the tokens of a phase. -> (B, T).
 
-    A token's place is the number of items that its phase holds before it; after the last place it has none.
+    A token's place is the number of items that its phase holds before it (an item ends with the last token of its
+    label); after the last place it has none.
     """
     centred = pad(values - values.mean(dim=1, keepdim=True), (0, 1)).flatten(0, 1)
-    pool = rollouts.prompts.choices.repeat(rollouts.group).tokens[:, :-5]
     in_phase = rollouts.phase == which
-    is_item = (rollouts.completions.unsqueeze(-1) == pool.unsqueeze(1)).any(-1) & in_phase
+    is_item = rollouts.prompts.choices.repeat(rollouts.group).listed(rollouts.completions) & in_phase
     place = (is_item.cumsum(1) - is_item.long()).clamp(max=values.shape[-1])
     return centred.to(place.device).gather(1, place) * in_phase
 

@@ -35,7 +35,7 @@ def decoupled(
 
     def train(name: str, seed: int, again: bool, **options: Any) -> Policy:
         run = Run(folder / name, replace(config, seed=seed), resume=again, save_every=config.sft.sft_steps)
-        new = Policy.tiny(items, config.model, seed)
+        new = Policy.new(items, config, seed)
         return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=partial(sft_step, **options))
 
     sampling = Sampling(config.grammar)

@@ -16,6 +16,8 @@ from .rollout import rollout
 
 CUTOFFS = (1, 3, 5, 10)
 RESAMPLES = 10_000
+AT_ONCE = 16_384
+"""tokens of prompts, padding included, that a pretrained model decodes together"""
 FATES = ("right", "slate_miss", "rank_drop", "format_error")
 """What became of a relevant candidate: ranked above every irrelevant one; never in the slate; in the slate, but not in
 the ranked list or below an irrelevant one; or lost with an ill-formed output."""
@@ -33,11 +35,24 @@ def greedy(
 ) -> list[Output]:  # fmt: skip
     """Greedy outputs, one per example; of given `slates` (pool indices, one per example) only the ranking is decoded."""
     outputs: list[Output] = []
-    for start in range(0, len(examples), batch):
-        some = slice(start, start + batch)
+    for some in _batches(policy, examples, batch, sampling.grammar):
         given = None if slates is None else slates[some]
         outputs += rollout(policy, examples[some], sampling, slates=given).outputs
     return outputs
+
+
+def _batches(policy: Policy, examples: Sequence[Example], most: int, grammar: GrammarConfig) -> list[slice]:
+    """The examples in turn, at most so many at a time; of a pretrained model's long prompts fewer."""
+    if policy.adapter is None:
+        return [slice(a, a + most) for a in range(0, len(examples), most)]
+    lengths = [len(policy.labels.prompt_ids(e, grammar)) for e in examples]
+    found, start = [], 0
+    for n in range(1, len(examples) + 1):
+        together = max(lengths[start : n + 1]) * (n + 1 - start)
+        if n == len(examples) or n - start == most or together > AT_ONCE:
+            found.append(slice(start, n))
+            start = n
+    return found
 
 
 def measure_outputs(

@@ -35,7 +35,7 @@ def policy_loss(
             reference_logp, _ = reference.logprobs(rollouts.prompts, rollouts.completions, mask, sampling)
         kl = k3(logp, reference_logp)
         per_token = per_token - config.beta * kl
-    loss = -(per_token * mask).sum() / (mask.shape[0] * max_tokens(sampling.grammar))
+    loss = -(per_token * mask).sum() / (mask.shape[0] * (rollouts.longest or max_tokens(sampling.grammar)))
 
     with torch.no_grad():
         logs = {"loss": loss.item(), "approx_kl": masked_mean(k3(rollouts.logprobs, logp), mask).item()}
@@ -79,8 +79,16 @@ def token_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:
 
 
 def item_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:
-    """The tokens of one label share a ratio. Every label of the `item` scheme is one token: the token level."""
-    return log_ratio
+    """The tokens of one word (a label with what separates it from the one before, a tag) share their geometric mean.
+
+    Every word of the `item` scheme is one token: there this is the token level.
+    """
+    if rollouts.words is None:
+        return log_ratio
+    words, mask = rollouts.words, rollouts.mask
+    total = torch.zeros_like(log_ratio).scatter_add(1, words, log_ratio * mask)
+    count = torch.zeros_like(log_ratio).scatter_add(1, words, mask.to(log_ratio.dtype)).clamp(min=1)
+    return (total / count).gather(1, words) * mask
 
 
 def phase_level(log_ratio: Tensor, rollouts: Rollouts) -> Tensor:

@@ -4,11 +4,16 @@ The fields of a run come from the dataclasses of fgrpo.config.
 """
 
 import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from .config import PRESETS, Config, GrammarConfig, KitError, ModelConfig, RLConfig, SFTConfig, add_arguments
+from .config import CONCERNS, LM_PRESET, PRESETS, Config, KitError
 
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
@@ -35,7 +40,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         p = under.add_parser(name.split()[-1], help=run.__doc__, description=run.__doc__)
         p.set_defaults(run=run)
         if config:
-            add_arguments(p, Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig)
+            add_arguments(p, Config, *CONCERNS.values())
             p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
         if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -48,7 +53,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None, against="")
     p = command("train", config=True)
     p.add_argument("--out", required=True, help="folder of the run")
-    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
+    p.add_argument("--init", help="policy or run folder to start from, or base: the model as it comes (default: a warm "
+                   "start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
     p.add_argument(
         "--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs"
@@ -135,6 +141,34 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     return parser
 
 
+def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str, ...] = ()) -> None:
+    """One option per field of each dataclass, its help taken from the docstring under the field.
+
+    Options that are not given stay out of the namespace, so that a preset or a resumed run can fill them in.
+    """
+    for kind in kinds:
+        group = parser.add_argument_group(kind.__name__, (kind.__doc__ or "").split("\n")[0])
+        docs = _field_docs(kind)
+        for f in dataclasses.fields(kind):
+            if f.name in skip or dataclasses.is_dataclass(f.type):
+                continue
+            flag = "--" + f.name.replace("_", "-")
+            text = f"{docs[f.name]} (default {f.default!r})".replace("%", "%%")
+            how: dict[str, Any] = {"action": "store_true"}
+            if f.type is not bool:
+                how = {"type": f.type, "metavar": getattr(f.type, "__name__", "value").upper()}
+            group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    docs = {}
+    for a, b in itertools.pairwise(getattr(tree, "body", [])):
+        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr):
+            docs[a.target.id] = ast.literal_eval(b.value)
+    return docs
+
+
 def _count(text: str) -> int:
     numbers = _numbers(text)
     if len(numbers) > 1:
@@ -154,9 +188,10 @@ def _numbers(text: str) -> list[int]:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The run that the options describe, over the preset of its task."""
-    names = [f for kind in (Config, GrammarConfig, ModelConfig, SFTConfig, RLConfig) for f in kind.__dataclass_fields__]
+    names = [f for kind in (Config, *CONCERNS.values()) for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return Config.from_flat(**{**PRESETS.get(given.get("task", "lab-rec"), {}), **given})
+    preset = LM_PRESET if given.get("model") else PRESETS.get(given.get("task", "lab-rec"), {})
+    return Config.from_flat(**{**preset, **given})
 
 
 def load(args: argparse.Namespace, config: Config, notes: Any = None) -> tuple[Any, list[str]]:

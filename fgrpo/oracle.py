@@ -16,7 +16,7 @@ from .config import Config, GrammarConfig, KitError, RLConfig
 from .credit import assign_credit
 from .data import Example
 from .policy import Policy, Sampling
-from .prompt import PHASE_RANK, PHASE_SLATE, Output, completion_text, phases
+from .prompt import PHASE_RANK, PHASE_SLATE, Output
 from .rewards import Rewards, add_noise, score
 from .rollout import Rollouts
 
@@ -130,14 +130,12 @@ def enumerate_outputs(policy: Policy, example: Example, config: Config) -> Oracl
         Output(slate, rank)
         for slate in _orders(pool, grammar.slate_size) for rank in _orders(slate, grammar.rank_size)
     ]  # fmt: skip
-    labels, prompts = policy.labels.candidates(example), policy.encode([example])
-    texts = [completion_text(o.slate, o.rank, labels) for o in outputs]
-    batch = policy.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    completions, mask = batch["input_ids"], batch["attention_mask"].bool()
+    prompts = policy.encode([example])
+    completions, mask = policy.spell([example] * len(outputs), outputs)
     sampling = Sampling(grammar, temperature=config.rl.temperature)
     with torch.no_grad():
         logprobs, _ = policy.logprobs(prompts, completions, mask, sampling, shared=False)
-    phase = phases(completions, mask, policy.tags[1])
+    phase = policy.labels.phases(completions, mask)
     rollouts = Rollouts(prompts, completions, mask, phase, logprobs, outputs, len(outputs), sampling)
     decision, where = _decisions(completions, (logprobs < 0) & mask)
     rows, columns = where.T

@@ -1,6 +1,7 @@
 """A causal language model behind one small interface: encode queries, give the log-probability of every token.
 
-`Policy.tiny` builds a small Qwen3-architecture decoder from scratch; `Policy.load` reads any folder that `save` wrote.
+`Policy.tiny` builds a small Qwen3-architecture decoder from scratch, `Policy.pretrained` puts a LoRA adapter on any
+Hugging Face model (fgrpo.lm), `Policy.load` reads any folder that `save` wrote.
 The prompt of a query is encoded once for its G rollouts, for sampling and for the loss alike (fgrpo.prefix).
 """
 
@@ -15,13 +16,16 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from .config import GrammarConfig, KitError, ModelConfig
+from .config import Config, GrammarConfig, KitError, LMConfig, ModelConfig
 from .data import Example, write_text
+from .index_labels import IndexLabels
+from .lm import POLICY_FILE, Adapter, FrozenReference, narrowed
 from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions, why_unshared
-from .prompt import END, PAD, TAGS, Choices, ItemLabels
+from .prompt import END, PAD, ItemLabels
 
 transformers_logging.disable_progress_bar()
 
@@ -32,7 +36,22 @@ class Prompts:
 
     ids: Tensor
     mask: Tensor
-    choices: Choices
+    choices: Any
+
+    def rows(self, some: slice) -> "Prompts":
+        """Only these queries, without the padding that none of them needs."""
+        mask = self.mask[some]
+        begins = int((~mask).sum(1).min())
+        return Prompts(self.ids[some, begins:], mask[:, begins:], self.choices.rows(some))
+
+    @staticmethod
+    def join(parts: Sequence["Prompts"], pad: int) -> "Prompts":
+        """The queries of all parts in one batch."""
+        ids, mask = (
+            join_rows([getattr(p, name) for p in parts], value, left=True)
+            for name, value in (("ids", pad), ("mask", 0))
+        )
+        return Prompts(ids, mask, type(parts[0].choices).join([p.choices for p in parts]))
 
 
 @dataclass(frozen=True)
@@ -47,9 +66,9 @@ class Sampling:
 class Policy:
     """A model, its tokenizer and its label scheme."""
 
-    def __init__(self, model: Any, tokenizer: Any, labels: ItemLabels):
-        self.model, self.tokenizer, self.labels = model, tokenizer, labels
-        self.pad, self.end, *self.tags = (tokenizer.convert_tokens_to_ids(t) for t in (PAD, END, *TAGS))
+    def __init__(self, model: Any, tokenizer: Any, labels: Any, adapter: Adapter | None = None):
+        self.model, self.tokenizer, self.labels, self.adapter = model, tokenizer, labels, adapter
+        self.pad, self.end, self.tags = labels.pad, labels.end, labels.tags
         self.token_text = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self.share, self._said = True, False  # share = False: every rollout encodes its own prompt
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
@@ -75,9 +94,28 @@ class Policy:
         return cls(model, tokenizer, labels)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> "Policy":
-        """Read a folder written by `save`. Raises KitError if it is missing, incomplete or damaged."""
+    def pretrained(cls, config: LMConfig, seed: int = 0, device: str = "cpu") -> "Policy":
+        """A Hugging Face causal model with a fresh LoRA adapter, which changes nothing yet."""
+        return cls._adapted(*Adapter.fresh(config, seed)).to(device)
+
+    @classmethod
+    def _adapted(cls, adapter: Adapter, model: Any, tokenizer: Any) -> "Policy":
+        return cls(model, tokenizer, IndexLabels(tokenizer, model.config, adapter.config.passage_tokens), adapter)
+
+    @classmethod
+    def new(cls, items: Sequence[str], config: Config, seed: int = 0) -> "Policy":
+        """The policy that a run begins with: a pretrained model if the configuration names one, else a tiny one."""
+        return cls.pretrained(config.lm, seed) if config.lm.model else cls.tiny(items, config.model, seed)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", lm: LMConfig | None = None) -> "Policy":
+        """Read a folder written by `save`. Raises KitError if it is missing, incomplete or damaged.
+
+        An adapter is put on the model that its policy.json names, or on that of `lm` where it names one.
+        """
         folder = Path(folder)
+        if (folder / POLICY_FILE).is_file():
+            return cls._adapted(*Adapter.load(folder, lm)).to(device)
         if not (folder / "items.json").is_file():
             raise KitError(f"{folder}: no policy here (items.json is missing); name a folder that `train` wrote.")
         try:
@@ -93,20 +131,42 @@ class Policy:
         return policy.to(device)
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), model configuration, tokenizer and item keys."""
+        """Write weights (safetensors), model configuration, tokenizer and item keys; of a pretrained model the adapter."""
         folder = Path(folder)
+        if self.adapter is not None:
+            return self.adapter.save(self.model, folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_text(folder / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
+        return None
 
-    def encode(self, examples: Sequence[Example]) -> Prompts:
-        """Tokenize queries and lay out the choices of each pool."""
-        batch = self.tokenizer([self.labels.prompt(e) for e in examples], padding=True, return_tensors="pt")
-        pools = [self.tokenizer.convert_tokens_to_ids(list(self.labels.candidates(e))) for e in examples]
-        width = max(map(len, pools))
-        tokens = [pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]
-        ids, mask, choices = batch["input_ids"], batch["attention_mask"].bool(), torch.tensor(tokens)
-        return Prompts(ids.to(self.device), mask.to(self.device), Choices(choices.to(self.device)))
+    def reload(self, folder: str | Path, lm: LMConfig | None = None) -> "Policy":
+        """The policy of another checkpoint of the same run: a pretrained model stays in memory, its adapter changes."""
+        if self.adapter is None:
+            return Policy.load(folder, str(self.device), lm)
+        self.adapter.restore(self.model, folder)
+        return self
+
+    def reference(self, folder: str | Path) -> Any:
+        """What the KL penalty is taken to, by its `logprobs`: the policy of a checkpoint, here frozen.
+
+        For a pretrained model that is the same model with its adapter off, or with a frozen copy of that adapter.
+        """
+        if self.adapter is None:
+            return Policy.load(folder, str(self.device))
+        return FrozenReference(self, self.adapter.freeze(self.model, folder))
+
+    def encode(self, examples: Sequence[Example], grammar: GrammarConfig | None = None) -> Prompts:
+        """Tokenize queries and lay out the choices of each pool; prompts in words say the sizes of `grammar`."""
+        rows = [self.labels.prompt_ids(e, grammar) for e in examples]
+        ids, mask = pad_rows(rows, self.pad, left=True)
+        return Prompts(ids.to(self.device), mask.to(self.device), self.labels.choices(examples).to(self.device))
+
+    def spell(self, examples: Sequence[Example], outputs: Sequence[tuple]) -> tuple[Tensor, Tensor]:
+        """Completions as they are written, from one (slate, rank, ...) of pool indices each: ids, mask (B, T)."""
+        rows = [self.labels.spell(e, *o[:2]) for e, o in zip(examples, outputs, strict=True)]
+        ids, mask = pad_rows(rows, self.pad)
+        return ids.to(self.device), mask.to(self.device)
 
     def to(self, device: str) -> "Policy":
         """Move the weights. Raises KitError if there is no such device."""
@@ -140,6 +200,10 @@ class Policy:
             print(f"fgrpo: every rollout encodes its own prompt, since {reason}.", file=sys.stderr)
         return reason is None
 
+    def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:
+        """Prompts encoded for branches. The graph of a pretrained model's long prompts is computed again, not kept."""
+        return PrefixTree(self.model, ids, mask, *([True] if self.adapter else []))
+
     def completion_logits(
         self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,
         tree: PrefixTree | None = None, begun: int = 0,
@@ -153,7 +217,7 @@ class Policy:
         n_queries, length = prompts.ids.shape[0], completions.shape[1]
         if shared and self.shares_prompts:
             if tree is None or not tree.take():
-                tree, begun = PrefixTree(self.model, prompts.ids, prompts.mask), 0
+                tree, begun = self.grow(prompts.ids, prompts.mask), 0
             first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, begun + 1, -1)
             fed = length - 1 - begun  # the last token has nothing after it
             ids, real = (x.view(n_queries, group, length)[..., begun:] for x in (completions, mask))
@@ -182,13 +246,12 @@ class Policy:
         Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
         """
         group = completions.shape[0] // prompts.ids.shape[0]
-        logits = self.completion_logits(prompts, completions, mask, group, shared, tree, begun)
+        with narrowed(self.model, prompts.choices.columns if sampling.constrained else None):
+            logits = self.completion_logits(prompts, completions, mask, group, shared, tree, begun)
         if sampling.constrained:
             choices = prompts.choices.repeat(group)
-            emitted = choices.emitted(completions) * mask.unsqueeze(-1)
-            counts = emitted.cumsum(1, dtype=torch.int16) - emitted
-            index = emitted.argmax(-1)
-            logps = constrained_logps(logits, choices, counts, sampling)
+            allowed, index = choices.walk(completions, mask, sampling.grammar)
+            logps = constrained_logps(logits, choices.tokens, allowed, sampling)
         else:
             index, logps = completions, free_logps(logits, sampling)
         chosen = logps.gather(-1, index.unsqueeze(-1)).squeeze(-1)
@@ -196,10 +259,19 @@ class Policy:
         entropy = -(finite.exp() * finite).masked_fill(logps.isneginf(), 0.0).sum(-1)
         return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Tokens as text, without the end token that closes them."""
-        ids = token_ids[:-1] if len(token_ids) and token_ids[-1] == self.end else token_ids
-        return " ".join([self.token_text[t] for t in ids])
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Token lists as one tensor and its mask, (B, T) each, padded on the right or on the left."""
+    tensors = [torch.tensor(row, dtype=torch.long).unsqueeze(0) for row in rows]
+    masks = [torch.ones_like(x, dtype=torch.bool) for x in tensors]
+    return join_rows(tensors, value, left), join_rows(masks, 0, left)
+
+
+def join_rows(parts: Sequence[Tensor], value: float, left: bool = False) -> Tensor:
+    """Tensors (B, T, ...) of different T under each other, padded on the right or on the left."""
+    width = max(p.shape[1] for p in parts)
+    missing = [width - p.shape[1] for p in parts]
+    return torch.cat([pad(p, (n, 0) if left else (0, n), value=value) for p, n in zip(parts, missing, strict=True)])
 
 
 def free_logps(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -207,8 +279,12 @@ def free_logps(logits: Tensor, sampling: Sampling) -> Tensor:
     return (logits.float() / sampling.temperature).log_softmax(-1)
 
 
-def constrained_logps(logits: Tensor, choices: Choices, counts: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probabilities over the choices, renormalised over the allowed ones, in float32. (B, T, V) -> (B, T, K)."""
-    index = choices.tokens.clamp(min=0).unsqueeze(1).expand(-1, logits.shape[1], -1)
-    scores = logits.gather(-1, index).float() / sampling.temperature
-    return scores.masked_fill(~choices.allowed(counts, sampling.grammar), float("-inf")).log_softmax(-1)
+def constrained_logps(logits: Tensor, tokens: Tensor, allowed: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities over the choices, renormalised over the allowed ones, in float32. -> (B, T, K).
+
+    logits (B, T, V), or (B, T, K) where the model gave those of the choices alone; tokens (B, K); allowed (B, T, K).
+    """
+    if logits.shape[-1] != tokens.shape[-1]:  # a vocabulary holds padding, which no choice is
+        logits = logits.gather(-1, tokens.clamp(min=0).unsqueeze(1).expand(-1, logits.shape[1], -1))
+    scores = logits.float() / sampling.temperature
+    return scores.masked_fill(~allowed, float("-inf")).log_softmax(-1)

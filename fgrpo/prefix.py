@@ -5,13 +5,16 @@ its own branch, and positions run on from the prompt's end in every branch. So t
 values are stored once (not G times), and gradients are those of G separate sequences to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
 KEEP_FROM = 256  # tokens of a prompt from which its graph is kept between sampling and loss; below, it saves little
@@ -21,18 +24,23 @@ NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0,
 class PrefixTree:
     """Encoded prompts (Q, P) and the branches fed so far. `logits` (Q, V) are those after each prompt."""
 
-    def __init__(self, model: Any, ids: Tensor, mask: Tensor):
-        """Encode prompts, padded on the left; mask (Q, P) bool."""
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, recompute: bool = False):
+        """Encode prompts, padded on the left; mask (Q, P) bool.
+
+        With `recompute`, what a layer needs for its gradient is computed again when it is needed, not kept: a prompt
+        of thousands of tokens then takes its keys, values and one vector a layer.
+        """
         self.model, self.windows = model, sliding_windows(model.config)
         self.weights, self.spent = _versions(model), False
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
         # a cache without configuration keeps every key; sliding windows are the mask's business
-        out = model(
-            ids, attention_mask=None if mask.all() else mask.long(), position_ids=self.position,
-            cache=DynamicCache(), use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+        with recomputed(model, recompute and torch.is_grad_enabled()):
+            out = model(
+                ids, attention_mask=None if mask.all() else mask.long(), position_ids=self.position,
+                cache=DynamicCache(), use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
         self.cache, self.logits = out.cache, out.logits[:, -1]
 
     def extend(self, ids: Tensor, branch: Tensor, depth: Tensor) -> Tensor:
@@ -79,6 +87,37 @@ class PrefixTree:
         self.cache.batch_select_indices(queries)
         self.branch, self.position = self.branch[queries], self.position[queries]
         self.prompt_length = self.prompt_length[queries]
+
+
+@contextmanager
+def recomputed(model: Any, active: bool) -> Iterator[None]:
+    """While open, decoder layers keep only their inputs for the backward pass.
+
+    transformers' own gradient checkpointing forbids a cache, since a layer that runs again would write into it again.
+    Here the second run writes into a cache of its own: a prompt begins with an empty one, so nothing is missing there.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if active else []
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(hidden: Tensor, *args: Any, **options: Any) -> Any:
+            if not isinstance(options.get("cache"), DynamicCache):
+                return forward(hidden, *args, **options)
+            caches = [options.pop("cache")]  # the first run takes it
+
+            def once(hidden: Tensor) -> Any:
+                return forward(hidden, *args, cache=caches.pop() if caches else DynamicCache(), **options)
+
+            return checkpoint(once, hidden, use_reentrant=False, preserve_rng_state=False)
+
+        return run
+
+    for layer in layers:
+        layer.forward = wrap(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def branches_at_once(prompt: int, length: int) -> int:

@@ -7,6 +7,7 @@ stored: what may come next depends only on the pool and on how often each choice
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ class ItemLabels:
     def __init__(self, items: Sequence[str]):
         """`items` are the catalogue's keys (ids, or texts where there are none), each once."""
         self.items = tuple(items)
+        self.pad, self.end, *self.tags = range(2 + len(TAGS))  # token ids, as in `vocabulary`
         self.token_of = {key: f"i{n}" for n, key in enumerate(self.items)}
         if len(self.token_of) != len(self.items):
             raise KitError("the catalogue holds an item twice: each key may stand there once.")
@@ -53,6 +55,44 @@ class ItemLabels:
         """`<HISTORY> i4 i9 ... <POOL> i7 i12 ...`"""
         history = self._labels(example, example.history_keys)
         return " ".join((HISTORY, *history, POOL, *self.candidates(example)))
+
+    def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]:
+        """Token ids of the prompt, which does not say the grammar here."""
+        return self._ids(self.prompt(example))
+
+    def choices(self, examples: Sequence[Example]) -> "Choices":
+        """What may be written for each example."""
+        pools = [self._ids(" ".join(self.candidates(e))) for e in examples]
+        width = max(map(len, pools))
+        return Choices(torch.tensor([pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]))
+
+    def spell(self, example: Example, slate: Sequence[int], rank: Sequence[int]) -> list[int]:
+        """Token ids of a whole completion, from pool indices."""
+        return self._ids(completion_text(slate, rank, self.candidates(example)))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Tokens as text, without the end token that closes them."""
+        ids = ids[:-1] if len(ids) and ids[-1] == self.end else ids
+        return " ".join([self._names[t] for t in ids])
+
+    def phases(self, completions: Tensor, mask: Tensor) -> Tensor:
+        """Phase of each completion token, (B, T)."""
+        return phases(completions, mask, self.tags[1])
+
+    def words(self, completions: Tensor, mask: Tensor) -> Tensor | None:
+        """Number of the word that a token belongs to, (B, T); None: every token is a word, as here."""
+        return None
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.vocabulary()
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self._vocabulary)
+
+    def _ids(self, text: str) -> list[int]:
+        return [self._vocabulary[token] for token in text.split()]
 
     def _labels(self, example: Example, keys: tuple[str, ...]) -> tuple[str, ...]:
         try:
@@ -117,10 +157,49 @@ class Choices:
     """
 
     tokens: Tensor
+    columns = None  # token ids whose logits are enough for every row; None: all of them
+
+    def to(self, device: torch.device) -> "Choices":
+        """On another device."""
+        return Choices(self.tokens.to(device))
 
     def repeat(self, times: int) -> "Choices":
         """Each row `times` times, as the rollouts of one query follow each other."""
         return Choices(self.tokens.repeat_interleave(times, dim=0))
+
+    def rows(self, some: Tensor | slice) -> "Choices":
+        """Only these rows."""
+        return Choices(self.tokens[some])
+
+    @staticmethod
+    def join(parts: Sequence["Choices"]) -> "Choices":
+        """The rows of all parts, the shorter pools padded."""
+        width = max(p.tokens.shape[1] for p in parts)
+        pools = [torch.nn.functional.pad(p.tokens[:, :-5], (0, width - p.tokens.shape[1]), value=-1) for p in parts]
+        return Choices(torch.cat([torch.cat((a, p.tokens[:, -5:]), 1) for a, p in zip(pools, parts, strict=True)]))
+
+    def longest(self, grammar: GrammarConfig) -> int:
+        """Tokens of the longest completion that the grammar allows."""
+        return max_tokens(grammar)
+
+    def slate_ids(self, row: int, slate: Sequence[int]) -> list[int]:
+        """Tokens of a slate (pool indices), from its opening tag through its closing one."""
+        inner = self.tokens[row, torch.tensor(slate, dtype=torch.long)].tolist()
+        return [int(self.tokens[row, -5]), *inner, int(self.tokens[row, -4])]
+
+    def progress(self, grammar: GrammarConfig, constrained: bool) -> "Progress":
+        """Completions of every row that have nothing written yet."""
+        return Progress(self, grammar, torch.zeros_like(self.tokens, dtype=torch.int16).unsqueeze(1))
+
+    def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
+        """What was allowed at each token, (B, T, N + 5) bool, and which of the choices it is, (B, T)."""
+        emitted = self.emitted(completions) * mask.unsqueeze(-1)
+        counts = emitted.cumsum(1, dtype=torch.int16) - emitted
+        return self.allowed(counts, grammar), emitted.argmax(-1)
+
+    def listed(self, completions: Tensor) -> Tensor:
+        """True at the (last) token of each item that a list holds. (B, T)."""
+        return (completions.unsqueeze(-1) == self.tokens[:, None, :-5]).any(-1)
 
     def allowed(self, counts: Tensor, grammar: GrammarConfig) -> Tensor:
         """Which choices may come next, given how often each was emitted. counts (B, T, N + 5) -> bool, same shape.
@@ -155,3 +234,32 @@ def phases(token_ids: Tensor, mask: Tensor, close_slate: int) -> Tensor:
     closes = token_ids.eq(close_slate) & mask
     closed_before = closes.cumsum(1) - closes.long() > 0
     return torch.where(closed_before, PHASE_RANK, PHASE_SLATE).masked_fill(~mask, PHASE_PAD)
+
+
+@dataclass
+class Progress:
+    """How far the completions of all rows are: counts (B, 1, N + 5), how often each choice was emitted."""
+
+    choices: Choices
+    grammar: GrammarConfig
+    counts: Tensor
+
+    def allowed(self) -> Tensor:
+        """Which choices may come next, (B, N + 5) bool."""
+        return self.choices.allowed(self.counts, self.grammar).squeeze(1)
+
+    def append(self, rows: Tensor, tokens: Tensor) -> None:
+        """Tokens that some rows wrote."""
+        self.counts[rows, 0] += (self.choices.tokens[rows] == tokens.unsqueeze(1)).to(self.counts.dtype)
+
+    def slate_closed(self) -> Tensor:
+        """Rows that have written `</SLATE>`, (B,) bool."""
+        return self.counts[:, 0, -4] > 0
+
+    def ended(self) -> Tensor:
+        """Rows that have written the end token, (B,) bool."""
+        return self.counts[:, 0, -1] > 0
+
+    def repeat(self, times: int) -> "Progress":
+        """Each row `times` times."""
+        return Progress(self.choices.repeat(times), self.grammar, self.counts.repeat_interleave(times, dim=0))

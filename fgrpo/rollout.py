@@ -5,15 +5,17 @@ log-prob 0 and fed together with the next token that has to be fed anyway.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .data import Example
-from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps
+from .lm import narrowed
+from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows
 from .prefix import KEEP_FROM, NO_BRANCH, PrefixTree, positions
-from .prompt import Choices, Output, max_tokens, parse, phases
+from .prompt import PHASE_PAD, Output, parse
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,35 @@ class Rollouts:
     tree: PrefixTree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
     begun: int = 0
     rankings: int = 1  # K: each K rows in turn share one slate
+    words: Tensor | None = None  # (B, T): number of the word that a token belongs to (None: each is one by itself)
+    longest: int | None = None  # tokens of the longest completion (None: as if every label were one)
+
+    def rows(self, queries: slice) -> "Rollouts":
+        """The rollouts of some queries, without padding that none of them needs and without the kept prompts."""
+        own = slice(queries.start * self.group, queries.stop * self.group)
+        mask = self.mask[own]
+        width = int(mask.sum(1).max())
+        completions, phase, logprobs = (x[own, :width] for x in (self.completions, self.phase, self.logprobs))
+        return replace(
+            self, prompts=self.prompts.rows(queries), completions=completions, mask=mask[:, :width], phase=phase,
+            logprobs=logprobs, outputs=self.outputs[own], tree=None, begun=0,
+            words=None if self.words is None else self.words[own, :width],
+        )  # fmt: skip
+
+    @staticmethod
+    def join(parts: "Sequence[Rollouts]", pad: int) -> "Rollouts":
+        """The rollouts of all parts in one batch; their kept prompts are dropped unless there is one part only."""
+        if len(parts) == 1:
+            return parts[0]
+        fields = {"completions": pad, "mask": 0, "phase": PHASE_PAD, "logprobs": 0.0}
+        joined: dict[str, Any] = {
+            name: join_rows([getattr(p, name) for p in parts], value) for name, value in fields.items()
+        }
+        words = None if parts[0].words is None else join_rows([p.words for p in parts if p.words is not None], 0)
+        return replace(
+            parts[0], prompts=Prompts.join([p.prompts for p in parts], pad), **joined, words=words, tree=None, begun=0,
+            outputs=[o for p in parts for o in p.outputs], longest=max(p.longest or 0 for p in parts),
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -49,7 +80,15 @@ def rollout(
     `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn share a
     slate. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
     """
-    prompts = policy.encode(examples)
+    prompts = policy.encode(examples, sampling.grammar)
+    with narrowed(policy.model, prompts.choices.columns if sampling.constrained else None):
+        return _rollout(policy, prompts, examples, sampling, group, generator, keep_prompts, rankings, slates)
+
+
+def _rollout(
+    policy: Policy, prompts: Prompts, examples: Sequence[Example], sampling: Sampling, group: int,
+    generator: torch.Generator | None, keep_prompts: bool, rankings: int, slates: Sequence[Sequence[int]] | None,
+) -> Rollouts:  # fmt: skip
     rows = _Rows.empty(policy, prompts, group // rankings, sampling)
     tree, begun = None, 0
     if slates is not None:
@@ -63,72 +102,68 @@ def rollout(
         )  # all rows begin with these
         keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
         with torch.set_grad_enabled(keep_prompts):
-            tree = PrefixTree(policy.model, ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
+            tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
     if rankings > 1:
-        _decode(rows, prompts, tree, begun, generator, CLOSE_SLATE)
+        _decode(rows, prompts, tree, begun, generator, slate_only=True)
         rows = rows.repeat(rankings)
-    _decode(rows, prompts, tree, begun, generator, CLOSE_ALL)
+    _decode(rows, prompts, tree, begun, generator)
 
     width = int(rows.length.max())
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
     mask = torch.arange(width, device=completions.device) < rows.length.unsqueeze(1)
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
-    texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
+    texts = [policy.labels.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
     outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
-    phase = phases(completions, mask, policy.tags[1])
+    phase, words = policy.labels.phases(completions, mask), policy.labels.words(completions, mask)
     return Rollouts(
         prompts, completions, mask, phase, logprobs, outputs, group, sampling, tree if keep_prompts else None, begun,
-        rankings,
+        rankings, words, prompts.choices.longest(sampling.grammar),
     )  # fmt: skip
-
-
-CLOSE_SLATE, CLOSE_ALL = -4, -1  # columns of the choices, whose end is: four tags, the end token
 
 
 @dataclass
 class _Rows:
-    """Completions while they are written. completions, logprobs (B, T); length (B,); counts (B, 1, K) as Choices."""
+    """Completions while they are written. completions, logprobs (B, T); length (B,); progress of each in the grammar."""
 
     policy: Policy
-    choices: Choices
+    choices: Any
     sampling: Sampling
     completions: Tensor
     logprobs: Tensor
     length: Tensor
-    counts: Tensor
+    progress: Any
 
     @classmethod
     def empty(cls, policy: Policy, prompts: Prompts, group: int, sampling: Sampling) -> "_Rows":
         choices, device = prompts.choices.repeat(group), prompts.ids.device
-        batch, kinds = choices.tokens.shape
-        completions = torch.full((batch, max_tokens(sampling.grammar)), policy.pad, device=device)
-        length = torch.zeros(batch, dtype=torch.long, device=device)
-        counts = torch.zeros(batch, 1, kinds, dtype=torch.int16, device=device)
-        return cls(
-            policy, choices, sampling, completions, torch.zeros(completions.shape, device=device), length, counts
-        )
+        shape = len(choices.tokens), choices.longest(sampling.grammar)
+        completions = torch.full(shape, policy.pad, device=device)
+        length = torch.zeros(len(completions), dtype=torch.long, device=device)
+        logprobs = torch.zeros(shape, device=device)
+        progress = choices.progress(sampling.grammar, sampling.constrained)
+        return cls(policy, choices, sampling, completions, logprobs, length, progress)
 
     def repeat(self, times: int) -> "_Rows":
-        tensors = (self.completions, self.logprobs, self.length, self.counts)
-        return _Rows(
-            self.policy, self.choices.repeat(times), self.sampling,
-            *(x.repeat_interleave(times, dim=0) for x in tensors),
-        )  # fmt: skip
+        completions, logprobs, length = (
+            x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.length)
+        )
+        choices, progress = self.choices.repeat(times), self.progress.repeat(times)
+        return _Rows(self.policy, choices, self.sampling, completions, logprobs, length, progress)
 
-    def unfinished(self, close: int) -> Tensor:
-        """Rows that have not yet written the tag in column `close` and have room left."""
-        room = self.length < self.completions.shape[1]
-        return ((self.counts[:, 0, close] == 0) & room).nonzero().squeeze(1)
+    def unfinished(self, slate_only: bool) -> Tensor:
+        """Rows that have not yet written the end (`slate_only`: `</SLATE>`) and have room left."""
+        done = self.progress.slate_closed() if slate_only else self.progress.ended()
+        return (~done & (self.length < self.completions.shape[1])).nonzero().squeeze(1)
 
     def append(self, rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
         self.completions[rows, self.length[rows]], self.logprobs[rows, self.length[rows]] = tokens, logps
-        self.counts[rows, 0] += (self.choices.tokens[rows] == tokens.unsqueeze(1)).to(self.counts.dtype)
+        self.progress.append(rows, tokens)
         self.length[rows] += 1
 
     def append_forced(self) -> None:
         while self.sampling.constrained:
-            allowed = self.choices.allowed(self.counts, self.sampling.grammar).squeeze(1)
-            rows = ((allowed.sum(1) == 1) & (self.counts[:, 0, -1] == 0)).nonzero().squeeze(1)
+            allowed = self.progress.allowed()
+            rows = ((allowed.sum(1) == 1) & ~self.progress.ended()).nonzero().squeeze(1)
             if not len(rows):
                 return
             index = allowed[rows].int().argmax(1, keepdim=True)
@@ -137,15 +172,15 @@ class _Rows:
 
     def write_slates(self, slates: Sequence[Sequence[int]]) -> None:
         for row, slate in enumerate(slates):
-            inner = self.choices.tokens[row, torch.tensor(slate, dtype=torch.long)].tolist()
-            for token in (self.policy.tags[0], *inner, self.policy.tags[1]):
+            for token in self.choices.slate_ids(row, slate):
                 self.append(torch.tensor([row]), torch.tensor([token]), torch.zeros(1))
 
 
 def _decode(
-    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, generator: torch.Generator | None, close: int
-) -> None:
-    """Write on, in place, until every row has written the tag in column `close` or has no room left."""
+    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, generator: torch.Generator | None,
+    slate_only: bool = False,
+) -> None:  # fmt: skip
+    """Write on, in place, until every row has written the end (`slate_only`: `</SLATE>`) or has no room left."""
     group, sampling = len(rows.completions) // len(prompts.ids), rows.sampling
     if tree is not None:
         logits_after = _feed_branches(tree.fork(), group, rows.completions, begun)
@@ -154,15 +189,15 @@ def _decode(
     while True:
         if tree is not None:  # else every row takes one token a step, a forced one at probability 1
             rows.append_forced()
-        going = rows.unfinished(close)
+        going = rows.unfinished(slate_only)
         if not len(going):
             return
         logits = logits_after(going, rows.length)
         if sampling.constrained:
-            here = Choices(rows.choices.tokens[going])
-            logps = constrained_logps(logits.unsqueeze(1), here, rows.counts[going], sampling).squeeze(1)
+            here, allowed = rows.choices.tokens[going], rows.progress.allowed()[going]
+            logps = constrained_logps(logits.unsqueeze(1), here, allowed.unsqueeze(1), sampling).squeeze(1)
             index, logp = _draw(logps, generator)
-            tokens = here.tokens.gather(1, index.unsqueeze(1)).squeeze(1)
+            tokens = here.gather(1, index.unsqueeze(1)).squeeze(1)
         else:
             tokens, logp = _draw(free_logps(logits, sampling), generator)
         rows.append(going, tokens, logp)

@@ -3,8 +3,9 @@
 Deviations from the paper are listed in the README.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -13,9 +14,9 @@ from .checkpoint import Run
 from .config import Config, KitError, RLConfig
 from .credit import assign_credit, check_credit, spread, zero_variance
 from .data import Example
-from .loss import masked_mean, policy_loss
+from .loss import policy_loss
 from .policy import Policy, Sampling
-from .prompt import PHASE_RANK, PHASE_SLATE, completion_text, phases
+from .prompt import PHASE_RANK, PHASE_SLATE
 from .rewards import Rewards, add_noise, score
 from .rollout import Rollouts, rollout
 
@@ -37,9 +38,30 @@ def step(
         rewards = add_noise(rewards, config.rl, generator)
     advantages = assign_credit(rewards, rollouts, config.rl)  # (B, T): one number per token
     for _ in range(config.rl.epochs):
-        loss, logs = policy_loss(policy, rollouts, advantages, config.rl, reference)
-        logs["grad_norm"] = update(policy, optimizer, loss, config.rl.max_grad_norm)
+        logs: Logs = {}
+        losses = loss_parts(policy, rollouts, advantages, config, reference, logs)
+        logs["grad_norm"] = update(policy, optimizer, losses, config.rl.max_grad_norm)
     return logs | describe(rollouts, rewards, advantages, config.rl)
+
+
+def loss_parts(
+    policy: Policy, rollouts: Rollouts, advantages: torch.Tensor, config: Config, reference: Policy | None, logs: Logs
+) -> Iterator[torch.Tensor]:
+    """The loss in parts of `micro` queries that sum to it, each made when it is asked for; its logs are added up."""
+    n_queries = len(rollouts.outputs) // rollouts.group
+    for some in slices(n_queries, config.lm.micro):
+        part, rows, share = rollouts, slice(None), (some.stop - some.start) / n_queries
+        if share < 1:
+            part, rows = rollouts.rows(some), slice(some.start * rollouts.group, some.stop * rollouts.group)
+        loss, found = policy_loss(policy, part, advantages[rows, : part.mask.shape[1]], config.rl, reference)
+        for name, value in found.items():
+            logs[name] = logs.get(name, 0.0) + share * value
+        yield share * loss
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """`count` things, `size` at a time (0: all at once)."""
+    return [slice(a, min(a + (size or count), count)) for a in range(0, count, size or count)]
 
 
 Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
@@ -55,25 +77,38 @@ def sft_step(
 
     Only tokens of the phases `learn` count.
     """
-    texts = []
-    for example in queries:
-        slate, rank = (demonstrate or demonstration)(example, config, generator)
-        texts.append(completion_text(slate, rank, policy.labels.candidates(example)))
-    batch = policy.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    ids, mask = batch["input_ids"].to(policy.device), batch["attention_mask"].to(policy.device).bool()
-    logp, _ = policy.logprobs(policy.encode(queries), ids, mask, sampling_of(config))
-    learned = torch.isin(phases(ids, mask, policy.tags[1]), torch.tensor(learn, device=ids.device))
-    loss = -masked_mean(logp, learned)
-    return {"loss": loss.item(), "grad_norm": update(policy, optimizer, loss, 1.0), "tokens": int(learned.sum())}
+    shown = [(demonstrate or demonstration)(example, config, generator) for example in queries]
+    ids, mask = policy.spell(queries, shown)
+    learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
+    total = []
+
+    def losses() -> Iterator[torch.Tensor]:
+        for some in slices(len(queries), config.lm.micro):
+            prompts = policy.encode(queries[some], config.grammar)
+            logp, _ = policy.logprobs(prompts, ids[some], mask[some], sampling_of(config))
+            loss = -(logp * learned[some]).sum() / learned.sum().clamp(min=1)
+            total.append(loss.item())
+            yield loss
+
+    norm = update(policy, optimizer, losses(), 1.0)
+    return {"loss": sum(total), "grad_norm": norm, "tokens": int(learned.sum())}
 
 
-def update(policy: Policy, optimizer: torch.optim.Optimizer, loss: torch.Tensor, max_norm: float) -> float:
-    """One optimizer step; returns the gradient's norm before clipping. Raises FloatingPointError if not finite."""
+def update(
+    policy: Policy, optimizer: torch.optim.Optimizer, losses: torch.Tensor | Iterable[torch.Tensor], max_norm: float
+) -> float:
+    """One optimizer step on a loss, or on the sum of several, one in memory at a time.
+
+    Returns the gradient's norm before clipping. Raises FloatingPointError if loss or gradient is not finite.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = 0.0
+    for loss in [losses] if isinstance(losses, torch.Tensor) else losses:
+        loss.backward()
+        total += loss.item()
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_norm))
-    if not (torch.isfinite(loss) and norm < float("inf")):
-        raise FloatingPointError(f"loss {loss.item():.4g}, gradient norm {norm:.4g}")
+    if not (math.isfinite(total) and norm < float("inf")):
+        raise FloatingPointError(f"loss {total:.4g}, gradient norm {norm:.4g}")
     optimizer.step()
     return norm
 
@@ -103,9 +138,13 @@ def sampled_tokens(rollouts: Rollouts) -> int:
 
 def sample(policy: Policy, queries: Sequence[Example], config: Config, generator: torch.Generator) -> Rollouts:
     """The rollouts of one step: G per query, or M slates with K rankings each."""
-    return rollout(
-        policy, queries, sampling_of(config), config.rl.group, generator, keep_prompts=True, rankings=config.rl.rankings
-    )
+    parts = slices(len(queries), config.lm.micro)
+    kept = len(parts) == 1
+    done = [
+        rollout(policy, queries[p], sampling_of(config), config.rl.group, generator, kept, config.rl.rankings)
+        for p in parts
+    ]
+    return Rollouts.join(done, policy.pad)
 
 
 def sampling_of(config: Config) -> Sampling:
@@ -159,7 +198,7 @@ def fit(
     generator = torch.Generator().manual_seed(config.seed)
     policy.to(config.device)
     policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
-    reference = run.reference() if config.rl.beta > 0 and not sft else None
+    reference = run.reference(policy) if config.rl.beta > 0 and not sft else None
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)
     for number in bar:
         queries, began = batch_of(examples, size, number, config.seed), time.perf_counter()

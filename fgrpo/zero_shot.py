@@ -9,34 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .config import GrammarConfig, KitError
 from .data import Example
-from .encoders import loading, optional
+from .index_labels import FORM, RANK_FORM, SLATE_FORM, chat, choose, prompt_lines, rank, task
+from .lm import load_lm as load_lm
 from .prompt import Output, parse
 
 WORDS = 100
 """words of a text that the model is shown"""
 LABEL_TOKENS, SPARE_TOKENS = 6, 64
 """what an answer may take: tokens for each number and its comma, and tokens for tags and a short preamble"""
-
-
-def load_lm(name_or_folder: str, gguf_file: str = "") -> tuple[Any, Any]:
-    """(model, tokenizer) of a causal language model, on the CPU in evaluation mode, in the type of its own weights.
-
-    A folder or hub name with safetensors, or, if `gguf_file` names a file in it, with GGUF weights, which are read as
-    float32 (needs package gguf). Remote code is never run. Raises KitError if the model cannot be loaded.
-    """
-    if gguf_file:
-        optional("gguf")
-    source: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
-    with loading(name_or_folder):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            name_or_folder, **(source or {"use_safetensors": True}), trust_remote_code=False
-        )
-    return model.eval(), tokenizer
 
 
 def zero_shot(
@@ -48,48 +31,26 @@ def zero_shot(
     steps an ill-formed slate ends the example. Raises KitError if a prompt is longer than the model's context.
     """
     if not two_steps:
-        ask = f"{_task(grammar)}\n<SLATE> 7, 12, 3 </SLATE><RANK> 12, 3 </RANK>"
-        prompts = [_prompt(e, range(len(e.candidates)), ask) for e in splits_test]
+        prompts = [_prompt(e, range(len(e.candidates)), task(grammar)) for e in splits_test]
         answers = _answers(prompts, model, tokenizer, grammar.slate_size + grammar.rank_size, batch)
         return [parse(_tagged(a, "SLATE"), _labels(e), grammar) for a, e in zip(answers, splits_test, strict=True)]
 
-    ask = f"{_choose(grammar)} {_FORM}\n<SLATE> 7, 12, 3 </SLATE>"
+    ask = f"{choose(grammar)} {FORM}\n{SLATE_FORM}"
     prompts = [_prompt(e, range(len(e.candidates)), ask) for e in splits_test]
     answers = _answers(prompts, model, tokenizer, grammar.slate_size, batch)
     slates = [_tagged(a, "SLATE") for a in answers]
     outputs = [_slate(s, _labels(e), grammar) for s, e in zip(slates, splits_test, strict=True)]
     going = [i for i, output in enumerate(outputs) if not output.error]
-    ask = f"{_rank(grammar)} {_FORM}\n<RANK> 12, 3 </RANK>"
+    ask = f"{rank(grammar)} {FORM}\n{RANK_FORM}"
     prompts = [_prompt(splits_test[i], outputs[i].slate, ask) for i in going]
     for i, answer in zip(going, _answers(prompts, model, tokenizer, grammar.rank_size, batch), strict=True):
         outputs[i] = parse(slates[i] + _tagged(answer, "RANK"), _labels(splits_test[i]), grammar)
     return outputs
 
 
-_FORM = "Write only the numbers of candidates, each once, in exactly this form and nothing else:"
-
-
-def _choose(grammar: GrammarConfig) -> str:
-    return f"Choose a slate: at most {grammar.slate_size} candidates that may fit."
-
-
-def _rank(grammar: GrammarConfig) -> str:
-    return f"Rank the candidates that fit best, best first: at most {grammar.rank_size}."
-
-
-def _task(grammar: GrammarConfig) -> str:
-    return f"{_choose(grammar)} Then, out of the slate: {_rank(grammar)} {_FORM}"
-
-
 def _prompt(example: Example, shown: Sequence[int], ask: str) -> str:
-    history = [f"- {_cut(text)}" for text in example.history]
-    candidates = [f"[{i + 1}] {_cut(example.candidates[i])}" for i in shown]
-    past = ["History, oldest first:", *history] if history else []
-    return "\n".join((f"Query: {example.query}", *past, "Candidates:", *candidates, "", ask))
-
-
-def _cut(text: str) -> str:
-    return " ".join(text.split()[:WORDS])
+    lines = prompt_lines(example, shown, ask)
+    return "\n".join(f"{lead} {' '.join(text.split()[:WORDS])}".rstrip() for lead, text in lines)
 
 
 def _labels(example: Example) -> dict[str, int]:
@@ -110,19 +71,15 @@ def _slate(text: str, labels: dict[str, int], grammar: GrammarConfig) -> Output:
 @torch.inference_mode()
 def _answers(prompts: list[str], model: Any, tokenizer: Any, labels: int, batch: int) -> list[str]:
     """What the model writes after each prompt, greedily, with room for `labels` numbers."""
-    chat = bool(getattr(tokenizer, "chat_template", None))
-    if chat:  # enable_thinking is Qwen3's and means nothing to other templates
-        how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        prompts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], **how) for p in prompts]
-    else:
-        prompts = [f"{p}\n\nAnswer:\n" for p in prompts]
+    in_chat = bool(getattr(tokenizer, "chat_template", None))
+    prompts = [chat(tokenizer, p) for p in prompts] if in_chat else [f"{p}\n\nAnswer:\n" for p in prompts]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     room, answers = labels * LABEL_TOKENS + SPARE_TOKENS, []
     context = getattr(model.config, "max_position_embeddings", None)
     for start in range(0, len(prompts), batch):
         some = tokenizer(
-            prompts[start : start + batch], padding=True, padding_side="left", add_special_tokens=not chat,
+            prompts[start : start + batch], padding=True, padding_side="left", add_special_tokens=not in_chat,
             return_tensors="pt",
         )  # fmt: skip
         ids, mask = some["input_ids"].to(model.device), some["attention_mask"].to(model.device)
