@@ -6,7 +6,7 @@
     ROLLOUT: {"slate": [7, 12], "rank": [12], "error": "", "tokens": ["<SLATE>", "i7", ...], "items": [-1, 7, ...],
               "phases": [1, 1, ...], "logprobs": [0.0, -1.2, ...], "entropy": [0.0, 2.1, ...]}
 
-Lists are pool indices; `items` says which candidate a token names (-1: none). A rollout may do without tokens. Rewards
+Lists are pool indices; `items` says which candidate ends its label with a token (-1: none; of an ill-formed output, all). A rollout may do without tokens. Rewards
 and advantages are not stored: they follow from the lists, so that any credit method can be asked for (`credit_of`).
 """
 
@@ -25,7 +25,7 @@ from .config import Config, GrammarConfig, KitError
 from .credit import assign_credit, check_credit
 from .data import Example, example_of, read_object, to_row, write_text
 from .policy import Policy, Prompts, Sampling
-from .prompt import ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, Choices, Output
+from .prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, Choices, Output
 from .rewards import Rewards, score
 from .rollout import Rollouts, rollout
 
@@ -96,17 +96,17 @@ def trace_policy(
 @torch.no_grad()
 def _traced(policy: Policy, examples: Sequence[Example], rollouts: Rollouts) -> list[Traced]:
     _, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, rollouts.mask, rollouts.sampling)
-    pool = rollouts.prompts.choices.repeat(rollouts.group).tokens[:, :-5]
-    named = rollouts.completions.unsqueeze(-1) == pool.unsqueeze(1)  # (B, T, N)
-    items = torch.where(named.any(-1), named.int().argmax(-1), -1)
+    ends = rollouts.prompts.choices.repeat(rollouts.group).listed(rollouts.completions) & rollouts.mask
     found = []
     for row, output in enumerate(rollouts.outputs):
         real = rollouts.mask[row]
-        ids, item, phase, logp, spread = (
-            x[row][real].tolist() for x in (rollouts.completions, items, rollouts.phase, rollouts.logprobs, entropy)
+        ids, listed_here, phase, logp, spread = (
+            x[row][real].tolist() for x in (rollouts.completions, ends, rollouts.phase, rollouts.logprobs, entropy)
         )
-        texts = tuple(policy.token_text[t] for t in ids)
-        found.append(Traced(output, texts, tuple(item), tuple(phase), tuple(logp), tuple(spread)))
+        written = iter(() if output.error else (*output.slate, *output.rank))  # in the order that their labels end
+        items = tuple(next(written, -1) if here else -1 for here in listed_here)
+        texts = tuple(policy.labels.text([t]) or END for t in ids)
+        found.append(Traced(output, texts, items, tuple(phase), tuple(logp), tuple(spread)))
     return found
 
 
