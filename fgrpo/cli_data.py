@@ -46,7 +46,12 @@ def data_stats(args: argparse.Namespace) -> None:
 
     config, notes = config_of(args), Notes()
     splits, _ = load(args, config, notes)
-    found = {"task": config.task, "data": config.data, **statistics(splits, notes)}
+    count = None
+    if config.lm.model:
+        from .lm import load_labels
+
+        count = load_labels(config.lm).measure
+    found = {"task": config.task, "data": config.data, **statistics(splits, notes, count)}
     print(json.dumps(found) if args.json else format_statistics(found))
 
 

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,14 @@ def tidied(text: str, budget: int) -> str:
     text = text[: CHARACTERS * budget]
     bad = (ord(c) in _BIDI or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
     return " ".join("".join(" " if b else c for b, c in zip(bad, text, strict=True)).split())
+
+
+class PromptSize(NamedTuple):
+    """Tokens of a prompt, how many of its texts were cut short, and by how many tokens in all."""
+
+    prompt: int
+    truncated: int
+    cut_tokens: int
 
 
 class IndexLabels:
@@ -153,6 +161,12 @@ class IndexLabels:
         for n, (lead, text) in enumerate(prompt_lines(example, shown, task(grammar))):
             ids += [*self.ids("\n" * (n > 0) + lead), *self.text_ids(text)]
         return (*ids, *self.after)
+
+    def measure(self, example: Example) -> "PromptSize":
+        """The prompt in tokens, and what the budget cut from its texts (of each, the first 10,000 tokens are looked at)."""
+        texts = (example.query, *example.history, *example.candidates)
+        over = [max(0, len(self.plain(f" {tidied(t, 10_000)}")) - self.budget) for t in texts]
+        return PromptSize(len(self._prompt(example, GrammarConfig())), sum(n > 0 for n in over), sum(over))
 
     def prompt(self, example: Example) -> str:
         """The prompt as text, to be looked at."""

@@ -15,11 +15,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .config import KitError, LMConfig
 from .data import write_text
 from .encoders import loading, optional
+from .index_labels import IndexLabels
 
 POLICY_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
 TRAINED, FROZEN = "default", "reference"
@@ -58,6 +59,19 @@ def load_lm(
         )  # fmt: skip
     give_memory_back()
     return model.eval(), tokenizer
+
+
+def load_labels(config: LMConfig) -> IndexLabels:
+    """The label scheme of a model, from its tokenizer and configuration alone. Raises KitError if it cannot be loaded."""
+    if config.gguf_file:
+        optional("gguf")
+    source: dict[str, Any] = {"gguf_file": config.gguf_file} if config.gguf_file else {}
+    with loading(config.model):
+        tokenizer, shape = (
+            kind.from_pretrained(config.model, trust_remote_code=config.trust_remote_code, **source)
+            for kind in (AutoTokenizer, AutoConfig)
+        )
+    return IndexLabels(tokenizer, shape, config.passage_tokens)
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,10 @@ class Policy:
         entropy = -(finite.exp() * finite).masked_fill(logps.isneginf(), 0.0).sum(-1)
         return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, without the end token that closes them."""
+        return self.labels.text(token_ids)
+
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
     """Token lists as one tensor and its mask, (B, T) each, padded on the right or on the left."""

@@ -112,7 +112,7 @@ def _rollout(
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
     mask = torch.arange(width, device=completions.device) < rows.length.unsqueeze(1)
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
-    texts = [policy.labels.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
+    texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
     outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
     phase, words = policy.labels.phases(completions, mask), policy.labels.words(completions, mask)
     return Rollouts(

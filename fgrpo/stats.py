@@ -12,9 +12,12 @@ Numbers = dict[str, float]
 class TokenCount(Protocol):
     """The prompt of one example in tokens, how many of its passages were cut short, and by how many tokens in all."""
 
-    prompt: int
-    truncated: int
-    cut_tokens: int
+    @property
+    def prompt(self) -> int: ...  # noqa: D102
+    @property
+    def truncated(self) -> int: ...  # noqa: D102
+    @property
+    def cut_tokens(self) -> int: ...  # noqa: D102
 
 
 def statistics(

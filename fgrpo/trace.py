@@ -6,8 +6,9 @@
     ROLLOUT: {"slate": [7, 12], "rank": [12], "error": "", "tokens": ["<SLATE>", "i7", ...], "items": [-1, 7, ...],
               "phases": [1, 1, ...], "logprobs": [0.0, -1.2, ...], "entropy": [0.0, 2.1, ...]}
 
-Lists are pool indices; `items` says which candidate ends its label with a token (-1: none; of an ill-formed output, all). A rollout may do without tokens. Rewards
-and advantages are not stored: they follow from the lists, so that any credit method can be asked for (`credit_of`).
+Lists are pool indices; `items` says which candidate's label ends with a token (-1: none; in an ill-formed output, every
+token). A rollout may do without tokens. Rewards and advantages are not stored: they follow from the lists, so that any
+credit method can be asked for (`credit_of`).
 """
 
 import json
@@ -105,7 +106,7 @@ def _traced(policy: Policy, examples: Sequence[Example], rollouts: Rollouts) -> 
         )
         written = iter(() if output.error else (*output.slate, *output.rank))  # in the order that their labels end
         items = tuple(next(written, -1) if here else -1 for here in listed_here)
-        texts = tuple(policy.labels.text([t]) or END for t in ids)
+        texts = tuple(policy.text([t]) or END for t in ids)
         found.append(Traced(output, texts, items, tuple(phase), tuple(logp), tuple(spread)))
     return found
 

@@ -135,7 +135,7 @@ def test_prompts_show_texts_by_number_and_never_ids(labels) -> None:
 
 def test_a_context_that_is_too_short_is_said() -> None:
     short = IndexLabels(tokenizer_of("smollm"), __import__("transformers").LlamaConfig(max_position_embeddings=200))
-    with pytest.raises(KitError, match="'q0': a prompt of .* more than the 200 that the model reads"):
+    with pytest.raises(KitError, match=r"'q0': a prompt of .* more than the 200 that the model reads"):
         short.prompt_ids(examples()[0])
 
 

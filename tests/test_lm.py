@@ -364,3 +364,19 @@ def test_old_configurations_are_still_read() -> None:
     values = Config().to_dict()
     del values["lm"]
     assert Config.from_dict(values) == Config()
+
+
+def test_statistics_in_tokens_say_what_was_cut(models, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl("x.jsonl", [replace(e, id=f"{e.id}-{n}") for n in range(5) for e in examples()])
+    argv = ["data", "stats", "--task", "x.jsonl", "--json", "--model", str(models / "smollm2"), "--passage-tokens"]
+    found = {}
+    for budget in ("4", "60"):
+        assert main([*argv, budget]) == 0
+        found[budget] = json.loads(capsys.readouterr().out)["splits"]["train"]
+    labels = policy_of(models / "smollm2", passage_tokens=60).labels
+    lengths = [len(labels.prompt_ids(e)) for e in examples()]
+    assert found["60"]["tokens"]["max"] == max(lengths) and found["60"]["tokens cut"]["max"] == 0
+    short, cut = found["4"]["tokens"], found["4"]["tokens cut"]
+    assert found["4"]["passages cut"]["min"] >= 13 and cut["min"] > 13
+    assert abs(short["max"] + cut["max"] - found["60"]["tokens"]["max"]) <= 13  # a cut may part what merged
