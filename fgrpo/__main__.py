@@ -82,30 +82,23 @@ def evaluate(args: argparse.Namespace) -> None:
     config = config_of(args)
     splits, _ = load(args, config)
     examples = getattr(splits, args.split)
-    _report_metrics(
-        args,
-        Policy.load(policy_folder(args.checkpoint), config.device, config.lm),
-        examples,
-        config,
-        f"{args.split} split",
-    )
+    policy = Policy.load(policy_folder(args.checkpoint), config.device, config.lm)
+    _report_metrics(args, policy, examples, config, f"{args.split} split")
 
 
 def trace(args: argparse.Namespace) -> None:
     """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.trace)."""
     from .checkpoint import policy_folder
-    from .evaluate import greedy
     from .policy import Policy
     from .trace import trace_of, trace_policy, write_trace
-    from .trainer import check_pools, sampling_of
+    from .trainer import check_pools
 
     config = config_of(args)
     splits, _ = load(args, config)
     examples = getattr(splits, args.split)[: args.limit]
     check_pools(examples, config)
-    policy = Policy.load(policy_folder(args.checkpoint), config.device)
-    outputs = greedy(policy, examples, sampling_of(config))
-    groups = trace_policy(policy, examples, config, args.sampled, outputs, seed=config.seed)
+    policy = Policy.load(policy_folder(args.checkpoint), config.device, config.lm)
+    groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
     write_trace(args.out, trace_of(Path(args.out).stem, config, groups))
     found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": Path(args.out).stat().st_size}
     print(json.dumps(found) if args.json else f"{args.out}: {found['queries']} queries, {found['sampled']} of them "

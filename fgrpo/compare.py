@@ -28,10 +28,11 @@ from .data import Example, Splits, write_text
 from .datasets import DATA
 from .decoupled import decoupled
 from .evaluate import evaluate, measure_outputs
+from .lm import load_lm
 from .policy import Policy
 from .prompt import Output
 from .trainer import fit
-from .zero_shot import load_lm, zero_shot
+from .zero_shot import zero_shot
 
 T = TypeVar("T")
 

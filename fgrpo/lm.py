@@ -48,9 +48,7 @@ def load_lm(
     A folder or hub name with safetensors, or, if `gguf_file` names a file in it, with GGUF weights, which are read as
     float32 (needs package gguf). Remote code is run only if asked for. Raises KitError if it cannot be loaded.
     """
-    if gguf_file:
-        optional("gguf")
-    source: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    source = _source(gguf_file)
     with loading(name_or_folder):
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=remote_code, **source)
         model = AutoModelForCausalLM.from_pretrained(
@@ -63,15 +61,21 @@ def load_lm(
 
 def load_labels(config: LMConfig) -> IndexLabels:
     """The label scheme of a model, from its tokenizer and configuration alone. Raises KitError if it cannot be loaded."""
-    if config.gguf_file:
-        optional("gguf")
-    source: dict[str, Any] = {"gguf_file": config.gguf_file} if config.gguf_file else {}
+    source = _source(config.gguf_file)
     with loading(config.model):
         tokenizer, shape = (
             kind.from_pretrained(config.model, trust_remote_code=config.trust_remote_code, **source)
             for kind in (AutoTokenizer, AutoConfig)
         )
     return IndexLabels(tokenizer, shape, config.passage_tokens)
+
+
+def _source(gguf_file: str) -> dict[str, Any]:
+    """What transformers needs to read a GGUF file; nothing where the weights are not in one."""
+    if not gguf_file:
+        return {}
+    optional("gguf")
+    return {"gguf_file": gguf_file}
 
 
 @dataclass(frozen=True)

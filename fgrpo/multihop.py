@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .config import KitError
 from .data import Example, Splits
-from .reading import Notes, field, json_rows, split_by_position
+from .reading import Notes, field, json_rows, shuffled, split_by_position
 
 POOL = 20
 
@@ -187,7 +187,7 @@ def _padded(questions: Sequence[Question], donors: Sequence[Question], path: str
             if passage.title not in taken:
                 taken.add(passage.title)
                 pool.append(passage)
-        examples.append(_example(question, [p for _, p in sorted((rng.random(), p) for p in pool)]))
+        examples.append(_example(question, shuffled(pool, rng)))
     return examples
 
 

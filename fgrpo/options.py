@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from .config import CONCERNS, LM_PRESET, PRESETS, Config, KitError
+from .config import CONCERNS, LM_PRESET, PRESETS, Config, KitError, LMConfig
 
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
@@ -131,13 +131,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--task", default="lab-rec", help="lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file")
     p.add_argument("--data", default="", help="folder or file of a real data set")
     p.add_argument("--skip-bad", action="store_true", help="skip broken rows and count them")
-    group = p.add_argument_group("prompts", "what the prompts of a pretrained model hold, in its tokens")
-    group.add_argument("--model", default=argparse.SUPPRESS, help="folder or hub name of a pretrained causal model")
-    group.add_argument("--gguf-file", default=argparse.SUPPRESS, help="GGUF file in that folder")
-    group.add_argument("--passage-tokens", type=_count, default=argparse.SUPPRESS,
-                       help="most tokens shown of each text (default 200)")  # fmt: skip
-    group.add_argument("--trust-remote-code", action="store_true", default=argparse.SUPPRESS,
-                       help="run Python code that comes with the model")  # fmt: skip
+    add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))
     p = command("data fetch", data)
     p.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
     p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/NAME)")

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,6 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, labels: Any, adapter: Adapter | None = None):
         self.model, self.tokenizer, self.labels, self.adapter = model, tokenizer, labels, adapter
         self.pad, self.end, self.tags = labels.pad, labels.end, labels.tags
-        self.token_text = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self.share, self._said = True, False  # share = False: every rollout encodes its own prompt
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
@@ -184,6 +184,11 @@ class Policy:
         self.model.to(dtype=dtype)
         return self
 
+    @cached_property
+    def token_text(self) -> list[str]:
+        """Every token of the vocabulary as the tokenizer writes it."""
+        return self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+
     @property
     def device(self) -> torch.device:
         """Where the weights lie; prompts, rollouts and advantages lie there too."""
@@ -202,7 +207,7 @@ class Policy:
 
     def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:
         """Prompts encoded for branches. The graph of a pretrained model's long prompts is computed again, not kept."""
-        return PrefixTree(self.model, ids, mask, *([True] if self.adapter else []))
+        return PrefixTree(self.model, ids, mask, self.adapter is not None)
 
     def completion_logits(
         self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,

@@ -4,8 +4,9 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, TextIO, TypeVar
 
 from .config import KitError
@@ -46,8 +47,18 @@ def split_by_position(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequ
     """First eight tenths to train, a tenth to validate, the last tenth to test. Raises KitError on fewer than ten."""
     if len(rows) < 10:
         raise KitError(f"{len(rows)} examples are too few to split into training, validation and test: give ten.")
+    return tenths(rows)
+
+
+def tenths(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+    """Cut 8:1:1; of few rows a part may be empty."""
     a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
     return rows[:a], rows[a:b], rows[b:]
+
+
+def shuffled(items: Iterable[T], rng: Random) -> list[T]:
+    """The items in random order. Python keeps the stream of `Random.random` stable, that of `shuffle` it does not."""
+    return [item for _, item in sorted((rng.random(), item) for item in items)]  # type: ignore[type-var]
 
 
 def catalogue(splits: Splits) -> list[str]:

@@ -5,14 +5,14 @@ Texts are titles and names only; ids stand in `history_ids` and `candidate_ids`,
 
 import math
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from .config import KitError
 from .data import Example, Splits
-from .reading import Notes, csv_rows, field, json_rows, split_rows
+from .reading import Notes, csv_rows, field, json_rows, shuffled, split_rows, tenths
 
 MOVIELENS_QUERY = "Which of these films will this viewer watch next?"
 LASTFM_QUERY = "Which of these artists does this listener play as well? The history is in no particular order."
@@ -59,8 +59,7 @@ def _by_user(
     users = [(user, items) for user, items in people if len(items) > 1]
     if len(users) < len(people):
         notes.drop(path, f"the user's only {what}", len(people) - len(users))
-    a, b = len(users) * 8 // 10, len(users) * 9 // 10
-    parts = (users[:a], train_windows), (users[a:b], 1), (users[b:], 1)
+    parts = list(zip(tenths(users), (train_windows, 1, 1), strict=True))
     if not all(part for part, _ in parts):
         raise KitError(f"{path}: {len(users)} users with more than one {what} are too few to split 8:1:1.")
     return Splits(*(
@@ -93,11 +92,7 @@ def _next_item(
         if item not in taken:
             taken.add(item)
             pool.append(item)
-    return _example(name, query, history, _shuffled(pool, rng), positive, names)
-
-
-def _shuffled(items: Sequence[str], rng: Random) -> list[str]:
-    return [item for _, item in sorted((rng.random(), item) for item in items)]
+    return _example(name, query, history, shuffled(pool, rng), positive, names)
 
 
 def _example(
@@ -180,7 +175,7 @@ def _hetrec(folder: Path, notes: Notes, rng: Random) -> Splits:
         if artist in played.setdefault(user, {}):
             notes.drop(path, "artist listed twice for one user")
         played[user][artist] = None
-    people = [(user, _shuffled(list(played[user]), rng)) for user in _shuffled(list(played), rng)]
+    people = [(user, shuffled(list(played[user]), rng)) for user in shuffled(list(played), rng)]
     every = sorted({artist for artists in played.values() for artist in artists})
     return _by_user(people, "artist", path, LASTFM_QUERY, every, names, rng, notes, known=True)
 
@@ -211,13 +206,13 @@ def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
 
     path, train = folder / "train_sessions.jsonl", []
     for number, (where, row) in enumerate(rows(path)):
-        session = _shuffled(list(dict.fromkeys(ids(where, row, "items"))), rng)
+        session = shuffled(list(dict.fromkeys(ids(where, row, "items"))), rng)
         if len(session) < 2:
             notes.drop(path, "session of fewer than two artists")
         train += _windows(f"session-{number}", session, LASTFM_QUERY, every, names, rng, TRAIN_WINDOWS, known=True)
     held = []
     for number, (where, row) in enumerate(rows(folder / "val.jsonl")):
-        pool, history = ids(where, row, "candidates"), _shuffled(ids(where, row, "history"), rng)
+        pool, history = ids(where, row, "candidates"), shuffled(ids(where, row, "history"), rng)
         relevant = row.get("relevant")
         if not (isinstance(relevant, list) and len(relevant) == 1 and relevant[0] in range(len(pool))):
             raise KitError(f"{where}: field 'relevant' must hold one index into 'candidates'.")

@@ -160,15 +160,17 @@ class _Rows:
         self.progress.append(rows, tokens)
         self.length[rows] += 1
 
-    def append_forced(self) -> None:
+    def append_forced(self) -> Tensor | None:
+        """Write what is forced. Returns which choices may come next, (B, K) bool; None where nothing is enforced."""
         while self.sampling.constrained:
             allowed = self.progress.allowed()
             rows = ((allowed.sum(1) == 1) & ~self.progress.ended()).nonzero().squeeze(1)
             if not len(rows):
-                return
+                return allowed
             index = allowed[rows].int().argmax(1, keepdim=True)
             tokens = self.choices.tokens[rows].gather(1, index).squeeze(1)
             self.append(rows, tokens, self.logprobs.new_zeros(len(rows)))
+        return None
 
     def write_slates(self, slates: Sequence[Sequence[int]]) -> None:
         for row, slate in enumerate(slates):
@@ -187,15 +189,16 @@ def _decode(
     else:
         logits_after = _feed_rows(rows.policy, prompts, group, rows.completions)
     while True:
-        if tree is not None:  # else every row takes one token a step, a forced one at probability 1
-            rows.append_forced()
+        allowed = rows.append_forced() if tree is not None else None
         going = rows.unfinished(slate_only)
         if not len(going):
             return
         logits = logits_after(going, rows.length)
         if sampling.constrained:
-            here, allowed = rows.choices.tokens[going], rows.progress.allowed()[going]
-            logps = constrained_logps(logits.unsqueeze(1), here, allowed.unsqueeze(1), sampling).squeeze(1)
+            if allowed is None:  # without a tree every row takes one token a step, a forced one at probability 1
+                allowed = rows.progress.allowed()
+            here, may = rows.choices.tokens[going], allowed[going]
+            logps = constrained_logps(logits.unsqueeze(1), here, may.unsqueeze(1), sampling).squeeze(1)
             index, logp = _draw(logps, generator)
             tokens = here.gather(1, index.unsqueeze(1)).squeeze(1)
         else:

@@ -1,27 +1,19 @@
 """What a task holds, in numbers: `statistics` of its splits, and the table that the command line prints."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .data import Example, Splits
 from .reading import Notes, catalogue
 
+if TYPE_CHECKING:  # counting words needs no torch
+    from .index_labels import PromptSize
+
 Numbers = dict[str, float]
 
 
-class TokenCount(Protocol):
-    """The prompt of one example in tokens, how many of its passages were cut short, and by how many tokens in all."""
-
-    @property
-    def prompt(self) -> int: ...  # noqa: D102
-    @property
-    def truncated(self) -> int: ...  # noqa: D102
-    @property
-    def cut_tokens(self) -> int: ...  # noqa: D102
-
-
 def statistics(
-    splits: Splits, notes: Notes | None = None, count_tokens: Callable[[Example], TokenCount] | None = None
+    splits: Splits, notes: Notes | None = None, count_tokens: "Callable[[Example], PromptSize] | None" = None
 ) -> dict[str, Any]:
     """Sizes of a task: items in the catalogue, rows of each file (read, dropped by reason), and figures of each split.
 

@@ -14,7 +14,7 @@ credit method can be asked for (`credit_of`).
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from .checkpoint import provenance
 from .config import Config, GrammarConfig, KitError
 from .credit import assign_credit, check_credit
 from .data import Example, example_of, read_object, to_row, write_text
+from .evaluate import greedy
 from .policy import Policy, Prompts, Sampling
-from .prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, Choices, Output
+from .prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, Choices, Output
 from .rewards import Rewards, score
 from .rollout import Rollouts, rollout
+from .trainer import sampling_of
 
 VERSION = 1
-TAG_PLACES = {"<SLATE>": 0, "</SLATE>": 1, "<RANK>": 2, "</RANK>": 3, "<eos>": 4}
 
 
 @dataclass(frozen=True)
@@ -72,30 +73,31 @@ class Trace:
 
 
 def trace_policy(
-    policy: Policy, examples: Sequence[Example], config: Config, sampled: int, outputs: Sequence[Output] = (),
-    step: int | None = None, seed: int = 0,
-) -> list[Group]:  # fmt: skip
+    policy: Policy, examples: Sequence[Example], config: Config, sampled: int, step: int | None = None, seed: int = 0
+) -> list[Group]:
     """Trace the first `sampled` examples, G = config.rl.group rollouts each and greedy decoding, token by token.
 
-    `outputs` are the greedy outputs of all examples, if they are at hand: the others are then traced with these alone.
+    Of the others the greedy lists alone.
     """
-    sampling = Sampling(config.grammar, config.rl.decoding == "constrained", config.rl.temperature)
+    sampling = sampling_of(config)
     some, generator = examples[:sampled], torch.Generator().manual_seed(seed)
     groups = []
     for start in range(0, len(some), 16):  # a batch at a time: memory
         part = some[start : start + 16]
-        greedy = _traced(policy, part, rollout(policy, part, replace(sampling, temperature=1.0)))
+        best = _traced(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
         rollouts = rollout(policy, part, sampling, config.rl.group, generator, rankings=config.rl.rankings)
-        drawn, g = _traced(policy, part, rollouts), config.rl.group
+        drawn, g = _traced(policy, rollouts), config.rl.group
         for i, example in enumerate(part):
-            group = Group(example, greedy[i], tuple(drawn[i * g : (i + 1) * g]), config.rl.rankings, step)
+            group = Group(example, best[i], tuple(drawn[i * g : (i + 1) * g]), config.rl.rankings, step)
             groups.append(group)
-    rest = zip(examples[sampled:], outputs[sampled:], strict=False)
-    return [*groups, *(Group(e, listed(o, len(e.candidates)), step=step) for e, o in rest)]
+    rest = examples[sampled:]
+    outputs = greedy(policy, rest, sampling)
+    lists = [listed(o, len(e.candidates)) for e, o in zip(rest, outputs, strict=True)]
+    return [*groups, *(Group(e, x, step=step) for e, x in zip(rest, lists, strict=True))]
 
 
 @torch.no_grad()
-def _traced(policy: Policy, examples: Sequence[Example], rollouts: Rollouts) -> list[Traced]:
+def _traced(policy: Policy, rollouts: Rollouts) -> list[Traced]:
     _, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, rollouts.mask, rollouts.sampling)
     ends = rollouts.prompts.choices.repeat(rollouts.group).listed(rollouts.completions) & rollouts.mask
     found = []
@@ -118,7 +120,7 @@ def listed(output: Output, pool: int) -> Traced:
     slate, rank = list(output.slate), list(output.rank)
     items = [-1, *slate, -1, -1, *rank, -1]
     cut = len(slate) + 2
-    tags = iter(("<SLATE>", "</SLATE>", "<RANK>", "</RANK>"))
+    tags = iter(TAGS)
     tokens = [next(tags) if i < 0 else f"[{i + 1}]" for i in items]
     phases = [PHASE_SLATE] * cut + [PHASE_RANK] * (len(items) - cut)
     return Traced(output, tuple(tokens), tuple(items), tuple(phases))
@@ -143,14 +145,11 @@ def credit_of(group: Group, config: Config) -> tuple[Rewards, Tensor]:
 
 
 def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
-    """Rollouts again, over a vocabulary in which candidate i is token i and the tags and the end come after."""
+    """Rollouts again, over a vocabulary in which candidate i is token i and all else comes after."""
     pool, width = len(group.example.candidates), max(1, *(len(r.tokens) for r in group.rollouts))
     longest = (max(len(r.output[i]) for r in group.rollouts) for i in (0, 1))
     slate, rank = (max(a, b) for a, b in zip(longest, (grammar.slate_size, grammar.rank_size), strict=True))
-    ids = [
-        [item if item >= 0 else pool + TAG_PLACES.get(token, 5) for token, item in zip(r.tokens, r.items, strict=True)]
-        for r in group.rollouts
-    ]
+    ids = [[item if item >= 0 else pool + 5 for item in r.items] for r in group.rollouts]
     phase = [[*r.phases, *[PHASE_PAD] * (width - len(r.phases))] for r in group.rollouts]
     completions = torch.tensor([row + [pool + 5] * (width - len(row)) for row in ids])
     phases, empty = torch.tensor(phase), torch.zeros(1, 0, dtype=torch.long)
@@ -191,8 +190,10 @@ def _to_json(group: Group) -> str:
 def _rollout_row(r: Traced) -> dict[str, Any]:
     row: dict[str, Any] = {"slate": r.output.slate, "rank": r.output.rank, "error": r.output.error}
     if r.logprobs or r.output.error:
-        numbers = {k: [round(x, 4) for x in v] for k, v in asdict(r).items() if k in ("logprobs", "entropy")}
-        row |= {"tokens": r.tokens, "items": r.items, "phases": r.phases, **numbers}
+        logprobs, entropy = ([round(x, 4) for x in part] for part in (r.logprobs, r.entropy))
+        row |= {
+            "tokens": r.tokens, "items": r.items, "phases": r.phases, "logprobs": logprobs, "entropy": entropy,
+        }  # fmt: skip
     return row
 
 
@@ -256,11 +257,11 @@ def _group(row: dict[str, Any]) -> Group:
         raise KitError("field 'rollouts' must be a list, and 'rankings' a whole number that divides its length")
     pool = len(example.candidates)
     rollouts = tuple(_rollout(r, pool, f"rollouts[{n}]") for n, r in enumerate(rows))
-    greedy = None if row.get("greedy") is None else _rollout(row["greedy"], pool, "greedy")
+    best = None if row.get("greedy") is None else _rollout(row["greedy"], pool, "greedy")
     for i in range(0, len(rollouts), rankings):
         if len({r.output.slate for r in rollouts[i : i + rankings]}) > 1:
             raise KitError(f"field 'rollouts': {i} to {i + rankings - 1} must share a slate, as 'rankings' says")
-    return Group(example, greedy, rollouts, rankings, step)
+    return Group(example, best, rollouts, rankings, step)
 
 
 def _rollout(row: Any, pool: int, field: str) -> Traced:

@@ -12,8 +12,7 @@ import torch
 
 from .config import GrammarConfig, KitError
 from .data import Example
-from .index_labels import FORM, RANK_FORM, SLATE_FORM, chat, choose, prompt_lines, rank, task
-from .lm import load_lm as load_lm
+from .index_labels import ANSWER, FORM, RANK_FORM, SLATE_FORM, chat, choose, prompt_lines, rank, task
 from .prompt import Output, parse
 
 WORDS = 100
@@ -72,7 +71,7 @@ def _slate(text: str, labels: dict[str, int], grammar: GrammarConfig) -> Output:
 def _answers(prompts: list[str], model: Any, tokenizer: Any, labels: int, batch: int) -> list[str]:
     """What the model writes after each prompt, greedily, with room for `labels` numbers."""
     in_chat = bool(getattr(tokenizer, "chat_template", None))
-    prompts = [chat(tokenizer, p) for p in prompts] if in_chat else [f"{p}\n\nAnswer:\n" for p in prompts]
+    prompts = [chat(tokenizer, p) for p in prompts] if in_chat else [f"{p}{ANSWER}" for p in prompts]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     room, answers = labels * LABEL_TOKENS + SPARE_TOKENS, []

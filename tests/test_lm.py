@@ -357,6 +357,7 @@ def test_the_command_line_trains_evaluates_and_compares(model, tmp_path, monkeyp
                 f"random,llm:model={model}", *argv)["rows"]  # fmt: skip
     assert {"sft", "grpo", "fgrpo", f"llm:model={model}"} <= {r["method"] for r in rows}
     assert main(["evaluate", "--checkpoint", "rl", "--task", "task.jsonl", "--model", "nowhere"]) == 2
+    assert main(["trace", "--checkpoint", "rl", "--task", "task.jsonl", "--model", "nowhere", "--out", "t.jsonl"]) == 2
     assert "its base is missing" in capsys.readouterr().err
 
 

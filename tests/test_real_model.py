@@ -8,6 +8,7 @@ import torch
 
 from fgrpo.config import Config, GrammarConfig, LMConfig
 from fgrpo.data import Example
+from fgrpo.fetch import cache_folder
 from fgrpo.fetch_model import GGUF
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import ERRORS
@@ -15,8 +16,7 @@ from fgrpo.rollout import rollout
 from fgrpo.trainer import _optimizer, step
 from fgrpo.zero_shot import zero_shot
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgrpo" / "smollm2"
-FOLDER = Path(os.environ.get("FGRPO_SMOLLM2") or CACHE)
+FOLDER = Path(os.environ.get("FGRPO_SMOLLM2") or cache_folder("smollm2"))
 pytestmark = [
     pytest.mark.real_model,
     pytest.mark.skipif(

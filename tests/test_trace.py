@@ -10,7 +10,6 @@ import torch
 from fgrpo.config import Config, KitError, with_method
 from fgrpo.credit import CREDITS, assign_credit
 from fgrpo.data import write_jsonl
-from fgrpo.evaluate import greedy
 from fgrpo.policy import Sampling
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
@@ -18,8 +17,7 @@ from fgrpo.trace import Group, credit_of, parse_trace, read_trace, trace_of, tra
 
 
 def traced(policy, queries, config: Config) -> list[Group]:
-    outputs = greedy(policy, queries, Sampling(config.grammar))
-    return trace_policy(policy, queries, config, 4, outputs, step=3)
+    return trace_policy(policy, queries, config, 4, step=3)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fgrpo.config import GrammarConfig, KitError
 from fgrpo.data import Example
+from fgrpo.lm import load_lm
 from fgrpo.prompt import ERRORS, Output
-from fgrpo.zero_shot import _answers, load_lm, zero_shot
+from fgrpo.zero_shot import _answers, zero_shot
 
 GRAMMAR = GrammarConfig(slate_size=4, rank_size=2)
 EXAMPLES = [
