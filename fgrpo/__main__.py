@@ -51,26 +51,23 @@ def demo(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     from .checkpoint import Run, policy_folder
-    from .compare import warm_start
+    from .compare import tracer, warm_start
     from .policy import Policy
     from .trainer import fit
 
     config, out = config_of(args), Path(args.out)
     splits, items = load(args, config)
-    if args.sft:
-        run = Run(out, config, args.resume, args.save_every)
-        policy = fit(Policy.new(items, config, config.seed), splits.train, config, run, sft=True, quiet=args.json)
-        if args.policy_only:
-            run.strip()
+    run = Run(out, config, args.resume, args.save_every)
+    if args.sft or args.init == "base":
+        policy = Policy.new(items, config, config.seed)
     else:
-        run = Run(out, config, args.resume, args.save_every)
-        if args.init == "base":
-            policy = Policy.new(items, config, config.seed)
-        else:
-            init, folder = args.init, out / "warm-start"
-            start = policy_folder(init) if init else warm_start(config, splits, items, folder, args.json, args.resume)
-            policy = Policy.load(start, lm=config.lm)
-        policy = fit(policy, splits.train, config, run, quiet=args.json)
+        init, folder = args.init, out / "warm-start"
+        start = policy_folder(init) if init else warm_start(config, splits, items, folder, args.json, args.resume)
+        policy = Policy.load(start, lm=config.lm)
+    look = tracer(run, splits.validation)
+    policy = fit(policy, splits.train, config, run, args.sft, args.json, after_save=look)
+    if args.policy_only:
+        run.strip()
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
 
 
@@ -93,15 +90,16 @@ def trace(args: argparse.Namespace) -> None:
     from .trace import trace_of, trace_policy, write_trace
     from .trainer import check_pools
 
-    config = config_of(args)
+    config, out = config_of(args), Path(args.out)
     splits, _ = load(args, config)
     examples = getattr(splits, args.split)[: args.limit]
     check_pools(examples, config)
     policy = Policy.load(policy_folder(args.checkpoint), config.device, config.lm)
     groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
-    write_trace(args.out, trace_of(Path(args.out).stem, config, groups))
-    found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": Path(args.out).stat().st_size}
-    print(json.dumps(found) if args.json else f"{args.out}: {found['queries']} queries, {found['sampled']} of them "
+    name = out.parent.name if out.name == "trace.jsonl" else ""  # a run's own is named after the run
+    write_trace(out, trace_of(name or out.stem, config, groups))
+    found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": out.stat().st_size}
+    print(json.dumps(found) if args.json else f"{out}: {found['queries']} queries, {found['sampled']} of them "
           f"token by token with {config.rl.group} rollouts each, {found['bytes']:,} bytes")  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
     config.json                   the configuration; command, versions, hardware, date
     metrics.jsonl                 one line per step
+    trace.jsonl                   what the policy wrote, token by token (fgrpo.trace)
     checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer, RNG), trainer.json
 
 A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment leaves the
@@ -39,7 +40,7 @@ class Run:
         """Open a run folder. Raises KitError if it holds another run, or one that `resume` was not asked to go on."""
         self.folder, self.config, self.save_every = Path(folder), config, save_every
         self.name = self.folder.name
-        self.metrics = self.folder / "metrics.jsonl"
+        self.metrics, self.trace = self.folder / "metrics.jsonl", self.folder / "trace.jsonl"
         if self.metrics.exists():  # it began to train: a call that failed before may simply be repeated
             if not resume:
                 raise KitError(f"{self.folder} already holds a run: pass --resume to go on, or another --out.")

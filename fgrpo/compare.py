@@ -27,17 +27,20 @@ from .credit import check_credit
 from .data import Example, Splits, write_text
 from .datasets import DATA
 from .decoupled import decoupled
-from .evaluate import evaluate, measure_outputs
+from .evaluate import evaluate, greedy, measure_outputs
 from .lm import load_lm
 from .policy import Policy
 from .prompt import Output
-from .trainer import fit
+from .trace import Group, listed, trace_of, trace_policy, write_trace
+from .trainer import Look, fit, sampling_of
 from .zero_shot import zero_shot
 
 T = TypeVar("T")
 
 SHIPPED = DATA / "checkpoints" / "lab-rec"
 WARM_START = "sft"
+TRACED = 4
+"""queries of a run that are traced token by token"""
 MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")
 """Fields of a run that its warm start depends on."""
 
@@ -68,16 +71,31 @@ def warm_start(
         if all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY):
             return policy_folder(SHIPPED)
     run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
-    fit(Policy.new(items, config), splits.train, run.config, run, sft=True, quiet=quiet)
+    look = tracer(run, splits.validation)
+    fit(Policy.new(items, config), splits.train, run.config, run, sft=True, quiet=quiet, after_save=look)
     latest = run.latest()
     assert latest is not None
     return latest
 
 
+def tracer(run: Run, examples: Sequence[Example]) -> Look:
+    """For `fit`: traces the first few examples at every checkpoint, and adds them to the run's trace.jsonl."""
+
+    def look(policy: Policy, step: int) -> None:
+        groups = trace_policy(policy, examples[:TRACED], run.config, TRACED, step, run.config.seed)
+        if groups:
+            write_trace(run.trace, trace_of(run.name, run.config, groups), more=True)
+
+    return look
+
+
 def train_and_test(
     config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0
 ) -> Result:
-    """One RL run from the warm start, then greedy decoding of the test split; on the way too, `every` so many steps."""
+    """One RL run from the warm start, then greedy decoding of the test split; on the way too, `every` so many steps.
+
+    The run's trace.jsonl gets these lists, and of the first few queries greedy and sampled rollouts token by token.
+    """
     run = Run(folder, config, resume=resume, save_every=every or config.rl.steps)
     kept = folder / "curve.json"
 
@@ -89,7 +107,12 @@ def train_and_test(
 
     policy = fit(Policy.load(start, lm=config.lm), splits.train, config, run, quiet=quiet, after_step=look)
     curve = [(tokens, torch.tensor(found, dtype=torch.float64)) for tokens, found in read_curve(kept).values() if every]
-    metrics = evaluate(policy, splits.test, config)
+    outputs, step = greedy(policy, splits.test, sampling_of(config)), config.rl.steps
+    groups = trace_policy(policy, splits.test[:TRACED], config, TRACED, step, config.seed)
+    for example, output in list(zip(splits.test, outputs, strict=True))[TRACED:]:
+        groups.append(Group(example, listed(output, len(example.candidates)), step=step))
+    write_trace(run.trace, trace_of(run.name, config, groups))
+    metrics = measure_outputs(outputs, splits.test, config.grammar)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
 
 

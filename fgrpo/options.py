@@ -57,7 +57,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
                    "start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
     p.add_argument(
-        "--policy-only", action="store_true", help="with --sft: keep the finished policy, not what resuming needs"
+        "--policy-only", action="store_true", help="in the end keep the finished policy, not what resuming needs"
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")

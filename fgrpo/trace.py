@@ -30,7 +30,7 @@ from .policy import Policy, Prompts, Sampling
 from .prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, Choices, Output
 from .rewards import Rewards, score
 from .rollout import Rollouts, rollout
-from .trainer import sampling_of
+from .trainer import sampling_of, slices
 
 VERSION = 1
 
@@ -82,8 +82,8 @@ def trace_policy(
     sampling = sampling_of(config)
     some, generator = examples[:sampled], torch.Generator().manual_seed(seed)
     groups = []
-    for start in range(0, len(some), 16):  # a batch at a time: memory
-        part = some[start : start + 16]
+    for rows in slices(len(some), config.lm.micro or 16):  # a batch at a time: memory
+        part = some[rows]
         best = _traced(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
         rollouts = rollout(policy, part, sampling, config.rl.group, generator, rankings=config.rl.rankings)
         drawn, g = _traced(policy, rollouts), config.rl.group

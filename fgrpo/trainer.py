@@ -179,14 +179,20 @@ def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> 
     return chosen
 
 
+Look = Callable[[Policy, int], None]
+"""Called with the policy, which it leaves as it is, and the number of steps done."""
+
+
 def fit(
     policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False,
-    after_step: Callable[[Policy, int], None] = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
+    after_step: Look = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
+    after_save: Look = lambda policy, number: None,
 ) -> Policy:  # fmt: skip
     """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
 
-    `after_step` is called with the policy and the number of steps done (again for steps that a resumed run repeats);
-    `do_step` takes the place of `step` or `sft_step`.
+    `after_step` looks at every step (again at steps that a resumed run repeats), `after_save` at every checkpoint once
+    it is written, and again at the one that a run resumes from: it may have been stopped in between. `do_step` takes
+    the place of `step` or `sft_step`.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.
@@ -199,6 +205,8 @@ def fit(
     policy.to(config.device)
     policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
     reference = run.reference(policy) if config.rl.beta > 0 and not sft else None
+    if start:
+        after_save(policy, start)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)
     for number in bar:
         queries, began = batch_of(examples, size, number, config.seed), time.perf_counter()
@@ -217,6 +225,7 @@ def fit(
         after_step(policy, number + 1)
         if number + 1 == steps or (number + 1) % run.save_every == 0:
             run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
+            after_save(policy, number + 1)
     return policy
 
 
