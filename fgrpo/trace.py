@@ -170,7 +170,10 @@ def write_trace(path: str | Path, trace: Trace, more: bool = False) -> None:
     if more and path.exists():
         first = min((g.step or 0 for g in trace.groups), default=0)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-        kept = "".join(line for line in lines if (json.loads(line)["step"] or 0) < first)
+        try:
+            kept = "".join(line for line in lines if (read_object(line).get("step") or 0) < first)
+        except KitError as error:
+            raise KitError(f"{path}: {error}; move it away, and --resume goes on.") from None
     write_text(path, json.dumps(header) + "\n" + kept + "".join(_to_json(g) + "\n" for g in trace.groups))
 
 

@@ -62,12 +62,23 @@ def test_train_evaluate_resume(capsys) -> None:
     report = json.loads(out)
     assert status == 0 and err == "" and report["task"] == "lab-rec" and report["queries"] == 512
     assert len(read_metrics("runs/a")) == 3 and len(read_metrics("runs/a/warm-start")) == 3
+    assert all({g.step for g in read_trace(f"runs/{x}/trace.jsonl").groups} == {3} for x in ("a", "a/warm-start"))
     made = json.loads(Path("runs/a/config.json").read_text())["made"]
     assert made["command"].startswith("python -m fgrpo") and made["versions"]["torch"] and made["hardware"]
     status, out, _ = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)
     assert status == 0 and json.loads(out)["metrics"] == report["metrics"]
     status, out, _ = call(capsys, "train", "--out", "runs/a", "--resume", "--json", *TINY)
     assert status == 0 and json.loads(out) == report
+
+
+def test_a_policy_alone_is_kept_of_an_rl_run(capsys) -> None:
+    start = ["--init", str(ROOT / "data/checkpoints/lab-rec"), "--policy-only", "--save-every", "1"]
+    status, out, _ = call(capsys, "train", "--out", "runs/a", "--json", *start, *TINY)
+    (left,) = Path("runs/a/checkpoints").iterdir()
+    assert status == 0 and left.name == "step-000003" and not list(left.glob("trainer*"))
+    assert {g.step for g in read_trace("runs/a/trace.jsonl").groups} == {1, 2, 3}
+    again = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)[1]
+    assert json.loads(again) == json.loads(out)
 
 
 def test_trace_writes_what_a_checkpoint_does(capsys) -> None:

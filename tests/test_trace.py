@@ -84,6 +84,13 @@ def test_later_steps_are_added_and_repeated_ones_replaced(policy, queries, confi
     assert [g.step for g in read_trace(path).groups] == [25, 25, 50, 50]
 
 
+def test_a_file_that_is_no_trace_is_not_added_to(policy, queries, config, tmp_path) -> None:
+    (tmp_path / "t.jsonl").write_text("header\nnot a group\n")
+    groups = trace_policy(policy, queries[:2], config, 2, step=2)
+    with pytest.raises(KitError, match=r"t\.jsonl: not a JSON object .* move it away"):
+        write_trace(tmp_path / "t.jsonl", trace_of("run", config, groups), more=True)
+
+
 def test_a_file_of_examples_is_a_trace_without_rollouts(queries, tmp_path) -> None:
     write_jsonl(tmp_path / "x.jsonl", queries)
     assert [g.example for g in read_trace(tmp_path / "x.jsonl").groups] == queries

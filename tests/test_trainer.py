@@ -105,6 +105,8 @@ def test_killed_at_any_moment_resumes_bit_identical(tmp_path) -> None:
     whole, cut = (Run(tmp_path / x, read_config(tmp_path / x), resume=True) for x in ("whole", "cut"))
     assert same(weights(whole), weights(cut))
     assert without_times(whole) == without_times(cut)
+    traces = [run.trace.read_text(encoding="utf-8").splitlines()[1:] for run in (whole, cut)]
+    assert traces[0] == traces[1] and len(traces[0]) == 12 * 4
 
 
 def test_training_improves_the_reward(lab, tmp_path) -> None:
