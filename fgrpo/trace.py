@@ -84,9 +84,9 @@ def trace_policy(
     groups = []
     for rows in slices(len(some), config.lm.micro or 16):  # a batch at a time: memory
         part = some[rows]
-        best = _traced(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
+        best = record(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
         rollouts = rollout(policy, part, sampling, config.rl.group, generator, rankings=config.rl.rankings)
-        drawn, g = _traced(policy, rollouts), config.rl.group
+        drawn, g = record(policy, rollouts), config.rl.group
         for i, example in enumerate(part):
             group = Group(example, best[i], tuple(drawn[i * g : (i + 1) * g]), config.rl.rankings, step)
             groups.append(group)
@@ -97,7 +97,8 @@ def trace_policy(
 
 
 @torch.no_grad()
-def _traced(policy: Policy, rollouts: Rollouts) -> list[Traced]:
+def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
+    """Rollouts token by token."""
     _, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, rollouts.mask, rollouts.sampling)
     ends = rollouts.prompts.choices.repeat(rollouts.group).listed(rollouts.completions) & rollouts.mask
     found = []
@@ -213,13 +214,13 @@ def read_trace(path: str | Path, name: str = "") -> Trace:
     return parse_trace(blob.splitlines(keepends=True), name or str(path))
 
 
-def parse_trace(lines: Iterable[bytes], name: str) -> Trace:
-    """`read_trace` of lines in memory; `name` stands for the file in messages."""
+def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None) -> Trace:
+    """`read_trace` of lines in memory; `name` stands for the file in messages. With `bad`, broken lines are told there."""
     trace, groups, notes = Trace(name, Config(), [], {}), [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{name}, line {number}"
+        where, row = f"{name}, line {number}", dict[str, Any]()
         try:
             row = read_object(line)
             if "trace" in row:
@@ -232,7 +233,9 @@ def parse_trace(lines: Iterable[bytes], name: str) -> Trace:
             if groups and not line.endswith(b"\n") and str(error).startswith("not a JSON object"):
                 notes.append(f"{where}: the last line is cut short and was left out; {len(groups)} queries are whole.")
                 break
-            raise KitError(f"{where}: {error}") from None
+            if bad is None or "trace" in row:
+                raise KitError(f"{where}: {error}") from None
+            bad.append(f"{where}: {error}")
     if not groups:
         raise KitError(f"{name}: no query in the file; a trace has a header line and then one line per query.")
     return replace(trace, groups=groups, notes=tuple(notes))

@@ -1,0 +1,153 @@
+"""The Playground tab: a form, live generation, and what came of it."""
+
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from fgrpo.config import KitError
+from fgrpo.data import Example, read_jsonl
+from fgrpo.trace import Group, trace_of, write_trace
+
+from . import views
+from .library import ROOT, Library
+from .markup import join, message, tag
+from .measures import credit
+from .playground import GROUP, Asked, config_of, example_from, generate, typed
+from .token_strip import tokens_of
+
+OWN = 5
+"""most traces kept for one visitor"""
+MADE = "yours: playground"
+
+
+@cache
+def presets() -> dict[str, Example]:
+    """Queries to begin with."""
+    path = ROOT / "data" / "lab-rec" / "test.jsonl"
+    return {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
+
+
+class Playground:
+    """Components of the tab and their events."""
+
+    def __init__(self, library: Library, own: gr.State, folder: Path, methods: tuple[gr.Radio, gr.Radio]):
+        """`own`: the visitor's traces; `folder` takes new ones; `methods`: credit, and the one compared with."""
+        self.library, self.folder = library, folder
+        first = next(iter(presets().values()), Example("", "", (), (), frozenset()))
+        self.source = gr.State(first)
+        with gr.Row():
+            self.model = gr.Dropdown(
+                [], label="Model", info="a run's policy; the tiny ones know their own catalogue only"
+            )
+            self.preset = gr.Dropdown(list(presets()), value=next(iter(presets()), None), label="Preset")
+            self.take = gr.Button("Take the query shown above")
+        texts = typed(first)
+        self.query = gr.Textbox(texts[0], label="Query", max_length=5000)
+        with gr.Row():
+            self.history = gr.Textbox(
+                texts[1], label="History, an entry a line", lines=8, max_lines=12, max_length=200_000
+            )
+            self.pool = gr.Textbox(texts[2], label="Pool, a candidate a line, * before relevant ones", lines=8,
+                                   max_lines=12, max_length=500_000)  # fmt: skip
+        with gr.Row():
+            self.temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature")
+            self.slate_size = gr.Slider(1, 20, 10, step=1, label="Slate size (most)")
+            self.rank_size = gr.Slider(1, 10, 5, step=1, label="Rank size (most)")
+            self.group = gr.Slider(1, GROUP, 8, step=1, label="Rollouts, besides the greedy one")
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+            self.decoding = gr.Radio(["constrained", "free"], value="constrained", label="Decoding")
+        with gr.Row():
+            self.run = gr.Button("Generate", variant="primary")
+            self.stop = gr.Button("Stop")
+            self.inspect = gr.Button("Open in Inspect, Group and Compare", interactive=False)
+            self.save = gr.DownloadButton("Save these rollouts (JSONL)", interactive=False)
+        self.status = gr.HTML(elem_id="at-status")
+        self.result = gr.HTML(elem_id="at-result")
+        asked = [getattr(self, f.name) for f in fields(Asked)]
+        form = [self.query, self.history, self.pool, self.source]
+        self.preset.input(self._preset, [self.preset], form, api_visibility="private", show_progress="hidden")
+        self.going = self.run.click(
+            self._generate, [own, self.model, self.source, *methods, *asked],
+            [self.status, self.result, own, self.inspect, self.save],
+            concurrency_limit=1, concurrency_id="generate", api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+        self.stop.click(
+            lambda: message("Stopped. Rollouts that were complete are shown; nothing was kept of the one begun."),
+            None, [self.status], cancels=[self.going], api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+
+    def form_of(self, example: Example) -> list[Any]:
+        """A query as the form's values."""
+        return [*typed(example), example]
+
+    def _preset(self, name: str) -> list[Any]:
+        return self.form_of(presets()[name]) if name in presets() else [gr.skip()] * 4
+
+    def _generate(
+        self, own: dict[str, str], model: str, source: Example, method: str, against: str, *values: Any
+    ) -> Iterator[list[Any]]:
+        """The rollouts as they come. Whatever goes wrong is said, and the page stays as it was."""
+        nothing = [gr.skip()] * 3
+        yield [message(f"Loading {model}."), Markup(""), *nothing]
+        try:
+            asked = Asked(*values)
+            count, seed = int(asked.group), int(asked.seed or 0)
+            config = config_of(asked, self.library.config(model))
+            example, policy = example_from(asked, source), self.library.policy(model)
+            group = None
+            for done, group in generate(policy, example, config, count, seed):
+                told = message(f"{done} of {count} sampled rollouts.")
+                yield [told, self._shown(group, config, method, against, done == count), *nothing]
+            assert group is not None
+            path = self.folder / uuid.uuid4().hex / "playground.jsonl"
+            write_trace(path, trace_of(f"playground, {model}", config, [group]))
+            yield [message(f"{count} sampled rollouts and the greedy one, by {model}."), gr.skip(), keep(own, MADE, path),
+                   gr.update(interactive=True), gr.update(value=str(path), interactive=True)]  # fmt: skip
+        except KitError as error:
+            yield [message(str(error), "problem"), gr.skip(), *nothing]
+        except Exception as error:
+            print(f"app: generation failed: {error!r:.500}", file=sys.stderr)
+            text = (
+                f"generation failed ({type(error).__name__}: {str(error)[:200]}); the app goes on, try other settings."
+            )
+            yield [message(text, "problem"), gr.skip(), *nothing]
+
+    def _shown(self, group: Group, config: Any, method: str, against: str, last: bool) -> Markup:
+        """The greedy rollout, and when all are there the group with its credit."""
+        assert group.greedy is not None
+        parts = [
+            views.strip_panel(tokens_of(group.example, group.greedy), "log-prob", (method, method)),
+            views.pool_table(group.example, group.greedy.output, "The pool, as the greedy rollout has it"),
+            views.verdict_panel(group.example, group.greedy, config),
+        ]
+        if last and len(group.rollouts) > 1:
+            try:
+                one, other = (credit(group, config, m) for m in (method, against))
+                parts.append(tag("<h2>The group</h2>{}", views.group_panel(group, config, one, other)))
+            except KitError as error:
+                parts.append(message(f"No credit to show: {error}"))
+        return join(parts)
+
+
+def keep(own: dict[str, str], name: str, path: Path) -> dict[str, str]:
+    """The visitor's traces with one more; the oldest leaves when there are too many, and its file with it."""
+    kept = {k: v for k, v in own.items() if k != name} | {name: str(path)}
+    gone = [own[name]] if name in own else []
+    while len(kept) > OWN:
+        gone.append(kept.pop(next(iter(kept))))
+    forget(gone)
+    return kept
+
+
+def forget(paths: list[str]) -> None:
+    """Remove files that were kept for a visitor, each with its folder."""
+    for path in paths:
+        shutil.rmtree(Path(path).parent, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""HTML of our own, escaped: every string from outside goes through `shown` and then through Markup.format."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup
+
+MOST = 300
+"""characters of one text that are shown; the rest is counted"""
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories that are drawn as nothing or that steer what is drawn: shown as their code instead"""
+
+
+def shown(text: str, most: int = MOST) -> str:
+    """A text as it may be shown: no control character, direction mark or lone surrogate; cut at `most` characters."""
+    cut = text[:most]
+    seen = "".join(
+        " "
+        if c in "\t\n\r"
+        else f"\N{LEFT CEILING}{ord(c):X}\N{RIGHT CEILING}"
+        if unicodedata.category(c) in HIDDEN
+        else c
+        for c in cut
+    )
+    return seen if len(text) <= most else f"{seen}\N{HORIZONTAL ELLIPSIS} ({len(text):,} characters)"
+
+
+def tag(template: str, *values: object, **named: object) -> Markup:
+    """`template`, our own HTML, with its {} filled in and escaped. Braces and $ too: nothing is read as a template."""
+    return Markup(template).format(*map(_safe, values), **{k: _safe(v) for k, v in named.items()})
+
+
+def _safe(value: object) -> object:
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    codes = {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"}
+    return Markup("".join(codes.get(c) or str(Markup.escape(c)) for c in shown(value, 4000)))
+
+
+def join(parts: Iterable[str], between: str = "") -> Markup:
+    """Pieces of HTML one after the other."""
+    return Markup(between).join(parts)
+
+
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]], sortable: bool = False) -> Markup:
+    """A table with a caption. Cells are text (escaped) or Markup; the first cell of a row names it."""
+    names = [tag('<button type="button" data-sort>{}</button>', h) if sortable and h else h for h in head]
+    body = join(
+        tag("<tr>{}</tr>", join([tag('<th scope="row">{}</th>', row[0]), *(tag("<td>{}</td>", c) for c in row[1:])]))
+        for row in rows
+    )
+    return tag(
+        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table{}><caption>{}</caption>'
+        "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>",
+        caption, Markup(' class="sortable"' if sortable else ""), caption,
+        join(tag('<th scope="col">{}</th>', n) for n in names), body,
+    )  # fmt: skip
+
+
+def message(text: str, kind: str = "note") -> Markup:
+    """One sentence to the user; `kind` is note or problem, said in words as well as by colour."""
+    return tag('<p class="message {}" role="{}"><strong>{}</strong> {}</p>', kind,
+               "alert" if kind == "problem" else "status", "Problem:" if kind == "problem" else "Note:", text)  # fmt: skip
+
+
+def signed(x: float, digits: int = 2) -> str:
+    """+0.25, \N{MINUS SIGN}0.25, 0.00."""
+    text = f"{x:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return text[1:] if float(f"{x:.{digits}f}") == 0 else text

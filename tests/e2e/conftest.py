@@ -1,0 +1,88 @@
+"""The app in a real browser: Debian's chromium, driven by playwright; the server runs in this process."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@dataclass
+class Served:
+    """The app as it runs: address, and the folder whose runs it lists."""
+
+    url: str
+    runs: Path
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The app on a free port, with an empty folder of runs."""
+    from app.__main__ import launch
+
+    runs = tmp_path_factory.mktemp("runs")
+    folder = runs / ".app-test"
+    folder.mkdir()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    before = dict(os.environ)
+    page = launch("127.0.0.1", port, runs, folder)
+    yield Served(page.local_url.rstrip("/"), runs)
+    page.close()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium. With CI=true a missing one is a failure, else these tests are skipped."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is missing: install Debian's package chromium.")
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open the app in a fresh context. At the end: no console error, no request but to the app itself."""
+    contexts, said = [], []
+
+    def go(width: int = 1280, scheme: str = "light", **asked: str) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: said.append(f"exception: {e}"))
+        page.on("dialog", lambda d: (said.append(f"dialog: {d.message}"), d.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else said.append(r.url))
+        page.goto(f"{served.url}/?{urlencode(asked)}")
+        page.locator("#at-strip .token, #at-strip .message, #at-problems .message").first.wait_for()
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert not said, said
+
+
+def tab(page: Any, name: str) -> None:
+    """Open a tab."""
+    page.get_by_role("tab", name=name, exact=True).click()
