@@ -35,6 +35,13 @@ def presets() -> dict[str, Example]:
     return {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
 
 
+def choice(names: list[str], **options: Any) -> gr.Dropdown:
+    """A list whose value is looked up by us: one that is not in it gets a sentence there, not an error of gradio."""
+    dropdown = gr.Dropdown(names, **options)
+    dropdown.preprocess = lambda payload: payload if isinstance(payload, str) else None  # type: ignore[method-assign]
+    return dropdown
+
+
 class Playground:
     """Components of the tab and their events."""
 
@@ -44,10 +51,8 @@ class Playground:
         first = next(iter(presets().values()), Example("", "", (), (), frozenset()))
         self.source = gr.State(first)
         with gr.Row():
-            self.model = gr.Dropdown(
-                [], label="Model", info="a run's policy; the tiny ones know their own catalogue only"
-            )
-            self.preset = gr.Dropdown(list(presets()), value=next(iter(presets()), None), label="Preset")
+            self.model = choice([], label="Model", info="a run's policy; the tiny ones know their own catalogue only")
+            self.preset = choice(list(presets()), value=next(iter(presets()), None), label="Preset")
             self.take = gr.Button("Take the query shown above")
         texts = typed(first)
         self.query = gr.Textbox(texts[0], label="Query", max_length=5000)

@@ -57,7 +57,7 @@ class Library:
 
     def folders(self) -> dict[str, Path]:
         """Every run by name: `lab-rec` of the bundled ones, `runs/demo/fgrpo-seed0` of yours, newest first."""
-        found = {path.parent.name: path.parent for path in sorted(BUNDLED.glob("*/config.json"))}
+        found = {p.name: p for p in sorted(BUNDLED.iterdir()) if (p / "config.json").is_file()}
         mine = []
         for at, inner, files in os.walk(self.runs):
             inner[:] = [d for d in inner if d != "checkpoints" and not d.startswith(".")]
@@ -94,7 +94,8 @@ class Library:
             if facts.st_size > LARGEST:
                 raise KitError(f"{name}: the trace has {facts.st_size:,} bytes; the app opens up to {LARGEST:,}.")
             stamp = (str(path), facts.st_mtime_ns, facts.st_size)
-            return self._traces.get(stamp, lambda: open_trace(path, name), facts.st_size)
+            bad: list[str] | None = [] if name in own else None  # told when it was uploaded
+            return self._traces.get(stamp, lambda: open_trace(path, name, bad), facts.st_size)
         except OSError as error:
             what = "is no longer kept: upload or generate it again" if name in own else "cannot be read"
             raise KitError(f"{name}: its trace {what} ({error.strerror}).") from None

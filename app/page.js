@@ -13,6 +13,12 @@
     const order = (a, b) => a[0] - b[0] || a[1] - b[1] || a[2].localeCompare(b[2]);
     [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b))).forEach((row) => body.append(row));
   });
+  const name = () => document.querySelectorAll("fieldset:not([aria-label])").forEach((set) => {
+    const title = set.querySelector("[data-testid=block-info]");  // what the eye reads, for those who hear it
+    if (title) set.setAttribute("aria-label", title.innerText.trim());
+  });
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
   const read = (token) => {
     const out = token.closest("[data-strip]").nextElementSibling;
     if (out && out.classList.contains("readout")) out.textContent = token.getAttribute("aria-label");

@@ -7,7 +7,7 @@ import gradio as gr
 
 from fgrpo.config import KitError
 
-from .form import MADE, Playground, forget, keep
+from .form import MADE, Playground, choice, forget, keep
 from .library import Library, open_trace
 from .markup import join, message, shown
 from .measures import METHODS
@@ -53,8 +53,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         own = gr.State({}, time_to_live=7200, delete_callback=lambda mine: forget(list(mine.values())))
         gr.HTML("<h1>F-GRPO: look inside subsets, rankings and credit</h1>")
         with gr.Row():
-            run = gr.Dropdown([], label="Run", info="a trace of the list, or one of yours (Files)")
-            query = gr.Dropdown([], label="Query", info="type to search")
+            run = choice([], label="Run", info="a trace of the list, or one of yours (Files)")
+            query = choice([], label="Query", info="type to search")
             method = gr.Radio(METHODS, value="fgrpo", label="Credit method")
             against = gr.Radio(METHODS, value="grpo", label="Compared with")
         problems = gr.HTML(elem_id="at-problems")
@@ -66,7 +66,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Inspect", id="inspect"):
                 with gr.Row():
-                    rollout = gr.Dropdown([], label="Rollout")
+                    rollout = choice([], label="Rollout")
                     colour = gr.Radio(COLOURS, value="advantage", label="Colour tokens by")
                 place("query")
                 place("strip")
@@ -81,13 +81,13 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 place("plane")
             with gr.Tab("Compare", id="compare"):
                 with gr.Row():
-                    a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
+                    a, b = choice([], label="A"), choice([], label="B")
                 for name in ("side", "metrics", "bars", "listed"):
                     place(name)
             with gr.Tab("Playground", id="playground"):
                 form = Playground(library, own, folder, (method, against))
             with gr.Tab("Training", id="training"):
-                followed = gr.Dropdown([], label="Run to follow", info=f"drawn anew every {SECONDS} s while it trains")
+                followed = choice([], label="Run to follow", info=f"drawn anew every {SECONDS} s while it trains")
                 curves = gr.HTML(elem_id="at-curves")
                 timer, seen = gr.Timer(SECONDS, active=False), gr.State(())
             with gr.Tab("Files", id="files"):

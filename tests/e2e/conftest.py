@@ -69,7 +69,7 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda e: said.append(f"exception: {e}"))
         page.on("dialog", lambda d: (said.append(f"dialog: {d.message}"), d.dismiss()))
         page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else said.append(r.url))

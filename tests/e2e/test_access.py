@@ -1,0 +1,100 @@
+"""For everybody: keyboard alone, narrow screens, light and dark, what a screen reader is told."""
+
+import time
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+
+from .conftest import tab
+from .test_app import at, until, values
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+TABS = ("Inspect", "Group", "Compare", "Playground", "Training", "Files")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visit, scheme) -> None:
+    page = visit(scheme=scheme, rollout="4")
+    page.evaluate(AXE)
+    found = []
+    for name in TABS:
+        tab(page, name)
+        if name == "Compare":
+            page.get_by_role("button", name="slate miss \N{MIDDLE DOT} B").click()
+            page.locator("#at-listed button").first.wait_for()
+        if name == "Playground":
+            page.get_by_role("button", name="Generate").click()
+            page.locator("#at-status", has_text="the greedy one").wait_for()
+        if name == "Training":
+            page.locator("#at-curves img").wait_for()
+        time.sleep(0.3)
+        for v in page.evaluate("axe.run()")["violations"]:
+            if v["impact"] in ("serious", "critical"):
+                found += [f"{name}: {v['id']}: {n['html'][:150]}" for n in v["nodes"]]
+    assert not found, found
+
+
+def test_every_control_has_a_name(visit) -> None:
+    page = visit()
+    for name in TABS:
+        tab(page, name)
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll('input, textarea, select, button, fieldset')]
+            .filter((e) => e.offsetParent && !e.getAttribute('aria-label') && !e.labels?.length && !e.innerText.trim()
+                    && !e.title && !e.getAttribute('aria-labelledby')).map((e) => e.outerHTML.slice(0, 200))"""
+        )
+        assert not nameless, (name, nameless)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_scrolls_down_only(visit, scheme) -> None:
+    page = visit(width=360, scheme=scheme)
+    for name in TABS:
+        if not page.get_by_role("tab", name=name, exact=True).is_visible():
+            page.locator(".overflow-menu > button").first.click()
+            page.locator(".overflow-dropdown button", has_text=name).click()
+        else:
+            tab(page, name)
+        time.sleep(0.3)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+
+
+def test_the_keyboard_is_enough(visit) -> None:
+    page = visit(rollout="4")
+
+    def press_to(wanted: str, most: int = 80) -> None:
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            if page.evaluate("(q) => !!document.activeElement.closest(q)", wanted):
+                return
+        raise AssertionError(f"{wanted} is not reached by Tab")
+
+    press_to("fieldset[aria-label='Credit method'] input[value='grpo']")
+    page.keyboard.press("Space")
+    until(lambda: page.locator("#at-strip .flipped").count() == 0)
+    press_to("input[aria-label=Rollout]")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    until(lambda: "rollout=4" not in at(page))
+    press_to("#at-strip .token")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".readout").first.inner_text().startswith("token 3 of")
+    page.keyboard.press("End")
+    count = len(values(page))
+    assert page.locator(".readout").first.inner_text().startswith(f"token {count} of {count}")
+    page.keyboard.press("Tab")
+    assert not page.evaluate("!!document.activeElement.closest('#at-strip .token')")  # one stop for the whole strip
+    press_to("#at-pool th button")
+    page.keyboard.press("Enter")
+    assert page.locator("#at-pool th[aria-sort]").count() == 1
+    for _ in range(60):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.matches('[role=tab]') && document.activeElement.innerText") == "Group":
+            break
+    page.keyboard.press("Enter")
+    page.locator("#at-group table").wait_for()
+    press_to("button[data-rollout='2']")
+    page.keyboard.press("Enter")
+    until(lambda: "rollout=2" in at(page))
