@@ -4,16 +4,20 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo lab test lint clean help
+.PHONY: demo app lab test lint clean help
 
 help:
 	@echo "make demo   compare credit methods on the lab task (installs into .venv first)"
+	@echo "make app    open the app on the bundled runs and yours (installs what it needs first)"
 	@echo "make lab    open the notebooks in JupyterLab (installs what they need first)"
 	@echo "make test   lint and all tests (installs the development extras first)"
 	@echo "make clean  remove .venv and caches; runs/ stays"
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fgrpo demo
+
+app: $(VENV)/.installed-app
+	$(BIN)/python -m app
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab notebooks
@@ -33,6 +37,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e .
 	@touch $@
+
+$(VENV)/.installed-app: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[app]'
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-lab: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[labs]'

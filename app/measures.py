@@ -129,7 +129,7 @@ class Comparison:
         return [key for key, found in zip(self.keys, self.fates[run], strict=True) if fate in found]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def compare(a: Opened, b: Opened) -> Comparison:
     """Compare two traces. Raises KitError if they have no query in common with greedy lists."""
     others = {(g.example.id, g.example.candidates): g for g in b.trace.groups if g.greedy}

@@ -8,6 +8,7 @@ from typing import TypeVar
 from markupsafe import Markup
 
 from fgrpo.config import KitError
+from fgrpo.prompt import Output
 from fgrpo.trace import Group, Traced
 
 from . import charts, views
@@ -158,25 +159,28 @@ def plane(slate: tuple[float, ...], rank: tuple[float, ...]) -> Markup:
 
 
 def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
-    a, b = (page.chosen.a, page.chosen.b)
-    sides = [_try(page, lambda name=name: library.trace(name, own)) for name in (a, b)]  # type: ignore[misc]
-    if None in sides:
+    names, html = (page.chosen.a, page.chosen.b), page.html
+    a, b = (_try(page, lambda name=name: library.trace(name, own)) for name in names)  # type: ignore[misc]
+    if a is None or b is None:
         return
-    names, html, outputs = (a, b), page.html, []
-    for side, name, opened in zip("AB", names, sides, strict=True):
-        found = opened.find(group.example)
-        traced = found and (found.greedy or next(iter(found.rollouts), None))
-        if not traced:
-            html["side"] = message(f"{side} ({name}) holds no output on this query and pool: choose runs on one task.")
-            break
-        outputs.append(traced.output)
-    else:
-        html["side"] = views.side_by_side(group.example, *outputs, names)
     try:
-        found = compare(*sides)
+        html["side"] = views.side_by_side(group.example, _lists(a, group, names[0]), _lists(b, group, names[1]), names)
+    except KitError as error:
+        html["side"] = message(str(error))
+    try:
+        found = compare(a, b)
         html["metrics"], html["bars"] = views.metrics_table(found, names), views.fate_bars(found, names)
     except KitError as error:
         html["metrics"] = message(str(error))
+
+
+def _lists(opened: Opened, group: Group, name: str) -> Output:
+    """What a run wrote for the query: greedily, or the first rollout where that is all there is."""
+    found = opened.find(group.example)
+    traced = found and (found.greedy or next(iter(found.rollouts), None))
+    if not traced:
+        raise KitError(f"{name} holds no output on this query and pool: choose runs on one task.")
+    return traced.output
 
 
 def listed(library: Library, a: str, b: str, own: Own, run: int, fate: str) -> Markup:

@@ -98,7 +98,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 copy = gr.Button("Copy a link to what is shown")
                 link = gr.Textbox(label="Link", interactive=False)
 
-        controls = [run, query, rollout, colour, method, against, a, b]
+        controls: list[Any] = [run, query, rollout, colour, method, against, a, b]
         everything = [*controls, problems, save, *(html[name] for name in PLACES)]
         inputs = [own, *controls]
 

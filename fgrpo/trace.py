@@ -87,9 +87,8 @@ def trace_policy(
         best = record(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
         rollouts = rollout(policy, part, sampling, config.rl.group, generator, rankings=config.rl.rankings)
         drawn, g = record(policy, rollouts), config.rl.group
-        for i, example in enumerate(part):
-            group = Group(example, best[i], tuple(drawn[i * g : (i + 1) * g]), config.rl.rankings, step)
-            groups.append(group)
+        of_query = [tuple(drawn[i * g : (i + 1) * g]) for i in range(len(part))]
+        groups += [Group(*some, config.rl.rankings, step) for some in zip(part, best, of_query, strict=True)]
     rest = examples[sampled:]
     outputs = greedy(policy, rest, sampling)
     lists = [listed(o, len(e.candidates)) for e, o in zip(rest, outputs, strict=True)]
@@ -195,9 +194,7 @@ def _rollout_row(r: Traced) -> dict[str, Any]:
     row: dict[str, Any] = {"slate": r.output.slate, "rank": r.output.rank, "error": r.output.error}
     if r.logprobs or r.output.error:
         logprobs, entropy = ([round(x, 4) for x in part] for part in (r.logprobs, r.entropy))
-        row |= {
-            "tokens": r.tokens, "items": r.items, "phases": r.phases, "logprobs": logprobs, "entropy": entropy,
-        }  # fmt: skip
+        row |= {"tokens": r.tokens, "items": r.items, "phases": r.phases, "logprobs": logprobs, "entropy": entropy}
     return row
 
 
