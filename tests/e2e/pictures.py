@@ -26,6 +26,9 @@ def main() -> None:
             page.locator("#at-pool table").wait_for()
             tab(page, at)
             page.locator(f"#at-{'plane img' if at == 'Group' else 'strip .flipped'}").first.wait_for()
+            if width < 480:
+                page.locator("#at-strip").scroll_into_view_if_needed()
+                page.evaluate("document.querySelector('#at-query').scrollIntoView()")
             page.screenshot(path=FOLDER / f"{name}.png")
         browser.close()
         page_of.close()

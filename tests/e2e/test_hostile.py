@@ -1,6 +1,7 @@
 """Text from outside is shown as text; links cannot leave the runs; many visitors do not meet each other."""
 
 import json
+import resource
 import threading
 from pathlib import Path
 
@@ -131,9 +132,12 @@ def test_twenty_users_at_once_each_see_their_own(served: Served) -> None:
         except Exception as error:
             problems.append(f"user {number}: {error!r:.500}")
 
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     threads = [threading.Thread(target=user, args=(n,)) for n in range(20)]
     for t in threads:
         t.start()
     for t in threads:
         t.join(180)
     assert not problems, problems
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # MB, on Linux
+    assert grown < 400, f"{grown:.0f} MB more"
