@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed.
 
 import argparse
 import json
+import os
 import sys
 import time
 from functools import partial
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after one clear line on stderr."""
     try:
         args = parser_of(COMMANDS).parse_args(argv)
+        if args.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+            raise KitError(f"{args.command} runs on one process; only train is made for several.")
         args.run(args)
     except KitError as error:
         print(f"fgrpo: {error}", file=sys.stderr)
@@ -52,20 +55,28 @@ def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     from .checkpoint import Run, policy_folder
     from .compare import tracer, warm_start
+    from .distributed import launched
     from .policy import Policy
     from .trainer import fit
 
     config, out = config_of(args), Path(args.out)
+    team = launched(config.device)
     splits, items = load(args, config)
-    run = Run(out, config, args.resume, args.save_every)
+    run = Run(out, config, args.resume, args.save_every, team.main)
+    quiet = args.json or not team.main
     if args.sft or args.init == "base":
         policy = Policy.new(items, config, config.seed)
     else:
         init, folder = args.init, out / "warm-start"
-        start = policy_folder(init) if init else warm_start(config, splits, items, folder, args.json, args.resume)
+        with team.first():  # without --init, the main process makes the warm start and the others take it
+            again = args.resume or not team.main
+            start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again)
         policy = Policy.load(start, lm=config.lm)
     look = tracer(run, splits.validation)
-    policy = fit(policy, splits.train, config, run, args.sft, args.json, after_save=look)
+    policy = fit(policy, splits.train, config, run, args.sft, quiet, after_save=look, team=team)
+    team.leave()
+    if not team.main:
+        return
     if args.policy_only:
         run.strip()
     _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")

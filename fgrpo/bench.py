@@ -165,7 +165,7 @@ def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
     rng = random.Random(0)
     peer = GRPOTrainer(
         model=deepcopy(policy.model), args=options, processing_class=policy.tokenizer,
-        reward_funcs=lambda completions, **_: [rng.random() for _ in completions],
+        reward_funcs=lambda completions, **_: [rng.random() for _ in completions],  # type: ignore[arg-type]
         train_dataset=Dataset.from_list([{"prompt": p} for row in prompts for p in row]),
     )  # fmt: skip
     peer.create_optimizer()
@@ -175,8 +175,8 @@ def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
         rows = [{"prompt": p} for p in prompts[number] for _ in range(case.group)]
         with timed(peer, ("_generate_and_score_completions",), case.device) as spent:
             peer.training_step(peer.model, rows, None)
-            peer.optimizer.step()
-            peer.optimizer.zero_grad()
+            peer.optimizer.step()  # type: ignore[union-attr]
+            peer.optimizer.zero_grad()  # type: ignore[union-attr]
         rollout = spent.seconds["_generate_and_score_completions"]
         return {"loss": spent.seconds["step"] - rollout, "rollout": rollout, "step": spent.seconds["step"]}
 

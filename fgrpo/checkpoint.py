@@ -36,11 +36,18 @@ KEEP = 2
 class Run:
     """One training run on disk."""
 
-    def __init__(self, folder: str | Path, config: Config, resume: bool = False, save_every: int = 25):
-        """Open a run folder. Raises KitError if it holds another run, or one that `resume` was not asked to go on."""
-        self.folder, self.config, self.save_every = Path(folder), config, save_every
+    def __init__(
+        self, folder: str | Path, config: Config, resume: bool = False, save_every: int = 25, writes: bool = True
+    ):
+        """Open a run folder. Raises KitError if it holds another run, or one that `resume` was not asked to go on.
+
+        Of several processes one alone `writes`; the others read what it wrote.
+        """
+        self.folder, self.config, self.save_every, self.writes = Path(folder), config, save_every, writes
         self.name = self.folder.name
         self.metrics, self.trace = self.folder / "metrics.jsonl", self.folder / "trace.jsonl"
+        if not writes:
+            return
         if self.metrics.exists():  # it began to train: a call that failed before may simply be repeated
             if not resume:
                 raise KitError(f"{self.folder} already holds a run: pass --resume to go on, or another --out.")
@@ -69,7 +76,7 @@ class Run:
 
         Also sets the generator, and cuts metrics.jsonl back to the steps that the checkpoint holds.
         """
-        for left in self.folder.glob("checkpoints/.writing-*"):
+        for left in self.folder.glob("checkpoints/.writing-*") if self.writes else ():
             shutil.rmtree(left)
         folder = self.latest()
         if folder is None:
@@ -92,8 +99,9 @@ class Run:
             raise KitError(
                 f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to go on from the one before."
             ) from None
-        rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.writes:
+            rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return policy, optimizer, done
 
     def strip(self) -> None:
@@ -114,6 +122,8 @@ class Run:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
+        if not self.writes:
+            return
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -124,6 +134,8 @@ class Run:
         self, policy: Policy, optimizer: torch.optim.Optimizer, generator: torch.Generator, step: int, position: int
     ) -> None:
         """Write a checkpoint, whole or not at all; `position` is the number of examples consumed."""
+        if not self.writes:
+            return
         final = self.folder / "checkpoints" / f"step-{step:06d}"
         writing = final.with_name(f".writing-{os.getpid()}")
         try:

@@ -53,9 +53,12 @@ class Rollouts:
         )  # fmt: skip
 
     @staticmethod
-    def join(parts: "Sequence[Rollouts]", pad: int) -> "Rollouts":
-        """The rollouts of all parts in one batch; their kept prompts are dropped unless there is one part only."""
-        if len(parts) == 1:
+    def join(parts: "Sequence[Rollouts]", pad: int, prompts: Prompts | None = None) -> "Rollouts":
+        """The rollouts of all parts in one batch; their kept prompts are dropped unless there is one part only.
+
+        `prompts` are those of all parts where they are at hand already.
+        """
+        if len(parts) == 1 and prompts is None:
             return parts[0]
         fields = {"completions": pad, "mask": 0, "phase": PHASE_PAD, "logprobs": 0.0}
         joined: dict[str, Any] = {
@@ -63,31 +66,50 @@ class Rollouts:
         }
         words = None if parts[0].words is None else join_rows([p.words for p in parts if p.words is not None], 0)
         return replace(
-            parts[0], prompts=Prompts.join([p.prompts for p in parts], pad), **joined, words=words, tree=None, begun=0,
-            outputs=[o for p in parts for o in p.outputs], longest=max(p.longest or 0 for p in parts),
+            parts[0], prompts=prompts or Prompts.join([p.prompts for p in parts], pad), **joined, words=words, tree=None,
+            begun=0, outputs=[o for p in parts for o in p.outputs], longest=max(p.longest or 0 for p in parts),
         )  # fmt: skip
+
+
+class Draws:
+    """Where sampled tokens come from: one generator on the CPU, so that a seed means the same everywhere."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def choose(self, probabilities: Tensor) -> Tensor:
+        """One index per row that is still written. (B, K) -> (B, 1)."""
+        return torch.multinomial(probabilities, 1, generator=self.generator)
+
+    def finish(self) -> None:
+        """Called when no row is left to draw for."""
 
 
 @torch.no_grad()
 def rollout(
     policy: Policy, examples: Sequence[Example], sampling: Sampling, group: int = 1,
-    generator: torch.Generator | None = None, keep_prompts: bool = False, rankings: int = 1,
-    slates: Sequence[Sequence[int]] | None = None,
+    generator: torch.Generator | Draws | None = None, keep_prompts: bool = False, rankings: int = 1,
+    slates: Sequence[Sequence[int]] | None = None, own: slice | None = None,
 ) -> Rollouts:  # fmt: skip
     """Sample `group` completions per example, or decode greedily if there is no generator.
 
     `keep_prompts` keeps long encoded prompts with their gradient, for the first loss on these rollouts. With
     `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn share a
     slate. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
+    Of the examples `own` alone are sampled, if given: other processes see to the rest (fgrpo.distributed).
     """
     prompts = policy.encode(examples, sampling.grammar)
+    if own is not None:
+        prompts, examples = prompts.rows(own), examples[own]
+    if isinstance(generator, torch.Generator):
+        generator = Draws(generator)
     with narrowed(policy.model, prompts.choices.columns if sampling.constrained else None):
         return _rollout(policy, prompts, examples, sampling, group, generator, keep_prompts, rankings, slates)
 
 
 def _rollout(
     policy: Policy, prompts: Prompts, examples: Sequence[Example], sampling: Sampling, group: int,
-    generator: torch.Generator | None, keep_prompts: bool, rankings: int, slates: Sequence[Sequence[int]] | None,
+    draws: Draws | None, keep_prompts: bool, rankings: int, slates: Sequence[Sequence[int]] | None,
 ) -> Rollouts:  # fmt: skip
     rows = _Rows.empty(policy, prompts, group // rankings, sampling)
     tree, begun = None, 0
@@ -104,9 +126,9 @@ def _rollout(
         with torch.set_grad_enabled(keep_prompts):
             tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
     if rankings > 1:
-        _decode(rows, prompts, tree, begun, generator, slate_only=True)
+        _decode(rows, prompts, tree, begun, draws, slate_only=True)
         rows = rows.repeat(rankings)
-    _decode(rows, prompts, tree, begun, generator)
+    _decode(rows, prompts, tree, begun, draws)
 
     width = int(rows.length.max())
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
@@ -179,7 +201,7 @@ class _Rows:
 
 
 def _decode(
-    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, generator: torch.Generator | None,
+    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, draws: Draws | None,
     slate_only: bool = False,
 ) -> None:  # fmt: skip
     """Write on, in place, until every row has written the end (`slate_only`: `</SLATE>`) or has no room left."""
@@ -192,17 +214,17 @@ def _decode(
         allowed = rows.append_forced() if tree is not None else None
         going = rows.unfinished(slate_only)
         if not len(going):
-            return
+            return draws.finish() if draws else None
         logits = logits_after(going, rows.length)
         if sampling.constrained:
             if allowed is None:  # without a tree every row takes one token a step, a forced one at probability 1
                 allowed = rows.progress.allowed()
             here, may = rows.choices.tokens[going], allowed[going]
             logps = constrained_logps(logits.unsqueeze(1), here, may.unsqueeze(1), sampling).squeeze(1)
-            index, logp = _draw(logps, generator)
+            index, logp = _draw(logps, draws)
             tokens = here.gather(1, index.unsqueeze(1)).squeeze(1)
         else:
-            tokens, logp = _draw(free_logps(logits, sampling), generator)
+            tokens, logp = _draw(free_logps(logits, sampling), draws)
         rows.append(going, tokens, logp)
 
 
@@ -271,10 +293,7 @@ def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor
     return logits_after
 
 
-def _draw(logps: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One index per row of (B, K) log-probabilities: sampled, or the most likely one without a generator."""
-    if generator is None:
-        index = logps.argmax(-1, keepdim=True)
-    else:  # drawn on the CPU, so that a seed means the same everywhere
-        index = torch.multinomial(logps.exp().cpu(), 1, generator=generator).to(logps.device)
+def _draw(logps: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+    """One index per row of (B, K) log-probabilities: sampled, or the most likely one without `draws`."""
+    index = draws.choose(logps.exp().cpu()).to(logps.device) if draws else logps.argmax(-1, keepdim=True)
     return index.squeeze(1), logps.gather(-1, index).squeeze(1)

@@ -6,6 +6,7 @@ Deviations from the paper are listed in the README.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from .checkpoint import Run
 from .config import Config, KitError, RLConfig
 from .credit import assign_credit, check_credit, spread, zero_variance
 from .data import Example
+from .distributed import ALONE, Team, slices
 from .loss import policy_loss
 from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE
@@ -30,18 +32,22 @@ def step(
     config: Config,
     generator: torch.Generator,
     reference: Policy | None = None,
+    team: Team = ALONE,
 ) -> Logs:
-    """One RL step: sample, score, assign credit, update."""
-    rollouts = sample(policy, queries, config, generator)  # B = Q * G completions
+    """One RL step: sample, score, assign credit, update. Of several processes, each samples and learns from its share."""
+    own = rollouts = sample(policy, queries, config, generator, team)  # B = Q * G completions
+    if team.size > 1:
+        rollouts = team.gather(own, policy.encode(queries, config.grammar), config.lm.micro, policy.pad)
     rewards = score(rollouts, queries, config.rl)  # slate, rank, format: (Q, G) each
     if config.rl.slate_noise or config.rl.rank_noise:
         rewards = add_noise(rewards, config.rl, generator)
     advantages = assign_credit(rewards, rollouts, config.rl)  # (B, T): one number per token
+    credit = team.mine(advantages, len(queries), config.lm.micro)
     for _ in range(config.rl.epochs):
         logs: Logs = {}
-        losses = loss_parts(policy, rollouts, advantages, config, reference, logs)
-        logs["grad_norm"] = update(policy, optimizer, losses, config.rl.max_grad_norm)
-    return logs | describe(rollouts, rewards, advantages, config.rl)
+        losses = loss_parts(policy, own, credit, config, reference, logs)
+        logs["grad_norm"] = update(policy, optimizer, losses, config.rl.max_grad_norm, team)
+    return team.mean(logs, own) | describe(rollouts, rewards, advantages, config.rl)
 
 
 def loss_parts(
@@ -59,11 +65,6 @@ def loss_parts(
         yield share * loss
 
 
-def slices(count: int, size: int) -> list[slice]:
-    """`count` things, `size` at a time (0: all at once)."""
-    return [slice(a, min(a + (size or count), count)) for a in range(0, count, size or count)]
-
-
 Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
 """(example, config, generator) -> slate and rank to imitate, as pool indices."""
 
@@ -71,7 +72,7 @@ Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], 
 def sft_step(
     policy: Policy, optimizer: torch.optim.Optimizer, queries: Sequence[Example], config: Config,
     generator: torch.Generator, reference: Policy | None = None, demonstrate: Demonstrate | None = None,
-    learn: Sequence[int] = (PHASE_SLATE, PHASE_RANK),
+    learn: Sequence[int] = (PHASE_SLATE, PHASE_RANK), team: Team = ALONE,
 ) -> Logs:  # fmt: skip
     """One step of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
 
@@ -83,21 +84,22 @@ def sft_step(
     total = []
 
     def losses() -> Iterator[torch.Tensor]:
-        for some in slices(len(queries), config.lm.micro):
+        for some in team.parts(len(queries), config.lm.micro):
             prompts = policy.encode(queries[some], config.grammar)
             logp, _ = policy.logprobs(prompts, ids[some], mask[some], sampling_of(config))
-            loss = -(logp * learned[some]).sum() / learned.sum().clamp(min=1)
+            loss = -team.size * (logp * learned[some]).sum() / learned.sum().clamp(min=1)
             total.append(loss.item())
             yield loss
 
-    norm = update(policy, optimizer, losses(), 1.0)
-    return {"loss": sum(total), "grad_norm": norm, "tokens": int(learned.sum())}
+    norm = update(policy, optimizer, losses(), 1.0, team)
+    return team.mean({"loss": sum(total)}) | {"grad_norm": norm, "tokens": int(learned.sum())}
 
 
 def update(
-    policy: Policy, optimizer: torch.optim.Optimizer, losses: torch.Tensor | Iterable[torch.Tensor], max_norm: float
-) -> float:
-    """One optimizer step on a loss, or on the sum of several, one in memory at a time.
+    policy: Policy, optimizer: torch.optim.Optimizer, losses: torch.Tensor | Iterable[torch.Tensor], max_norm: float,
+    team: Team = ALONE,
+) -> float:  # fmt: skip
+    """One optimizer step on a loss, or on the sum of several, one in memory at a time; the mean over all processes.
 
     Returns the gradient's norm before clipping. Raises FloatingPointError if loss or gradient is not finite.
     """
@@ -106,6 +108,7 @@ def update(
     for loss in [losses] if isinstance(losses, torch.Tensor) else losses:
         loss.backward()
         total += loss.item()
+    total = team.mean_gradients(policy.model.parameters(), total)
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_norm))
     if not (math.isfinite(total) and norm < float("inf")):
         raise FloatingPointError(f"loss {total:.4g}, gradient norm {norm:.4g}")
@@ -136,14 +139,20 @@ def sampled_tokens(rollouts: Rollouts) -> int:
     return int(slate + (rollouts.phase == PHASE_RANK).sum())
 
 
-def sample(policy: Policy, queries: Sequence[Example], config: Config, generator: torch.Generator) -> Rollouts:
-    """The rollouts of one step: G per query, or M slates with K rankings each."""
-    parts = slices(len(queries), config.lm.micro)
+def sample(
+    policy: Policy, queries: Sequence[Example], config: Config, generator: torch.Generator, team: Team = ALONE
+) -> Rollouts:
+    """The rollouts of one step, or this process's share: G per query, or M slates with K rankings each."""
+    parts, draws = slices(len(queries), team.size * config.lm.micro), team.draws(generator)
     kept = len(parts) == 1
-    done = [
-        rollout(policy, queries[p], sampling_of(config), config.rl.group, generator, kept, config.rl.rankings)
-        for p in parts
-    ]
+    done = []
+    for part in parts:
+        (own,) = team.parts(part.stop - part.start, 0)
+        done.append(
+            rollout(
+                policy, queries[part], sampling_of(config), config.rl.group, draws, kept, config.rl.rankings, own=own
+            )
+        )
     return Rollouts.join(done, policy.pad)
 
 
@@ -186,13 +195,13 @@ Look = Callable[[Policy, int], None]
 def fit(
     policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False,
     after_step: Look = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
-    after_save: Look = lambda policy, number: None,
+    after_save: Look = lambda policy, number: None, team: Team = ALONE,
 ) -> Policy:  # fmt: skip
     """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
 
     `after_step` looks at every step (again at steps that a resumed run repeats), `after_save` at every checkpoint once
     it is written, and again at the one that a run resumes from: it may have been stopped in between. `do_step` takes
-    the place of `step` or `sft_step`.
+    the place of `step` or `sft_step`; `team` are the processes that share every step, the main one of which looks.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.
@@ -200,13 +209,17 @@ def fit(
     check_credit(config.rl)
     check_pools(examples, config)
     steps, size = (config.sft.sft_steps, config.sft.sft_batch) if sft else (config.rl.steps, config.rl.queries)
-    do_step = do_step or (sft_step if sft else step)
+    team.check(size)
+    do_step = do_step or partial(sft_step if sft else step, team=team)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(config.seed)
-    policy.to(config.device)
-    policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
+    policy.to(team.device(config.device))
+    with team.first():
+        policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
     reference = run.reference(policy) if config.rl.beta > 0 and not sft else None
+    team.prepare(policy, reference)
+    look = after_save if team.main else lambda policy, number: None
     if start:
-        after_save(policy, start)
+        look(policy, start)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)
     for number in bar:
         queries, began = batch_of(examples, size, number, config.seed), time.perf_counter()
@@ -225,7 +238,7 @@ def fit(
         after_step(policy, number + 1)
         if number + 1 == steps or (number + 1) % run.save_every == 0:
             run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
-            after_save(policy, number + 1)
+            look(policy, number + 1)
     return policy
 
 
