@@ -72,9 +72,9 @@ class Team:
         """The rollouts of all processes in the order of the batch, whose encoded queries are `prompts`."""
         from accelerate.utils import gather_object
 
-        sent = [_on(own.rows(p), "cpu") for p in slices(len(own.outputs) // own.group, micro)]
+        sent = [moved(own.rows(p), "cpu") for p in slices(len(own.outputs) // own.group, micro)]
         device = str(own.completions.device)
-        found = [_on(r, device) for part in zip(*gather_object([sent]), strict=True) for r in part]
+        found = [moved(r, device) for part in zip(*gather_object([sent]), strict=True) for r in part]
         return Rollouts.join(found, pad, prompts)
 
     def mine(self, advantages: Tensor, queries: int, micro: int) -> Tensor:
@@ -153,11 +153,11 @@ def _weight(name: str, own: Rollouts) -> float:
     return float(own.mask.sum()) if "kl" in name else 1.0
 
 
-def _on(rollouts: Rollouts, device: str) -> Rollouts:
+def moved(rollouts: Rollouts, device: str) -> Rollouts:
     """Rollouts on another device, without their prompts."""
     values = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
-    moved = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
-    return replace(rollouts, prompts=None, **moved)  # type: ignore[arg-type]
+    tensors = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+    return replace(rollouts, prompts=None, tree=None, **tensors)  # type: ignore[arg-type]
 
 
 def processes() -> int:

@@ -174,6 +174,14 @@ class IndexLabels:
         """The prompt as text, to be looked at."""
         return self._decode(self.prompt_ids(example))
 
+    def message(self, example: Example, grammar: GrammarConfig) -> str:
+        """The prompt's text, for a template and a tokenizer elsewhere: foreign texts lose the names of added tokens."""
+        lines = []
+        for lead, text in prompt_lines(example, range(len(example.candidates)), task(grammar)):
+            shown = " ".join(self._added.sub(" ", self._decode(self.text_ids(text))).split())
+            lines.append(f"{lead} {shown}" if shown else lead)
+        return "\n".join(lines)
+
     def candidates(self, example: Example) -> tuple[str, ...]:
         """The label of each candidate, in pool order: `1` to `N`."""
         return tuple(str(i + 1) for i in range(len(example.candidates)))
