@@ -3,11 +3,10 @@
 TRL itself is not imported here.
 """
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-from packaging.version import Version
 
 from .config import GrammarConfig, KitError, RLConfig
 from .credit import JOINT, check_credit
@@ -26,7 +25,8 @@ def check_version(found: str | None = None) -> None:
         found = found or version("trl")
     except PackageNotFoundError:
         raise KitError("fgrpo.trl_trainer needs TRL: pip install -e '.[peers]' -c constraints.txt.") from None
-    if not Version(TESTED[0]) <= Version(found) < Version(TESTED[1]):
+    least, above, have = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (*TESTED, found))
+    if not least <= have < above:
         raise KitError(
             f"fgrpo.trl_trainer is tested with TRL from {TESTED[0]} on and before {TESTED[1]}, and {found} is installed: "
             f"pip install 'trl>={TESTED[0]},<{TESTED[1]}'."

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
+from fgrpo.config import Config, GrammarConfig, KitError, LMConfig, RLConfig
 from fgrpo.credit import zero_variance
-from fgrpo.data import Example
+from fgrpo.data import Example, write_jsonl
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Prompts, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, parse
@@ -189,6 +189,31 @@ def test_groups_over_two_processes_have_the_credit_of_whole_groups(tmp_path: Pat
     assert torch.allclose(found, reward - reward.mean(), atol=1e-6)
 
 
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model, a CPU and without vLLM; its DeepSpeed configuration is one that accelerate reads."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    script, yaml = (readme.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
+    save_model("qwen3", tmp_path / "model")
+    write_jsonl(tmp_path / "task.jsonl", examples(10))
+    for old, new in {
+        'task="musique", data="DIR"': 'task="task.jsonl", slate_size=4, rank_size=2, passage_tokens=8',
+        "Qwen/Qwen3-4B-Instruct-2507": "model",
+        '"bf16": True, "use_vllm": True, "vllm_mode": "colocate"': '"bf16": False, "use_cpu": True, "report_to": []',
+        '"max_steps": 200': '"max_steps": 1',
+    }.items():  # fmt: skip
+        assert old in script
+        script = script.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "grpo.py", "exec"), {})
+    policy = Policy.pretrained(LMConfig(model="runs/trl/policy"))
+    assert policy.labels.end == policy.tokenizer.eos_token_id
+    (tmp_path / "zero2.yaml").write_text(yaml)
+    read = load_config_from_file(str(tmp_path / "zero2.yaml"))
+    assert read.distributed_type == "DEEPSPEED" and read.deepspeed_config["zero_stage"] == 2
+
+
 def options(rl: RLConfig = RL, **more) -> SimpleNamespace:
     labels = SimpleNamespace(choices=lambda examples: SimpleNamespace(longest=lambda grammar: 20))
     plain = {"use_vllm": False, "vllm_importance_sampling_correction": True, "off_policy_mask_threshold": None,
@@ -238,6 +263,8 @@ def test_another_version_of_trl_is_refused(found: str) -> None:
     with pytest.raises(KitError, match=f"from {TESTED[0]} on and before {TESTED[1]}, and {found} is installed"):
         check_version(found)
     check_version("1.16.0")
+    extras = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert extras.count(f'"trl>={TESTED[0].removesuffix(".0")},<{TESTED[1]}"') == 2
 
 
 def worker(folder: Path, taught: Path) -> None:
