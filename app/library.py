@@ -1,6 +1,7 @@
 """Which runs there are, and what lies in them: found by name among those listed, never by a path from outside."""
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,10 @@ BUNDLED = ROOT / "data" / "checkpoints"
 TRACES_KEPT, BYTES_KEPT, POLICIES_KEPT = 12, 64_000_000, 3
 LARGEST = 64_000_000
 """bytes of the largest trace that is opened"""
+MOST = {"candidates": 2000, "candidates in a list": 500, "rollouts": 64, "tokens in a rollout": 2000}
+"""what a query may hold to be shown: rewards take memory by the product of these"""
+FRESH = 1.0
+"""seconds for which the list of runs is taken as it is"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +58,13 @@ class Library:
 
     def __init__(self, runs: str | Path):
         self.runs = Path(runs)
+        self._listed: tuple[float, dict[str, Path]] = (-FRESH, {})
         self._traces, self._policies = Cache(TRACES_KEPT, BYTES_KEPT), Cache(POLICIES_KEPT)
 
     def folders(self) -> dict[str, Path]:
         """Every run by name: `lab-rec` of the bundled ones, `runs/demo/fgrpo-seed0` of yours, newest first."""
+        if time.monotonic() < self._listed[0] + FRESH:
+            return self._listed[1]
         found = {p.name: p for p in sorted(BUNDLED.iterdir()) if (p / "config.json").is_file()}
         mine = []
         for at, inner, files in os.walk(self.runs):
@@ -64,7 +72,9 @@ class Library:
             if "config.json" in files:
                 mine.append(Path(at))
         mine.sort(key=lambda p: (-(p / "config.json").stat().st_mtime, str(p)))
-        return found | {shown(f"runs/{p.relative_to(self.runs).as_posix()}", 200): p for p in mine}
+        found |= {shown(f"runs/{p.relative_to(self.runs).as_posix()}", 200): p for p in mine}
+        self._listed = (time.monotonic(), found)
+        return found
 
     def having(self, file: str) -> list[str]:
         """Names of the runs that hold this file."""
@@ -123,10 +133,22 @@ def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:
     trace = parse_trace(path.read_bytes().splitlines(keepends=True), name, bad)
     keys: dict[str, int] = {}
     for number, group in enumerate(trace.groups):
+        _check_size(group, f"{name}, query {number + 1}")
         names = (group.example.id, f"{group.example.id}@{group.step}", f"#{number + 1}")
         fits = (n for n in names if n not in keys and len(n) <= 80 and shown(n) == n)
         keys[next(fits, f"#{number + 1}")] = number
     return Opened(trace, keys)
+
+
+def _check_size(group: Group, where: str) -> None:
+    rollouts = [*group.rollouts, *([group.greedy] if group.greedy else [])]
+    sizes = (
+        len(group.example.candidates), max((len(r.output.slate) for r in rollouts), default=0), len(rollouts),
+        max((len(r.tokens) for r in rollouts), default=0),
+    )  # fmt: skip
+    for (what, most), size in zip(MOST.items(), sizes, strict=True):
+        if size > most:
+            raise KitError(f"{where}: {size:,} {what}; the app shows up to {most:,}.")
 
 
 class Cache:

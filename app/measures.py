@@ -20,6 +20,8 @@ from .library import Opened
 METHODS = tuple(CREDITS)
 METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "mrr@5", "slate_recall", "slate_length")
 PHASE_NAMES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
+AT_ONCE = 20_000_000
+"""places x candidates that are compared at a time"""
 FATE_WORDS = {
     "right": "ranked above every irrelevant candidate",
     "slate_miss": "slate miss: never entered the slate",
@@ -146,11 +148,21 @@ def compare(a: Opened, b: Opened) -> Comparison:
     if not keys:
         raise KitError("these two runs hold no greedy lists on the same query and pool: choose runs on one task.")
     grammar = a.config.grammar
-    values = [measure_outputs(some, examples, _covering(grammar, some)) for some in outputs]
+    values = [_measure(some, examples, _covering(grammar, some)) for some in outputs]
     rows = [_row(metric, values[0][metric], values[1][metric]) for metric in METRICS]
     met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(keys))] for v in values]
     shares = [{fate: float(v[fate].mean()) for fate in FATES} for v in values]
     return Comparison(keys, rows, (met[0], met[1]), (shares[0], shares[1]))
+
+
+def _measure(outputs: Sequence[Output], examples: Sequence[Example], grammar: GrammarConfig) -> dict[str, Tensor]:
+    """Metrics of all queries, so many at a time that memory is bounded whatever a file holds."""
+    at_once = max(1, AT_ONCE // (grammar.slate_size * max(len(e.candidates) for e in examples)))
+    parts = [
+        measure_outputs(outputs[i : i + at_once], examples[i : i + at_once], grammar)
+        for i in range(0, len(outputs), at_once)
+    ]
+    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
 def _row(metric: str, a: Tensor, b: Tensor) -> tuple[str, float, float, float, float, float]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import library as library_module
+from app import measures
 from app.charts import training_curves
 from app.library import Cache, Library, open_trace
 from app.markup import shown, signed, table, tag
@@ -88,6 +89,7 @@ def test_runs_are_found_by_name_alone(library, tmp_path) -> None:
     (run / "config.json").write_text("{")
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "checkpoints" / "step-000001" / "config.json").write_text("{}")
+    library = Library(library.runs)  # the list is kept for a second
     assert [n for n in library.folders() if n.startswith("runs/")] == ["runs/deep/er"]
     with pytest.raises(KitError, match="not the configuration of a run"):
         library.policy("runs/deep/er")
@@ -145,6 +147,19 @@ def test_broken_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
     path.write_bytes(b'{"trace": 9}\n' + lines[1])
     with pytest.raises(KitError, match="newer kit"):
         open_trace(path, "t", bad)
+
+
+def test_a_query_too_large_to_show_is_told(tmp_path) -> None:
+    wide = replace(EXAMPLE, candidates=tuple(map(str, range(3000))))
+    long = lists_only(Output(tuple(range(600)), (1,)), 2000)
+    for group, told in (
+        (Group(wide), "query 2: 3,000 candidates; the app shows up to 2,000"),
+        (Group(replace(wide, candidates=wide.candidates[:2000]), long), "600 candidates in a list"),
+        (Group(EXAMPLE, None, (lists_only(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
+    ):
+        write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE), group], {}))
+        with pytest.raises(KitError, match=told):
+            open_trace(tmp_path / "t.jsonl", "t")
 
 
 # --- numbers and words ------------------------------------------------------------------------------------------------
@@ -215,6 +230,13 @@ def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
     other = replace(b, trace=replace(b.trace, groups=[Group(EXAMPLE)]), keys={"q": 0})
     with pytest.raises(KitError, match="choose runs on one task"):
         compare(a, other)
+
+
+def test_metrics_in_parts_are_those_of_the_whole(library, monkeypatch) -> None:
+    a, b = (cut(library.trace(name, {}), 40) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
+    whole = compare(a, b)
+    monkeypatch.setattr(measures, "AT_ONCE", 10 * 20 * 7)
+    assert compare(cut(a, 40), b) == whole
 
 
 def cut(opened, count):

@@ -1,7 +1,8 @@
-"""The pictures of the README, taken anew: `python -m tests.e2e.pictures` (needs chromium)."""
+"""The pictures of the README, taken anew, and how long the first view takes: `python -m tests.e2e.pictures`."""
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from app.__main__ import launch
@@ -13,7 +14,7 @@ SHOTS = (("inspect", "Inspect", 1180, "light"), ("group", "Group", 1180, "dark")
 
 
 def main() -> None:
-    """Write every picture of SHOTS."""
+    """Write every picture of SHOTS, then open the page in five fresh contexts and print the seconds of each."""
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
@@ -30,6 +31,15 @@ def main() -> None:
                 page.locator("#at-strip").scroll_into_view_if_needed()
                 page.evaluate("document.querySelector('#at-query').scrollIntoView()")
             page.screenshot(path=FOLDER / f"{name}.png")
+        seconds = []
+        for _ in range(5):
+            page = browser.new_context().new_page()
+            began = time.perf_counter()
+            page.goto(page_of.local_url)
+            page.locator("#at-pool table").wait_for()
+            seconds.append(round(time.perf_counter() - began, 2))
+            page.context.close()
+        print("first view, seconds:", *sorted(seconds))
         browser.close()
         page_of.close()
 

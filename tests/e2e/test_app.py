@@ -264,6 +264,7 @@ def test_training_is_followed_live(visit, served: Served) -> None:
     run.mkdir(parents=True)
     (run / "config.json").write_text((source / "config.json").read_text())
     (run / "metrics.jsonl").write_text("".join(rows[:20]))
+    time.sleep(1)  # the list of runs is kept for a second
     page = visit()
     tab(page, "Training")
     choose(page, "Run to follow", "runs/live/fgrpo-seed0")
