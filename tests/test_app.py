@@ -357,7 +357,7 @@ def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
 
 
 def app(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "app", *args], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "app", *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_a_taken_port_and_a_folder_that_cannot_be_written_are_told(tmp_path) -> None:
