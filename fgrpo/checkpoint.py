@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from . import __version__
 from .config import Config, KitError
 from .data import write_text
+from .distributed import processes
 from .lm import POLICY_FILE
 from .policy import Policy
 
@@ -52,7 +53,8 @@ class Run:
             if not resume:
                 raise KitError(f"{self.folder} already holds a run: pass --resume to go on, or another --out.")
             self._compare(read_config(self.folder))
-        write_text(self.folder / "config.json", json.dumps({**config.to_dict(), "made": provenance()}, indent=2) + "\n")
+        made = {**provenance(), "processes": processes()}
+        write_text(self.folder / "config.json", json.dumps({**config.to_dict(), "made": made}, indent=2) + "\n")
 
     def _compare(self, old: Config) -> None:
         before, now = (_flat(c.to_dict()) for c in (old, self.config))

@@ -70,7 +70,7 @@ class LMConfig:
     passage_tokens: int = 200
     """most tokens shown of the query and of each text of history and pool"""
     micro: int = 0
-    """queries (SFT: demonstrations) whose memory is held at a time; the step is the same (0: all at once)"""
+    """queries (SFT: demonstrations) whose memory a process holds at a time; the step is the same (0: all at once)"""
 
     def __post_init__(self) -> None:
         _check(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 from dataclasses import replace
 from functools import cache
@@ -15,7 +16,7 @@ from fgrpo import distributed
 from fgrpo.__main__ import main
 from fgrpo.checkpoint import Run, read_metrics
 from fgrpo.config import Config, KitError
-from fgrpo.data import Example, build_lab, lab_catalogue, write_jsonl
+from fgrpo.data import Example, lab_catalogue, write_jsonl
 from fgrpo.distributed import ALONE, Team, launched
 from fgrpo.policy import Policy
 from fgrpo.trainer import fit
@@ -44,14 +45,13 @@ CLI = ["train", "--json", "--queries", "4", "--group", "4", "--hidden-size", "32
 
 
 @cache
-def lab() -> list[Example]:
-    """Training queries of the lab task, some with a smaller pool."""
-    rows = build_lab().train[:200]
-    for n in range(0, 200, 3):
-        pool = tuple(c for i, c in enumerate(rows[n].candidates) if i < 13 or i in rows[n].relevant)
-        relevant = frozenset(pool.index(rows[n].candidates[i]) for i in rows[n].relevant)
-        rows[n] = replace(rows[n], candidates=pool, relevant=relevant, candidate_ids=())
-    return rows
+def queries() -> list[Example]:
+    """Queries over the lab's catalogue, some with a smaller pool."""
+    rng, titles, made = random.Random(0), [film.title for film in lab_catalogue()], []
+    for n in range(60):
+        films, pool = rng.sample(titles, 28), 20 if n % 3 else 14
+        made.append(Example(f"q{n}", "", tuple(films[20:]), tuple(films[:pool]), frozenset(rng.sample(range(pool), 3))))
+    return made
 
 
 def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Run:
@@ -64,7 +64,7 @@ def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Ru
         some = replace(config, rl=replace(config.rl, steps=steps))
         run = Run(folder / case, some, resume=steps > stop > 0, save_every=2, writes=team.main)
         new = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
-        data = examples(8) if case == "lora" else lab()
+        data = examples(8) if case == "lora" else queries()
         fit(new, data, some, run, sft=case == "sft", quiet=True, team=team)
     return run
 
@@ -78,7 +78,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of every case on one process and on two."""
     one, two, model = (tmp_path_factory.mktemp(name) for name in ("one", "two", "model"))
     save_model("qwen3", model)
-    write_jsonl(model / "few.jsonl", lab()[1:40:3])
+    write_jsonl(model / "few.jsonl", queries()[1:40:3])
     said = launch("tests.test_distributed", two, model)
     assert json.loads(said[0])["queries"] == 1 and said[1] == ""
     for case in CASES:
@@ -161,7 +161,7 @@ def test_uneven_shares_are_refused(tmp_path: Path) -> None:
     team.size = 3
     with pytest.raises(KitError, match="4 queries a step cannot be shared evenly by 3 processes"):
         config = Config.from_flat(**SMALL)
-        fit(Policy.tiny(["a"], config.model), lab(), config, Run(tmp_path / "a", config), quiet=True, team=team)
+        fit(Policy.tiny(["a"], config.model), queries(), config, Run(tmp_path / "a", config), quiet=True, team=team)
 
 
 def test_bfloat16_from_the_launcher_is_the_precision_of_the_model(both: tuple[Path, Path]) -> None:

@@ -61,9 +61,11 @@ def trainer_of(policy: Policy, rl: RLConfig, folder: Path, queries: list[Example
 
     from fgrpo.trl_trainer import FGRPOTrainer
 
-    options = {"output_dir": str(folder), "use_cpu": True, "report_to": [], "gradient_checkpointing": False, "bf16": False,
-               "per_device_train_batch_size": batch, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True,
-               "seed": 1}  # fmt: skip
+    options = {
+        "output_dir": str(folder), "use_cpu": True, "report_to": [], "gradient_checkpointing": False, "bf16": False,
+        "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch, "save_strategy": "no",
+        "logging_steps": 1, "disable_tqdm": True, "seed": 1,
+    }  # fmt: skip
     args = GRPOConfig(**grpo_options(rl, GRAMMAR, policy.labels, queries, **{**options, **more}))
     rows = trl_rows(queries, policy.labels, GRAMMAR)
     return FGRPOTrainer(
@@ -138,17 +140,20 @@ def test_gradients_by_phase_are_those_of_the_kits_own_loss(tmp_path: Path, taugh
         assert ours.norm() > 1e-4 and (theirs - ours).norm() < 1e-4 * ours.norm(), which
 
 
-@pytest.mark.parametrize("credit", ["grpo", "gdpo", "fgrpo", "reward_to_go", "item"])
+@pytest.mark.parametrize("credit", ["grpo", "gdpo", "fgrpo", "reward_to_go", "item", "grpo:sequence"])
 def test_every_method_without_branches_trains(tmp_path: Path, taught: Path, credit: str) -> None:
     """Two steps of TRL's own loop: accumulation, several updates of a batch, shuffled rows."""
     policy, queries = Policy.load(taught), some_queries(2)
-    rl = replace(RL, credit=credit, epochs=2)
+    name, ratio = (*credit.split(":"), "token")[:2]
+    rl = replace(RL, credit=name, ratio=ratio, epochs=2)
     trainer = trainer_of(policy, rl, tmp_path, queries, 8, gradient_accumulation_steps=2, max_steps=2)
     before = deepcopy(trainer.model.state_dict())
     trainer.train()
     assert any((before[k] != v).any() for k, v in trainer.model.state_dict().items())
     row = trainer.state.log_history[0]
     assert {"zero_variance/slate", "zero_variance/rank", "rewards/slate/mean", "rewards/format/mean"} <= set(row)
+    found = trainer.evaluate(trainer.train_dataset)
+    assert 0 <= found["eval_zero_variance/rank"] <= 1 and abs(found["eval_loss"]) < 10
 
 
 def test_pretrained_models_read_the_kits_prompt(tmp_path: Path) -> None:
