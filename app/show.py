@@ -183,14 +183,15 @@ def _lists(opened: Opened, group: Group, name: str) -> Output:
     return traced.output
 
 
-def listed(library: Library, a: str, b: str, own: Own, run: int, fate: str) -> Markup:
+def listed(library: Library, a: str, b: str, own: Own, run: str, fate: str) -> Markup:
     """The queries behind a bar of the comparison."""
     page = Page(Chosen(""))
 
     def found() -> Markup:
-        if run not in (0, 1) or fate not in views.FATE_WORDS:
+        if run not in ("0", "1") or fate not in views.FATE_WORDS:
             raise KitError("that bar is not of this comparison.")
-        return views.query_list(compare(library.trace(a, own), library.trace(b, own)), run, fate, (a, b)[run])
+        of = int(run)
+        return views.query_list(compare(library.trace(a, own), library.trace(b, own)), of, fate, (a, b)[of])
 
     return _try(page, found) or join(page.problems)
 

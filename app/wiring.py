@@ -1,5 +1,7 @@
 """The page: components, and which event changes what. What is shown comes from show.py, which never raises."""
 
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
         def list_queries(event: gr.EventData, mine: dict[str, str], a: str, b: str) -> Any:
             said = event._data or {}
-            return listed(library, a, b, mine, int(said["run"]), said["fate"]) if "fate" in said else gr.skip()
+            return listed(library, a, b, mine, said.get("run", ""), said["fate"]) if "fate" in said else gr.skip()
 
         def open_upload(path: str | None, mine: dict[str, str], *values: str | None) -> list[Any]:
             if not path:
@@ -154,7 +156,9 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 told.append(
                     message("\n".join([f"{len(bad)} broken lines were left out:", *bad[:10], *more]), "problem")
                 )
-            mine = keep(mine, name, Path(path))
+            kept = folder / uuid.uuid4().hex / "upload.jsonl"  # gradio's own copy is one for all who upload the same
+            kept.parent.mkdir()
+            mine = keep(mine, name, Path(shutil.copyfile(path, kept)))
             return [join(told), mine, *look(mine, name, "", "", *values[3:])]
 
         def follow(name: str | None, before: tuple) -> list[Any]:

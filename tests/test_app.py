@@ -272,7 +272,7 @@ JUNK = st.sampled_from(["", "lab-rec", "test-3", "greedy", "9", "-1", "nested", 
 def test_no_choice_raises(library, names, run) -> None:
     page = show(library, Chosen(run or names[0], *names[1:]), {})
     assert page.problems or all(page.html.values())
-    assert listed(library, names[0], names[1], {}, 0, "slate_miss")
+    assert listed(library, names[0], names[1], {}, "0", "slate_miss")
     assert training(library, names[0])
 
 
