@@ -60,7 +60,16 @@ def train(args: argparse.Namespace) -> None:
     from .policy import Policy
     from .trainer import fit
 
-    config, out = config_of(args), Path(args.out)
+    config = config_of(args)
+    if args.dry_run:
+        from .plan import format_plan, plan
+
+        found = plan(config, *load(args, config), not args.init, not args.sft)
+        print(json.dumps(found) if args.json else format_plan(found))
+        return
+    if not (args.out or args.preset):
+        raise KitError("name the run's folder with --out.")
+    out = Path(args.out or f"runs/{args.preset}")
     team = launched(config.device)
     splits, items = load(args, config)
     run = Run(out, config, args.resume, args.save_every, team.main)

@@ -12,9 +12,11 @@ from random import Random
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from .config import KitError
+from .config import GrammarConfig, KitError, LMConfig
 from .data import Example, Splits
 from .encoders import DEVICE, PACKAGED, embed, loading, optional
+from .evaluate import greedy
+from .policy import Policy, Sampling
 from .sequential import gru4rec, unisrec
 
 T5_TOKENS = 512
@@ -94,6 +96,25 @@ def cross_encoder(splits: Splits, *, model: str = "") -> list[list[int]]:
     return [by_score(list(islice(scores, len(e.candidates)))) for e in splits.test]
 
 
+def zero_shot(
+    splits: Splits, *, model: str = "", gguf_file: str = "", dtype: str = "float32", passage_tokens: int = 200,
+    slate_size: int = 10, rank_size: int = 5,
+) -> list[list[int]]:  # fmt: skip
+    """A language model as it comes, under the grammar and made to fill both lists; greedy.
+
+    Prompt and decoding are those of the policies that are trained from it (fgrpo.lm). Its order is the ranked list,
+    then what else its slate holds, then the rest of the pool. Raises KitError without a model.
+    """
+    if not model:
+        raise KitError("zero_shot needs a model: name its folder or hub name, zero_shot:model=NAME.")
+    policy = Policy.pretrained(LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens))
+    outputs = greedy(policy, splits.test, Sampling(GrammarConfig(slate_size, rank_size, full=True)))
+    return [
+        list(dict.fromkeys((*o.rank, *o.slate, *range(len(e.candidates)))))
+        for o, e in zip(outputs, splits.test, strict=True)
+    ]
+
+
 def _classifier(pairs: list[tuple[str, str]], model: str) -> list[float]:
     sentence_transformers = optional("sentence_transformers")
     with loading(model):
@@ -147,4 +168,5 @@ BASELINES: dict[str, Callable[..., list[list[int]]]] = {
     "unisrec": unisrec,
     "dense": dense,
     "cross_encoder": cross_encoder,
+    "zero_shot": zero_shot,
 }

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from .config import CONCERNS, LM_PRESET, PRESETS, Config, KitError, LMConfig
+from .recipes import RECIPES
 
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
@@ -41,6 +42,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         p.set_defaults(run=run)
         if config:
             add_arguments(p, Config, *CONCERNS.values())
+            p.add_argument("--preset", choices=RECIPES, help="an experiment of the paper; options that are given win")
             p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
         if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -52,7 +54,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None, against="")
     p = command("train", config=True)
-    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--out", help="folder of the run (default: runs/ and the name of the preset)")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print the plan, with memory and time estimated; load no weights"
+    )
     p.add_argument("--init", help="policy or run folder to start from, or base: the model as it comes (default: a warm "
                    "start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
@@ -73,7 +78,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
                    "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
     p.add_argument("--baselines", default="random,popularity", help="rankers beside the policies, separated by commas: "
                    "random, popularity, bm25, gru4rec, unisrec, dense, cross_encoder:model=NAME, decoupled, "
-                   "decoupled:slates=selector, llm:model=NAME:steps=2 (default random,popularity)")  # fmt: skip
+                   "decoupled:slates=selector, llm:model=NAME:steps=2, zero_shot:model=NAME (default "
+                   "random,popularity)")  # fmt: skip
     p.add_argument("--against", default="", help="method that differences are taken to (default: the first grpo)")
     p.add_argument("--limit", type=_count, help="measure on the first so many queries only")
     p.add_argument(
@@ -191,6 +197,7 @@ def config_of(args: argparse.Namespace) -> Config:
     """The run that the options describe, over the preset of its task."""
     names = [f for kind in (Config, *CONCERNS.values()) for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    given = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
     preset = LM_PRESET if given.get("model") else PRESETS.get(given.get("task", "lab-rec"), {})
     return Config.from_flat(**{**preset, **given})
 

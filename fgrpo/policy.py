@@ -25,7 +25,7 @@ from .config import Config, GrammarConfig, KitError, LMConfig, ModelConfig
 from .data import Example, write_text
 from .index_labels import IndexLabels
 from .lm import POLICY_FILE, Adapter, FrozenReference, narrowed
-from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions, why_unshared
+from .prefix import NO_BRANCH, RECOMPUTE_FROM, PrefixTree, branches_at_once, positions, why_unshared
 from .prompt import END, PAD, ItemLabels
 
 transformers_logging.disable_progress_bar()
@@ -207,7 +207,7 @@ class Policy:
 
     def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:
         """Prompts encoded for branches. The graph of a pretrained model's long prompts is computed again, not kept."""
-        return PrefixTree(self.model, ids, mask, self.adapter is not None)
+        return PrefixTree(self.model, ids, mask, self.adapter is not None and ids.numel() > RECOMPUTE_FROM)
 
     def completion_logits(
         self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,

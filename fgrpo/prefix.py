@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
 KEEP_FROM = 256  # tokens of a prompt from which its graph is kept between sampling and loss; below, it saves little
+RECOMPUTE_FROM = 1536  # tokens of prompts from which a pretrained model's layers are run again, not kept
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
 
 

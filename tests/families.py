@@ -92,13 +92,13 @@ def tokenizer_of(kind: str):
     return tokenizer
 
 
-def save_model(name: str, folder: Path) -> Path:
-    """A tiny random model of a family and its tokenizer, as a folder."""
+def save_model(name: str, folder: Path, **sizes: int) -> Path:
+    """A tiny random model of a family and its tokenizer, as a folder; `sizes` replace those of its configuration."""
     kind, more, words = FAMILIES[name]
     tokenizer = tokenizer_of(words)
     torch.manual_seed(0)
-    config = kind(vocab_size=len(tokenizer), **SIZES, **more, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-                  pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    config = kind(vocab_size=len(tokenizer), **{**SIZES, **sizes}, **more, bos_token_id=None,
+                  eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
     model = tf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for p in model.parameters():

@@ -140,7 +140,10 @@ def test_kept_and_recomputed_prompts_give_the_plain_gradients(models, constraine
     _, kept = gradient(policy, r, advantages, True)
     assert not runs
     _, plain = gradient(policy, r, advantages, False)
-    _, again = gradient(policy, r, advantages, True)  # the tree is spent: encoded anew, layer by layer
+    _, short = gradient(policy, r, advantages, True)  # the tree is spent: encoded anew, and kept, since it is short
+    assert not runs and error(short, plain) < 1e-3
+    monkeypatch.setattr("fgrpo.policy.RECOMPUTE_FROM", 0)
+    _, again = gradient(policy, r, advantages, True)  # layer by layer
     assert len(runs) == 2 and error(kept, plain) < 1e-3 and error(again, plain) < 1e-3
 
 

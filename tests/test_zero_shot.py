@@ -12,11 +12,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fgrpo.baselines import BASELINES
 from fgrpo.config import GrammarConfig, KitError
-from fgrpo.data import Example
+from fgrpo.data import Example, Splits
+from fgrpo.evaluate import greedy
 from fgrpo.lm import load_lm
+from fgrpo.policy import Sampling
 from fgrpo.prompt import ERRORS, Output
 from fgrpo.zero_shot import _answers, zero_shot
+from tests.families import examples as family_examples
+from tests.families import policy_of, save_model
 
 GRAMMAR = GrammarConfig(slate_size=4, rank_size=2)
 EXAMPLES = [
@@ -161,3 +166,18 @@ def test_what_cannot_be_loaded_or_read_is_said(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(KitError, match=r"'gguf' is not installed: pip install 'fgrpo\[baselines\]'"):
         load_lm(str(tmp_path), "weights.gguf")
+
+
+def test_under_the_grammar_it_fills_both_lists_as_the_untrained_policy_does(tmp_path) -> None:
+    folder, test = save_model("smollm2", tmp_path / "model"), family_examples(4)
+    orders = BASELINES["zero_shot"](
+        Splits([], [], test), model=str(folder), passage_tokens=12, slate_size=6, rank_size=3
+    )
+    policy = policy_of(folder, trained_adapter=False)
+    for order, output, e in zip(
+        orders, greedy(policy, test, Sampling(GrammarConfig(6, 3, full=True))), test, strict=True
+    ):
+        assert order[:3] == list(output.rank) and set(order[:6]) == set(output.slate) and len(output.slate) == 6
+        assert sorted(order) == list(range(len(e.candidates)))
+    with pytest.raises(KitError, match="zero_shot:model=NAME"):
+        BASELINES["zero_shot"](Splits([], [], test))

@@ -101,6 +101,17 @@ llm() {  # zero-shot, on 16 queries; SMOLLM names the folder of SmolLM2-135M-Ins
         --credits grpo,fgrpo,item --limit 16 --baselines random,bm25,"$lm","$lm:steps=2"
     cp $runs/comparison.csv "$out/llm.csv"
 }
+smollm2() {  # TASK DATA, then options: SmolLM2-135M-Instruct on a real task; the folder is the one `data fetch-model` makes
+    local task=$1 data=$2; shift 2
+    local lm=(--model "${SMOLLM2:?name the folder of the model}" --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --dtype bfloat16)
+    local raw=zero_shot:model=$SMOLLM2:gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf:dtype=bfloat16
+    [ "$task" = movielens ] || raw=$raw:passage_tokens=24
+    experiment "smollm2-$task" --task "$task" --data "$data" "${lm[@]}" --lora-rank 2 --lora-alpha 16 \
+        --lora-targets q_proj,v_proj --micro 2 --sft-steps 20 --sft-batch 4 --sft-lr 1e-3 --steps 12 --queries 2 --lr 3e-4 \
+        --seeds 1 --credits grpo,fgrpo --jobs 1 "$@" --baselines "random,popularity,bm25,$raw" --resume
+}
+smollm2-movielens() { smollm2 movielens "${movielens:?name the folder of ml-latest-small}"; }
+smollm2-musique() { smollm2 musique "${MUSIQUE:?name the folder of the MuSiQue files}" --passage-tokens 24 --limit 40; }
 oracle() {
     "$python" -m fgrpo analyse --pools 4 --batches 16 --groups 2,4,8,16 --out "$out/oracle.csv"
 }
