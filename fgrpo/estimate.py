@@ -15,7 +15,7 @@ from .prefix import RECOMPUTE_FROM, branches_at_once, why_unshared
 
 GPU = {"bfloat16": 312e12, "float32": 19.5e12}, 2.0e12, 0.3
 """an A100 of 80 GB: peak FLOP/s by type, memory bandwidth (bytes/s), and the share of the peak that is reckoned with"""
-CPU_BANDWIDTH, CPU_SHARE = 10e9, 0.5
+CPU_BANDWIDTH, CPU_SHARE = 10e9, 0.35
 """of a CPU core: bytes/s, and the share of the rate of a plain matrix product, which is measured"""
 LAYER_SECONDS = 5e-4
 """least time of one decoder layer in one decoding step on a GPU: its kernels are started one by one"""
@@ -84,8 +84,10 @@ def shape_of(model: Any, lm: LMConfig | None) -> Shape:
     )  # fmt: skip
 
 
-def memory_of(shape: Shape, tokens: Tokens, config: Config) -> dict[str, float]:
+def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -> dict[str, float]:
     """Bytes at the peak of an RL step, by part; b bytes a weight, m = `micro` queries held together, P and C the most.
+
+    Of a step of the warm start with `sft`: G is 1 there.
 
     - weights: b each; trained: 16 each (float32 weight, gradient, two moments of AdamW), of the tiny policy 12 more;
     - cache: keys and values of m (P + G C) tokens, 2 b keys a layer;
@@ -95,7 +97,10 @@ def memory_of(shape: Shape, tokens: Tokens, config: Config) -> dict[str, float]:
       m G (P + C) tokens;
     - logits: three float32 copies of m G C rows, as wide as the grammar's tokens, or the vocabulary if decoding is free.
     """
-    b, m, g = _bytes(config), min(config.lm.micro or config.rl.queries, config.rl.queries), config.rl.group
+    b, g, batch = _bytes(config), config.rl.group, config.rl.queries
+    if sft:
+        g, batch = 1, config.sft.sft_batch
+    m = min(config.lm.micro or batch, batch)
     p, c = tokens.most, tokens.completion
     chunk = min(g, branches_at_once(p, c))
     again = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM

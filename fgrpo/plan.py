@@ -86,7 +86,8 @@ def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True
         warm = any(getattr(shipped, part) != getattr(config, part) for part in MADE_BY)
     rate, bandwidth, least, said = rate_of(config)
     spent = seconds_of(shape, tokens, config, rate, bandwidth, least)
-    memory = memory_of(shape, tokens, config)
+    phases = [memory_of(shape, tokens, config, sft) for sft, there in ((True, warm), (False, rl)) if there]
+    memory = max(phases or [memory_of(shape, tokens, config)], key=lambda parts: sum(parts.values()))
     sft, steps = config.sft.sft_steps * warm, config.rl.steps * rl
     hours = {
         "sft": sft * spent["sft_step"] / 3600, "rl": steps * spent["rl_step"] / 3600,

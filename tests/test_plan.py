@@ -168,6 +168,7 @@ def test_more_of_anything_takes_more(tmp_path) -> None:
         other = replace(config, rl=replace(config.rl, **more))
         assert sum(memory_of(shape, few, other).values()) > least
     assert sum(memory_of(shape, few, replace(config, lm=replace(config.lm, micro=2))).values()) > least
+    assert sum(memory_of(shape, few, config, sft=True).values()) < least
     assert sum(memory_of(replace(shape, shared=False), few, config).values()) > 3 * least
     slow, fast = (seconds_of(shape, few, config, rate, 1e9, 0.0)["rl_step"] for rate in (1e9, 2e9))
     assert fast < slow <= 2 * fast
