@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fgrpo.checkpoint import policy_folder
 from fgrpo.config import Config, GrammarConfig, LMConfig
 from fgrpo.data import Example
+from fgrpo.datasets import DATA
 from fgrpo.fetch import cache_folder
 from fgrpo.fetch_model import GGUF
 from fgrpo.policy import Policy, Sampling
@@ -59,3 +61,14 @@ def test_it_samples_and_learns(policy) -> None:
     logs = step(policy, _optimizer(policy, config, sft=False), QUERIES, config, torch.Generator().manual_seed(0))
     assert logs["grad_norm"] > 0 and logs["format_errors"] == 0
     assert any(not torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if n in before)
+
+
+@pytest.mark.parametrize("name", ["smollm2-musique-fgrpo", "smollm2-musique-grpo"])
+def test_shipped_adapters_go_on_it(policy, name) -> None:
+    folder = DATA / "checkpoints" / name
+    trained = Policy.load(policy_folder(folder), lm=LMConfig(model=str(FOLDER), gguf_file=GGUF))
+    plain = policy.encode(QUERIES[:1], GRAMMAR)
+    with torch.no_grad(), policy.model.disable_adapter():
+        moved = trained.model(plain.ids).logits[0, -1].float() - policy.model(plain.ids).logits[0, -1].float()
+    assert moved.abs().max() > 0.1 and trained.adapter is not None and trained.adapter.config.lora_rank == 2
+    assert not any(o.error for o in rollout(trained, QUERIES[:1], Sampling(GRAMMAR)).outputs)

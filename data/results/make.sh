@@ -111,7 +111,7 @@ smollm2() {  # TASK DATA, then options: SmolLM2-135M-Instruct on a real task; th
         --seeds 1 --credits grpo,fgrpo --jobs 1 "$@" --baselines "random,popularity,bm25,$raw" --resume
 }
 smollm2-movielens() {
-    smollm2 movielens "${movielens:?name the folder of ml-latest-small}" --sft-steps 10 --steps 6 --limit 30
+    smollm2 movielens "${movielens:?name the folder of ml-latest-small}" --sft-steps 8 --steps 4 --limit 24
 }
 smollm2-musique() { smollm2 musique "${MUSIQUE:?name the folder of the MuSiQue files}" --passage-tokens 24 --limit 40; }
 oracle() {
