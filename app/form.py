@@ -32,7 +32,8 @@ MADE = "yours: playground"
 def presets() -> dict[str, Example]:
     """Queries to begin with."""
     path = ROOT / "data" / "lab-rec" / "test.jsonl"
-    return {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
+    lab = {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
+    return lab | {e.id: e for e in read_jsonl(Path(__file__).parent / "presets.jsonl")}
 
 
 def choice(names: list[str], **options: Any) -> gr.Dropdown:

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from fgrpo.checkpoint import policy_folder, read_config, read_metrics
-from fgrpo.config import Config, KitError
+from fgrpo.config import Config, KitError, LMConfig
 from fgrpo.data import Example
 from fgrpo.lm import POLICY_FILE
 from fgrpo.policy import Policy
@@ -56,8 +56,9 @@ class Opened:
 class Library:
     """The bundled runs, and those below a folder; what was read last is kept, within bounds."""
 
-    def __init__(self, runs: str | Path):
-        self.runs = Path(runs)
+    def __init__(self, runs: str | Path, base: LMConfig | None = None):
+        """`base`: the pretrained model that adapters are put on, wherever the one lies that they were trained on."""
+        self.runs, self.base = Path(runs), base
         self._listed: tuple[float, dict[str, Path]] = (-FRESH, {})
         self._traces, self._policies = Cache(TRACES_KEPT, BYTES_KEPT), Cache(POLICIES_KEPT)
 
@@ -123,8 +124,8 @@ class Library:
 
     def policy(self, name: str) -> Policy:
         """The latest policy of a run, loaded once. Raises KitError if it is damaged or its base model is not at hand."""
-        folder, config = policy_folder(self.folder(name)), self.config(name)
-        lm = replace(config.lm, trust_remote_code=False)
+        folder = policy_folder(self.folder(name))
+        lm = self.base or replace(self.config(name).lm, trust_remote_code=False)
         return self._policies.get((str(folder),), lambda: Policy.load(folder, lm=lm))
 
 

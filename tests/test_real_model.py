@@ -72,3 +72,20 @@ def test_shipped_adapters_go_on_it(policy, name) -> None:
         moved = trained.model(plain.ids).logits[0, -1].float() - policy.model(plain.ids).logits[0, -1].float()
     assert moved.abs().max() > 0.1 and trained.adapter is not None and trained.adapter.config.lora_rank == 2
     assert not any(o.error for o in rollout(trained, QUERIES[:1], Sampling(GRAMMAR)).outputs)
+
+
+def test_the_app_generates_with_a_shipped_adapter(tmp_path) -> None:
+    pytest.importorskip("gradio")
+    from app.form import presets
+    from app.library import Library
+    from app.playground import generate
+
+    library = Library(tmp_path, LMConfig(model=str(FOLDER), gguf_file=GGUF))
+    name, example = "smollm2-musique-fgrpo", presets()["a question, for language models"]
+    config = library.config(name)
+    (_, first), (_, second) = generate(library.policy(name), example, config, 1, seed=0)
+    (drawn,) = second.rollouts
+    assert first.greedy == second.greedy and not drawn.output.error and drawn.output.rank
+    named = [i for i in drawn.items if i >= 0]
+    assert named == [*drawn.output.slate, *drawn.output.rank]  # labels of several tokens included
+    assert len(drawn.tokens) == len(drawn.logprobs) == len(drawn.entropy) > len(named)
