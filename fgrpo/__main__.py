@@ -5,9 +5,9 @@ Nothing heavy is imported before it is needed.
 
 import argparse
 import json
-import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from .cli_data import data_build, data_check, data_fetch, data_fetch_model, data
 from .cli_measure import analyse, bench
 from .config import PRESETS, Config, KitError
 from .options import config_of, load, parser_of
+from .stopping import Stop, Stopped, how_to_resume, processes
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after one clear line on stderr."""
     try:
         args = parser_of(COMMANDS).parse_args(argv)
-        if args.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        if args.command != "train" and processes() > 1:
             raise KitError(f"{args.command} runs on one process; only train is made for several.")
+        args.argv = argv
         args.run(args)
     except KitError as error:
         print(f"fgrpo: {error}", file=sys.stderr)
@@ -54,12 +56,6 @@ def demo(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
-    from .checkpoint import Run, policy_folder
-    from .compare import tracer, warm_start
-    from .distributed import launched
-    from .policy import Policy
-    from .trainer import fit
-
     config = config_of(args)
     if args.dry_run:
         from .plan import format_plan, plan
@@ -69,27 +65,51 @@ def train(args: argparse.Namespace) -> None:
         return
     if not (args.out or args.preset):
         raise KitError("name the run's folder with --out.")
-    out = Path(args.out or f"runs/{args.preset}")
-    team = launched(config.device)
+    args.out = args.out or f"runs/{args.preset}"
+    with Stop() as stop:
+        from .distributed import launched
+
+        team = launched(config.device)
+        try:
+            policy, examples = _train(args, config, team, lambda: stop.asked)
+        except Stopped as stopped:
+            if team.main:
+                print(f"fgrpo: {stopped}; to go on: {how_to_resume(args.argv)}", file=sys.stderr)
+            team.leave()
+            return
+    team.leave()
+    if team.main:
+        _report_metrics(args, policy, examples, config, f"{args.out}, validation split")
+
+
+def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[], bool]) -> tuple[Any, list]:
+    from .checkpoint import Run, policy_folder
+    from .compare import tracer, warm_start
+    from .policy import Policy
+    from .trainer import fit
+
+    out = Path(args.out)
     splits, items = load(args, config)
     run = Run(out, config, args.resume, args.save_every, team.main)
-    quiet = args.json or not team.main
+    quiet, stopped = args.json or not team.main, None
     if args.sft or args.init == "base":
         policy = Policy.new(items, config, config.seed)
     else:
         init, folder = args.init, out / "warm-start"
         with team.first():  # without --init, the main process makes the warm start and the others take it
             again = args.resume or not team.main
-            start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again)
+            try:
+                start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again, stop)
+            except Stopped as error:  # raised below, where no other process waits for this one
+                stopped = error
+        if team.any(stopped is not None):
+            raise stopped or Stopped(f"{out}: stopped in the warm start")
         policy = Policy.load(start, lm=config.lm)
     look = tracer(run, splits.validation)
-    policy = fit(policy, splits.train, config, run, args.sft, quiet, after_save=look, team=team)
-    team.leave()
-    if not team.main:
-        return
-    if args.policy_only:
+    policy = fit(policy, splits.train, config, run, args.sft, quiet, after_save=look, team=team, stop=stop)
+    if args.policy_only and team.main:
         run.strip()
-    _report_metrics(args, policy, splits.validation, config, f"{out}, validation split")
+    return policy, splits.validation
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -197,7 +217,9 @@ def _report_metrics(args: argparse.Namespace, policy: Any, examples: list, confi
 
 
 def _new_folder(kind: str) -> Path:
-    return Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    now = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = [now, *(f"{now}-{n}" for n in range(2, 100))]  # the clock may say the same second twice
+    return next(f for name in names if not (f := Path("runs") / name).exists())
 
 
 def _say(args: argparse.Namespace, text: str) -> None:

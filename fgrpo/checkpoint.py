@@ -3,10 +3,14 @@
     config.json                   the configuration; command, versions, hardware, date
     metrics.jsonl                 one line per step
     trace.jsonl                   what the policy wrote, token by token (fgrpo.trace)
-    checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer, RNG), trainer.json
+    checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer, RNG), trainer.json;
+                                  SHA256SUMS of all of them, checked whenever they are read
 
-A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment leaves the
-checkpoints before it. The first one (step 0) is kept as the reference policy, of the others the last two.
+A checkpoint is written under another name and renamed when it is complete, and renamed again before it is deleted, so
+that a kill at any moment leaves whole checkpoints. The first one (step 0) is kept as the reference policy, of the others
+the last two. Of the looks at the policy that trace.jsonl holds, the first and the last FIRST and LAST are kept;
+metrics.jsonl grows by half a kilobyte a step and is kept whole, since a curve is drawn from all of it. Nothing in a
+run's folder says where the folder lies: it can be moved.
 """
 
 import json
@@ -26,12 +30,17 @@ from safetensors import SafetensorError
 
 from . import __version__
 from .config import Config, KitError
-from .data import write_text
-from .distributed import processes
+from .data import read_object, write_text
 from .lm import POLICY_FILE
 from .policy import Policy
+from .sealed import seal
+from .stopping import processes
 
 KEEP = 2
+FIRST = LAST = 20
+MAY_DIFFER = ("rl.steps", "device")
+PATHS = ("task", "data", "lm.model")
+"""options that may say where the files lie now, when a run is resumed elsewhere: only their last part must be the same"""
 
 
 class Run:
@@ -59,10 +68,10 @@ class Run:
     def _compare(self, old: Config) -> None:
         before, now = (_flat(c.to_dict()) for c in (old, self.config))
         for name, value in now.items():
-            if name not in ("rl.steps", "device") and before.get(name) != value:
-                raise KitError(
-                    f"{self.folder}: cannot resume with {name} = {value!r}, it began with {before.get(name)!r}."
-                )
+            was = before.get(name)
+            moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
+            if was != value and not moved and name not in MAY_DIFFER:
+                raise KitError(f"{self.folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, or None."""
@@ -78,8 +87,8 @@ class Run:
 
         Also sets the generator, and cuts metrics.jsonl back to the steps that the checkpoint holds.
         """
-        for left in self.folder.glob("checkpoints/.writing-*") if self.writes else ():
-            shutil.rmtree(left)
+        if self.writes:
+            self._sweep()
         folder = self.latest()
         if folder is None:
             write_text(self.metrics, "")
@@ -97,7 +106,7 @@ class Run:
                 index, field = name.split(".")
                 state.setdefault(int(index), {})[field] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             raise KitError(
                 f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to go on from the one before."
             ) from None
@@ -110,9 +119,10 @@ class Run:
         """Keep the last policy alone, without what resuming needs: for a checkpoint to be handed on."""
         *old, last = sorted(self.folder.glob("checkpoints/step-*"))
         for folder in old:
-            shutil.rmtree(folder)
+            _remove(folder)
         for path in last.glob("trainer.*"):
             path.unlink()
+        seal(last)
 
     def total(self, name: str) -> float:
         """Sum of a logged number over all steps."""
@@ -135,10 +145,10 @@ class Run:
     def save(
         self, policy: Policy, optimizer: torch.optim.Optimizer, generator: torch.Generator, step: int, position: int
     ) -> None:
-        """Write a checkpoint, whole or not at all; `position` is the number of examples consumed."""
-        if not self.writes:
-            return
+        """Write a checkpoint, whole or not at all, unless it is there; `position` is the number of examples consumed."""
         final = self.folder / "checkpoints" / f"step-{step:06d}"
+        if not self.writes or final.exists():
+            return
         writing = final.with_name(f".writing-{os.getpid()}")
         try:
             policy.save(writing)
@@ -147,15 +157,39 @@ class Run:
             blob = safetensors.torch.save({**tensors, "generator": generator.get_state()})
             (writing / "trainer.safetensors").write_bytes(blob)
             write_text(writing / "trainer.json", json.dumps({"step": step, "position": position}) + "\n")
+            seal(writing)
             writing.replace(final)
-        except (OSError, SafetensorError, KitError) as error:
+        except Exception as error:  # OSError; what the writers of tokenizers and safetensors make of it is their own
             shutil.rmtree(writing, ignore_errors=True)
             raise KitError(
                 f"{final}: the checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); "
                 f"the last good one is {self.latest()}."
             ) from None
         for old in sorted(self.folder.glob("checkpoints/step-*"))[1:-KEEP]:
-            shutil.rmtree(old)
+            _remove(old)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing or deleting."""
+        for kind in ("writing", "leaving"):
+            for folder in self.folder.glob(f"checkpoints/.{kind}-*"):
+                shutil.rmtree(folder)
+        for name in ("config.json", "metrics.jsonl", "trace.jsonl"):
+            for file in self.folder.glob(f".{name}.*"):
+                file.unlink()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; a kill meanwhile leaves the whole of it, or a remainder that does not bear its name."""
+    leaving = checkpoint.with_name(f".leaving-{checkpoint.name}")
+    checkpoint.replace(leaving)
+    shutil.rmtree(leaving)
+
+
+def thinned(lines: list[tuple[int, str]], before: int) -> str:
+    """Lines of a trace, given with their steps, that stay when one of step `before` is added."""
+    steps = sorted({step for step, _ in lines if step < before})
+    kept = {*steps[:FIRST], *steps[max(0, len(steps) - LAST + 1) :]}
+    return "".join(line for step, line in lines if step in kept)
 
 
 def read_config(folder: str | Path) -> Config:
@@ -164,7 +198,7 @@ def read_config(folder: str | Path) -> Config:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("made", None)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise KitError(f"{path}: not the configuration of a run ({error}).") from None
     return Config.from_dict(values, str(path))
 
@@ -173,12 +207,14 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """All whole lines of metrics.jsonl; a last line that a kill cut short is left out."""
     rows = []
     path = Path(folder) / "metrics.jsonl"
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if line.endswith("\n"):
-                raise KitError(f"{path}, line {number}: not JSON; delete the line.") from None
+            rows.append(read_object(line))
+            if type(rows[-1].get("step")) is not int:
+                raise KitError("field 'step' must be a whole number")
+        except KitError as error:
+            if line.endswith(b"\n"):
+                raise KitError(f"{path}, line {number}: {error}; delete the line.") from None
     return rows
 
 

@@ -63,8 +63,9 @@ Results = dict[str, dict[str, list[Result]]]
 
 
 def warm_start(
-    config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False
-) -> Path:
+    config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:  # fmt: skip
     """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here."""
     if SHIPPED.is_dir():
         shipped = read_config(SHIPPED)
@@ -72,7 +73,7 @@ def warm_start(
             return policy_folder(SHIPPED)
     run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
     look = tracer(run, splits.validation)
-    fit(Policy.new(items, config), splits.train, run.config, run, sft=True, quiet=quiet, after_save=look)
+    fit(Policy.new(items, config), splits.train, run.config, run, sft=True, quiet=quiet, after_save=look, stop=stop)
     latest = run.latest()
     assert latest is not None
     return latest

@@ -4,11 +4,13 @@ The command line is made from these classes (fgrpo.options), so that a field, it
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+LARGEST = 2**62
+"""no number of a run may be larger: tensors and random streams count in 64 bits"""
 
 
 class KitError(Exception):
@@ -152,7 +154,7 @@ class RLConfig:
             slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
             ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"),
         )  # fmt: skip
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        if not 0 < self.temperature < LARGEST:
             raise KitError(f"temperature {self.temperature} must be above 0 (evaluation decodes greedily by itself).")
 
 
@@ -188,7 +190,7 @@ class Config:
     rl: RLConfig = field(default_factory=RLConfig)
 
     def __post_init__(self) -> None:
-        _check(self, pool=(5, 200))
+        _check(self, pool=(5, 200), seed=(0, 2**32 - 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for JSON."""
@@ -203,6 +205,8 @@ class Config:
     def from_flat(cls, **values: Any) -> "Config":
         """Build from flat field names, as the command line gives them: `Config.from_flat(lam=2.0, slate_size=5)`."""
         nested: dict[str, Any] = {}
+        if whole := [name for name in values if name in CONCERNS]:
+            raise KitError(f"options: {whole[0]!r} is no field; name those in it.")
         for concern, kind in CONCERNS.items():
             names = {f.name for f in dataclasses.fields(kind)}
             nested[concern] = {name: values.pop(name) for name in list(values) if name in names}
@@ -285,6 +289,6 @@ def _check(config: Any, **bounds: tuple) -> None:
         else:
             least, most = bound
             low, high = least is not None and value < least, most is not None and value > most
-            if low or high or not math.isfinite(value):
+            if low or high or not abs(value) < LARGEST:
                 most_text = "" if most is None else f" and at most {most}"
                 raise KitError(f"{name} {value} must be at least {least}{most_text}.")

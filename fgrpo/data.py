@@ -60,12 +60,22 @@ def parse_example(line: str | bytes) -> Example:
 def read_object(line: str | bytes) -> dict[str, Any]:
     """One JSONL line to a dictionary. Raises KitError on anything else."""
     try:
-        row = json.loads(line)
+        text = (line.encode() if isinstance(line, str) else line).decode("utf-8-sig")
+        row = json.loads(text, object_pairs_hook=_object)
+        if r"\ud" in text.lower():  # half of a surrogate pair is no text, and cannot be written
+            json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise KitError(f"not a JSON object ({reason})") from None
     if not isinstance(row, dict):
         raise KitError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise KitError("not a JSON object (a field stands in it twice)")
     return row
 
 

@@ -20,6 +20,7 @@ from .config import KitError
 from .policy import Policy, Prompts
 from .prompt import PHASE_RANK, PHASE_SLATE
 from .rollout import Draws, Rollouts
+from .stopping import processes
 
 
 def slices(count: int, size: int) -> list[slice]:
@@ -105,6 +106,12 @@ class Team:
         weight, total = self.accelerator.reduce(sent, "sum")
         return dict(zip(logs, (total / weight.clamp(min=1)).tolist(), strict=True))
 
+    def any(self, here: bool) -> bool:
+        """Whether something is so on any of the processes."""
+        if self.accelerator is None:
+            return here
+        return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device), "sum"))
+
     def first(self) -> AbstractContextManager[None]:
         """A block that the main process goes through before the others do."""
         return nullcontext() if self.accelerator is None else self.accelerator.main_process_first()
@@ -158,11 +165,6 @@ def moved(rollouts: Rollouts, device: str) -> Rollouts:
     values = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
     tensors = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
     return replace(rollouts, prompts=None, tree=None, **tensors)  # type: ignore[arg-type]
-
-
-def processes() -> int:
-    """How many processes a launcher started, this one among them."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def launched(device: str) -> Team:

@@ -21,6 +21,7 @@ from .config import KitError, LMConfig
 from .data import write_text
 from .encoders import loading, optional
 from .index_labels import IndexLabels
+from .sealed import check_seal
 
 POLICY_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
 TRAINED, FROZEN = "default", "reference"
@@ -171,6 +172,7 @@ class Adapter:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    check_seal(folder)
     try:
         return safetensors.torch.load_file(folder / ADAPTER_FILE)
     except (OSError, SafetensorError) as error:

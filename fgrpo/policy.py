@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import pad
@@ -27,6 +26,7 @@ from .index_labels import IndexLabels
 from .lm import POLICY_FILE, Adapter, FrozenReference, narrowed
 from .prefix import NO_BRANCH, RECOMPUTE_FROM, PrefixTree, branches_at_once, positions, why_unshared
 from .prompt import END, PAD, ItemLabels
+from .sealed import check_seal, seal
 
 transformers_logging.disable_progress_bar()
 
@@ -118,12 +118,13 @@ class Policy:
             return cls._adapted(*Adapter.load(folder, lm)).to(device)
         if not (folder / "items.json").is_file():
             raise KitError(f"{folder}: no policy here (items.json is missing); name a folder that `train` wrote.")
+        check_seal(folder)
         try:
             items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
             model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
             policy = cls(model, tokenizer, ItemLabels(items))
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        except Exception as error:  # a damaged file raises whatever its reader raises
             reason = str(error).strip().split("\n")[0][:200]
             raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
         if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(policy.labels.vocabulary()):
@@ -132,13 +133,13 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), model configuration, tokenizer and item keys; of a pretrained model the adapter."""
-        folder = Path(folder)
         if self.adapter is not None:
-            return self.adapter.save(self.model, folder)
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        write_text(folder / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
-        return None
+            self.adapter.save(self.model, Path(folder))
+        else:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            write_text(Path(folder) / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
+        seal(folder)
 
     def reload(self, folder: str | Path, lm: LMConfig | None = None) -> "Policy":
         """The policy of another checkpoint of the same run: a pretrained model stays in memory, its adapter changes."""

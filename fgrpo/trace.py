@@ -12,7 +12,6 @@ credit method can be asked for (`credit_of`).
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import provenance
+from .checkpoint import provenance, thinned
 from .config import Config, GrammarConfig, KitError
 from .credit import assign_credit, check_credit
 from .data import Example, example_of, read_object, to_row, write_text
@@ -164,14 +163,14 @@ def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
 
 
 def write_trace(path: str | Path, trace: Trace, more: bool = False) -> None:
-    """Write a trace, whole or not at all. With `more`, after the groups of earlier steps that the file holds."""
+    """Write a trace, whole or not at all. With `more`, after what is kept of the earlier steps that the file holds."""
     path, kept = Path(path), ""
     header = {"trace": VERSION, "name": trace.name, "config": trace.config.to_dict(), "made": trace.made}
     if more and path.exists():
         first = min((g.step or 0 for g in trace.groups), default=0)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+        lines = path.read_bytes().splitlines(keepends=True)[1:]  # of a text, splitlines would split at U+2028 too
         try:
-            kept = "".join(line for line in lines if (read_object(line).get("step") or 0) < first)
+            kept = thinned([(read_object(line).get("step") or 0, line.decode()) for line in lines], first)
         except KitError as error:
             raise KitError(f"{path}: {error}; move it away, and --resume goes on.") from None
     write_text(path, json.dumps(header) + "\n" + kept + "".join(_to_json(g) + "\n" for g in trace.groups))
@@ -274,7 +273,7 @@ def _rollout(row: Any, pool: int, field: str) -> Traced:
     def column(name: str, kind: type | tuple[type, ...], what: str) -> tuple:
         value = row.get(name, [])
         good = isinstance(value, list) and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
-        if not good or not all(isinstance(x, str) or math.isfinite(x) for x in value):
+        if not good or not all(isinstance(x, str) or abs(x) < 1e300 for x in value):
             raise KitError(f"field '{field}.{name}' must be a list of {what}")
         return tuple(value)
 

@@ -21,6 +21,7 @@ from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE
 from .rewards import Rewards, add_noise, score
 from .rollout import Rollouts, rollout
+from .stopping import Stopped
 
 Logs = dict[str, float]
 
@@ -195,13 +196,14 @@ Look = Callable[[Policy, int], None]
 def fit(
     policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False,
     after_step: Look = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
-    after_save: Look = lambda policy, number: None, team: Team = ALONE,
+    after_save: Look = lambda policy, number: None, team: Team = ALONE, stop: Callable[[], bool] = lambda: False,
 ) -> Policy:  # fmt: skip
     """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
 
     `after_step` looks at every step (again at steps that a resumed run repeats), `after_save` at every checkpoint once
     it is written, and again at the one that a run resumes from: it may have been stopped in between. `do_step` takes
     the place of `step` or `sft_step`; `team` are the processes that share every step, the main one of which looks.
+    Where `stop` says so between two steps, on any process, a checkpoint is written and Stopped raised.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.
@@ -218,10 +220,17 @@ def fit(
     reference = run.reference(policy) if config.rl.beta > 0 and not sft else None
     team.prepare(policy, reference)
     look = after_save if team.main else lambda policy, number: None
-    if start:
+
+    def due(done: int) -> bool:
+        return done == steps or done % run.save_every == 0
+
+    if start and due(start):
         look(policy, start)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)
     for number in bar:
+        if team.any(stop()):
+            run.save(policy, optimizer, generator, number, number * size)
+            raise Stopped(f"{run.folder}: stopped after step {number} of {steps}")
         queries, began = batch_of(examples, size, number, config.seed), time.perf_counter()
         if sft:
             optimizer.param_groups[0]["lr"] = config.sft.sft_lr * _schedule(number, steps)
@@ -236,7 +245,7 @@ def fit(
         run.log({"step": number + 1, **logs, "seconds": round(time.perf_counter() - began, 4)})
         bar.set_postfix_str(f"slate {logs['reward/slate']:.2f} rank {logs['reward/rank']:.2f}" if not sft else "")
         after_step(policy, number + 1)
-        if number + 1 == steps or (number + 1) % run.save_every == 0:
+        if due(number + 1):
             run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
             look(policy, number + 1)
     return policy
