@@ -4,14 +4,15 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo app lab test lint clean help
+.PHONY: demo app lab test lint licences clean help
 
 help:
-	@echo "make demo   compare credit methods on the lab task (installs into .venv first)"
-	@echo "make app    open the app on the bundled runs and yours (installs what it needs first)"
-	@echo "make lab    open the notebooks in JupyterLab (installs what they need first)"
-	@echo "make test   lint and all tests (installs the development extras first)"
-	@echo "make clean  remove .venv and caches; runs/ stays"
+	@echo "make demo       compare credit methods on the lab task (installs into .venv first)"
+	@echo "make app        open the app on the bundled runs and yours (installs what it needs first)"
+	@echo "make lab        open the notebooks in JupyterLab (installs what they need first)"
+	@echo "make test       lint and all tests (installs the development extras first)"
+	@echo "make licences   list every installed package with its licence"
+	@echo "make clean      remove .venv and caches; runs/ stays"
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m fgrpo demo
@@ -29,6 +30,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+licences: $(VENV)/.installed
+	@$(BIN)/python .ci/licences.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with make PYTHON=...")'

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -46,3 +47,66 @@ def test_checkpoints_are_small_and_nothing_is_pickled() -> None:
 def test_no_file_of_the_package_is_long() -> None:
     lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "fgrpo").glob("*.py")}
     assert max(lengths.values()) <= 300 and sum(lengths.values()) <= 8700, lengths
+
+
+def test_help_imports_nothing_but_the_standard_library() -> None:
+    """So it comes at once; what a command needs is imported when it runs. `import fgrpo` by itself imports less still."""
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        "import fgrpo; print(sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)))\n"
+        "from fgrpo.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)))\n"
+    )
+    for args in (["--help"], ["train", "--help"], ["data", "check", "nothing.jsonl"]):
+        out = subprocess.run(
+            [sys.executable, "-c", script, *args], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        lines = out.stdout.splitlines()
+        assert lines[0] == lines[-1] == "['fgrpo']", (args, lines[0], lines[-1])
+
+
+def test_training_imports_no_optional_package() -> None:
+    extras = (
+        "gradio",
+        "trl",
+        "bm25s",
+        "sentence_transformers",
+        "gguf",
+        "jupytext",
+        "nbclient",
+        "IPython",
+        "hypothesis",
+    )
+    script = (
+        "import sys, fgrpo.compare, fgrpo.report, fgrpo.bench, fgrpo.analysis\n"
+        f"print([name for name in {extras} if name in sys.modules])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_dependency_says_what_it_is_for() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    named = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    lines = [line for line in text.splitlines() if re.match(r'\s+"[^"]+",\s*#\s*\w', line)]
+    assert sorted(line.split('"')[1] for line in lines) == sorted(named)
+
+
+def test_every_installed_package_is_listed_with_its_licence() -> None:
+    out = subprocess.run([sys.executable, ".ci/licences.py"], capture_output=True, text=True, cwd=ROOT, check=True)
+    found = {line[:32].strip().lower(): line[50:].strip() for line in out.stdout.splitlines()}
+    for name in (
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "matplotlib",
+        "tqdm",
+    ):
+        assert found[name] not in ("", "not stated"), name
