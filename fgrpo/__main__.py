@@ -49,7 +49,9 @@ def demo(args: argparse.Namespace) -> None:
     if not args.json:
         _show_example(config, folder)
         print(f"\nLook next: {folder}/comparison.png, {folder}/learning.png, {folder}/errors.png;")
-        print("`make app` opens these runs beside the shipped ones: rollouts, credit of every token, runs side by side;")
+        print(
+            "`make app` opens these runs beside the shipped ones: rollouts, credit of every token, runs side by side;"
+        )
         print("then change one line in fgrpo/credit.py and run `make demo` again, or try another slate reward:")
         print("  python -m fgrpo compare --slate-reward f1 --credits grpo,fgrpo,reward_to_go --seeds 3")
 

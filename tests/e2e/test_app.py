@@ -181,6 +181,7 @@ def test_bad_forms_are_said_in_words(visit) -> None:
         ([b""], "no query in the file"),
         ([b'{"trace": 1, "config": {"rl": {"steps": "many"}}}\n'], "steps"),
         ([b"\xff\xfe\x00\n"], "line 1"),
+        ([b'{"id": "lone \\ud800 surrogate"}\n'], "line 1: not a JSON object"),
     ],
 )  # fmt: skip
 def test_a_bad_upload_is_told_by_line(visit, tmp_path, lines, told) -> None:
@@ -277,7 +278,7 @@ def test_training_is_followed_live(visit, served: Served) -> None:
     page.locator("#at-curves", has_text="Step 45 of 300").wait_for()
     assert "reward/slate" in (page.locator("#at-curves img").get_attribute("alt") or "")
     (run / "metrics.jsonl").write_text("x\n")
-    page.locator("#at-curves .problem", has_text="line 1: not JSON").wait_for()
+    page.locator("#at-curves .problem", has_text="line 1: not a JSON object").wait_for()
 
 
 def test_examples_without_rollouts_open_too(visit, tmp_path) -> None:

@@ -14,7 +14,7 @@ from .conftest import Served, tab
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "${alert(1)} {{value}} `x` {0} {name}", "**bold** [link](javascript:alert(1)) # t",
-    "\x1b[31mred\x1b[0m \x00 null", "right-to-left \u202egnp.exe", "lone \ud800 surrogate",
+    "\x1b[31mred\x1b[0m \x00 null", "right-to-left \u202egnp.exe",
     "</script><script>alert(1)</script>", "'\" onmouseover=alert(1) x='", "&lt;b&gt; &amp;", "x" * 1_000_000,
 ]  # fmt: skip
 
