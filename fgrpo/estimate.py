@@ -1,7 +1,7 @@
 """What a model of given sizes needs for a step, by arithmetic: memory as a sum of parts, time as FLOP over a rate.
 
-Both are for planning. The tests hold memory to within a factor of 2 of measured steps of small models (four fifths of them, November 2026); the time has
-been compared with steps on a CPU only, not on a GPU.
+Both are for planning. The tests hold memory to within a factor of 2 of measured steps of small models (it is four
+fifths of those); the time has been compared with steps on a CPU only, not on a GPU.
 """
 
 import time

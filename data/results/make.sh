@@ -110,9 +110,7 @@ smollm2() {  # TASK DATA, then options: SmolLM2-135M-Instruct on a real task; th
         --lora-targets q_proj,v_proj --micro 2 --sft-steps 20 --sft-batch 4 --sft-lr 1e-3 --steps 10 --queries 2 --lr 3e-4 \
         --seeds 1 --credits grpo,fgrpo --jobs 1 "$@" --baselines "random,popularity,bm25,$raw" --resume
 }
-smollm2-movielens() {
-    smollm2 movielens "${movielens:?name the folder of ml-latest-small}" --sft-steps 8 --steps 4 --limit 24
-}
+smollm2-movielens() { smollm2 movielens "${movielens:?name the folder of ml-latest-small}"; }
 smollm2-musique() { smollm2 musique "${MUSIQUE:?name the folder of the MuSiQue files}" --passage-tokens 24 --limit 40; }
 oracle() {
     "$python" -m fgrpo analyse --pools 4 --batches 16 --groups 2,4,8,16 --out "$out/oracle.csv"
