@@ -37,8 +37,9 @@ def style_of(method: str, number: int = 0) -> dict[str, Any]:
 
 
 def name_of(method: str) -> str:
-    """A method's name for figures: without the queries that only make its tokens equal."""
-    return " ".join(part for part in method.split(":") if not part.startswith("queries="))
+    """A method's name for figures: without queries that only make its tokens equal, or where a model lies."""
+    hidden = ("queries=", "model=", "gguf_file=", "dtype=", "passage_tokens=")
+    return " ".join(part for part in method.split(":") if not part.startswith(hidden))
 
 
 def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: int = 10) -> Figure:
