@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fgrpo.checkpoint import Run, read_config, read_metrics
 from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig, changed
-from fgrpo.data import Example, build_lab, parse_example, read_jsonl, to_json, to_row
+from fgrpo.data import Example, Splits, parse_example, read_jsonl, to_json, to_row
 from fgrpo.policy import Policy
 from fgrpo.prompt import ERRORS, Output, completion_text, parse
 from fgrpo.sealed import SUMS
@@ -130,7 +130,7 @@ def test_a_damaged_line_of_a_task_is_read_right_or_refused(line: bytes) -> None:
 
 
 @fuzz
-@given(damaged("".join(to_json(e) + "\n" for e in build_lab().test[:3]).encode()))
+@given(damaged(3 * (json.dumps(ROW).encode() + b"\n")))
 def test_a_damaged_file_of_a_task_is_read_right_or_refused(blob: bytes) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "task.jsonl"
@@ -248,9 +248,8 @@ def check_trace(lines: list[bytes]) -> None:
     except KitError as error:
         assert str(error).startswith("file") and "\n" not in str(error)
         return
-    rows = [plain(line.decode("utf-8-sig")) for line in lines if line.strip()][
-        : len(found.groups) + 1 - len(found.notes)
-    ]
+    written = [line for line in lines if line.strip()]
+    rows = [plain(line.decode("utf-8-sig")) for line in written[: len(written) - len(found.notes)]]
     rows = [row for row in rows if "trace" not in row]
     assert len(rows) == len(found.groups)
     for row, group in zip(rows, found.groups, strict=True):
@@ -304,11 +303,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return found
 
 
+@cache
+def newborn() -> Policy:
+    """What a run without a checkpoint would begin with."""
+    return Policy.tiny(list("abcd"), ModelConfig(8, 1, 2), seed=7)
+
+
 def state_of(run: Run) -> tuple[Any, ...]:
     """All that a run goes on from."""
     generator = torch.Generator()
-    start = Policy.tiny(list("abcd"), run.config.model, seed=7)
-    policy, optimizer, done = run.restore(start, lambda p: _optimizer(p, run.config, False), generator)
+    policy, optimizer, done = run.restore(newborn(), lambda p: _optimizer(p, run.config, False), generator)
     moments = [x for fields in optimizer.state_dict()["state"].values() for x in fields.values()]
     tensors = [*policy.model.state_dict().values(), *moments, generator.get_state()]
     return policy.labels.items, policy.tokenizer.get_vocab(), policy.model.config.to_dict(), done, tensors
@@ -398,6 +402,6 @@ def test_damaged_files_of_a_run_are_read_right_or_refused(run: Run, data: st.Dat
             assert rows == [json.loads(line) for line in lines[: len(rows)]] and len(lines) - len(rows) in (0, 1)
 
 
-def test_rows_of_the_lab_are_read_as_they_are_written() -> None:
-    for example in build_lab().test[:20]:
+def test_rows_of_the_lab_are_read_as_they_are_written(lab: Splits) -> None:
+    for example in lab.test[:20]:
         assert parse_example(json.dumps(to_row(example) | {"history": list(example.history)})) == example
