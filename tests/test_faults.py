@@ -128,7 +128,7 @@ def between(run: Path, rng: random.Random, alive: Callable[[], bool]) -> None:
         time.sleep(0.0005)
     while kind and alive() and not any(run.glob(f"checkpoints/{kind}")):
         pass
-    time.sleep(rng.uniform(0, 0.02 if kind == ".writing-*" else 0.2 if not kind else 0.0005))
+    time.sleep(rng.uniform(0, 0.01 if kind == ".writing-*" else 0.2 if not kind else 0.0005))
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,10 @@ def test_a_run_killed_again_and_again_ends_bit_identical(whole: Callable, tmp_pa
     rng, killed, cut_short, number = random.Random(size), 0, 0, 0
     wanted = whole(size=size)
     assert len(wanted[0]) == STEPS
-    while killed < KILLS // 2:
+    while killed < KILLS // 2 or cut_short < KILLS // 10:  # more, until some fell into the writing of a checkpoint
+        assert number < KILLS
         run, number = tmp_path / f"cut-{number}", number + 1
-        for life in range(min(4, KILLS // 2 - killed)):
+        for life in range(min(4, max(1, KILLS // 2 - killed))):
             resume = ["--resume"] if life else []
             started = start(["train", "--out", str(run), *tiny(tmp_path), *resume], tmp_path / "said", size)
             between(run, rng, lambda started=started: all(p.is_alive() for p in started))
@@ -168,7 +169,7 @@ def test_a_run_killed_again_and_again_ends_bit_identical(whole: Callable, tmp_pa
         train(run, "--resume", size=size)
         assert result(run) == wanted
         assert not [p for p in run.rglob(".*") if p.is_file() or p.name.startswith((".writing", ".leaving"))]
-    assert cut_short >= KILLS // 10
+    print(f"{killed} kills, {cut_short} of them while a checkpoint was written or renamed, {number} runs")
 
 
 def lines_of(path: Path) -> int:
