@@ -205,11 +205,11 @@ class Config:
     def from_flat(cls, **values: Any) -> "Config":
         """Build from flat field names, as the command line gives them: `Config.from_flat(lam=2.0, slate_size=5)`."""
         nested: dict[str, Any] = {}
-        if whole := [name for name in values if name in CONCERNS]:
-            raise KitError(f"options: {whole[0]!r} is no field; name those in it.")
         for concern, kind in CONCERNS.items():
             names = {f.name for f in dataclasses.fields(kind)}
             nested[concern] = {name: values.pop(name) for name in list(values) if name in names}
+        if whole := [name for name in values if name in CONCERNS]:
+            raise KitError(f"options: {whole[0]!r} is no field; name those in it.")
         return cls.from_dict({**values, **nested}, "options")
 
 

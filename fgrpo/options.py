@@ -195,7 +195,8 @@ def _numbers(text: str) -> list[int]:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The run that the options describe, over the preset of its task."""
-    names = [f for kind in (Config, *CONCERNS.values()) for f in kind.__dataclass_fields__ if f not in CONCERNS]
+    names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
+    names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     given = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
     preset = LM_PRESET if given.get("model") else PRESETS.get(given.get("task", "lab-rec"), {})
