@@ -34,7 +34,10 @@ def check_seal(folder: Path) -> None:
         if found.get(name) != listed.get(name):
             reason = "is not in" if name not in listed else "is missing from" if name not in found else "differs from"
             place = "the folder" if name not in found else SUMS
-            raise KitError(f"{folder}: the checkpoint is damaged ({name[:80]!r} {reason} {place}).")
+            raise KitError(
+                f"{folder}: the checkpoint is damaged ({name[:80]!r} {reason} {place}); if the change is yours, "
+                f"delete {SUMS}."
+            )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo.__main__ import main
+from fgrpo.__main__ import COMMANDS, main
 from fgrpo.checkpoint import read_metrics
+from fgrpo.options import config_of, parser_of
 from fgrpo.trace import read_trace
 
 ROOT = Path(__file__).parents[1]
@@ -270,3 +271,10 @@ def test_token_columns_stand_where_tokens_can_be_counted(lab) -> None:
     assert test["tokens"]["max"] == len(lab.test[0].query) and test["passages cut"] == test["relevant"]
     assert test["tokens cut"]["min"] == 7 and "tokens cut" in format_statistics(with_tokens)
     assert "tokens" not in without["splits"]["test"] and "tokens" not in format_statistics(without)
+
+
+def test_every_field_of_a_run_reaches_its_configuration() -> None:
+    """`model` is a concern and a field of another one, `sft` a concern and a flag."""
+    args = parser_of(COMMANDS).parse_args(["train", "--out", "x", "--sft", "--model", "some/folder", "--lam", "0.5"])
+    found = config_of(args)
+    assert (found.lm.model, found.rl.lam, found.sft.sft_batch) == ("some/folder", 0.5, 16)

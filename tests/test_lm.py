@@ -18,6 +18,7 @@ from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import Rollouts, rollout
+from fgrpo.sealed import seal
 from fgrpo.trainer import _optimizer, fit, sft_step, step
 from tests.families import FAMILIES, examples, policy_of, save_model
 
@@ -268,6 +269,7 @@ def test_resumed_run_is_bit_identical_and_holds_the_adapter_only(model, tmp_path
     assert rows[0] == rows[1]
     files = {p.name for p in whole.latest().iterdir()}
     assert files == {
+        "SHA256SUMS",
         "adapter_model.safetensors",
         "adapter_config.json",
         "policy.json",
@@ -311,6 +313,9 @@ def test_a_saved_policy_is_the_same_and_finds_its_base(model, models, tmp_path, 
     (tmp_path / "moved").symlink_to(model)
     values = json.loads((tmp_path / "p/policy.json").read_text())
     (tmp_path / "p/policy.json").write_text(json.dumps({**values, "model": "gone"}))
+    with pytest.raises(KitError, match="'policy.json' differs from SHA256SUMS"):
+        Policy.load(tmp_path / "p")
+    seal(tmp_path / "p")
     with pytest.raises(KitError, match="base is missing; name where it lies with --model"):
         Policy.load(tmp_path / "p")
     again = Policy.load(tmp_path / "p", lm=LMConfig(model=str(tmp_path / "moved")))
