@@ -313,7 +313,7 @@ def test_a_saved_policy_is_the_same_and_finds_its_base(model, models, tmp_path, 
     (tmp_path / "moved").symlink_to(model)
     values = json.loads((tmp_path / "p/policy.json").read_text())
     (tmp_path / "p/policy.json").write_text(json.dumps({**values, "model": "gone"}))
-    with pytest.raises(KitError, match="'policy.json' differs from SHA256SUMS"):
+    with pytest.raises(KitError, match=r"'policy\.json' differs from SHA256SUMS"):
         Policy.load(tmp_path / "p")
     seal(tmp_path / "p")
     with pytest.raises(KitError, match="base is missing; name where it lies with --model"):
