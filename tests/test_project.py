@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from fgrpo.sealed import SUMS, check_seal
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,6 +44,13 @@ def test_checkpoints_are_small_and_nothing_is_pickled() -> None:
     for some, most in ((weights, 4_000_000), (traces, 2_000_000), (rest, 500_000)):
         assert 0 < sum(p.stat().st_size for p in some) < most
     assert not [p for p in files if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".npy"}]
+
+
+def test_shipped_policies_are_what_their_sums_say() -> None:
+    folders = {p.parent for p in tracked() if p.suffix == ".safetensors"}
+    assert len(folders) >= 5 and all((folder / SUMS).is_file() for folder in folders)
+    for folder in folders:
+        check_seal(folder)
 
 
 def test_no_file_of_the_package_is_long() -> None:
