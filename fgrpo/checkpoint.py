@@ -1,16 +1,16 @@
 """A run's folder: what it was, what it logged, and checkpoints that are whole or absent.
 
     config.json                   the configuration; command, versions, hardware, date
-    metrics.jsonl                 one line per step
+    metrics.jsonl                 one line per step; when it is full it becomes metrics-0001.jsonl, and so on
     trace.jsonl                   what the policy wrote, token by token (fgrpo.trace)
     checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer, RNG), trainer.json;
                                   SHA256SUMS of all of them, checked whenever they are read
 
 A checkpoint is written under another name and renamed when it is complete, and renamed again before it is deleted, so
 that a kill at any moment leaves whole checkpoints. The first one (step 0) is kept as the reference policy, of the others
-the last two. Of the looks at the policy that trace.jsonl holds, the first and the last FIRST and LAST are kept;
-metrics.jsonl grows by half a kilobyte a step and is kept whole, since a curve is drawn from all of it. Nothing in a
-run's folder says where the folder lies: it can be moved.
+the last two. Of the looks at the policy that trace.jsonl holds, the first and the last FIRST and LAST are kept; of the
+metrics every part is kept, since a curve is drawn from all of them. Nothing in a run's folder says where the folder
+lies: it can be moved.
 """
 
 import json
@@ -38,6 +38,8 @@ from .stopping import processes
 
 KEEP = 2
 FIRST = LAST = 20
+ROTATE = 4_000_000
+"""bytes from which metrics.jsonl is full: about 8,000 steps"""
 MAY_DIFFER = ("rl.steps", "device")
 PATHS = ("task", "data", "lm.model")
 """options that may say where the files lie now, when a run is resumed elsewhere: only their last part must be the same"""
@@ -91,7 +93,7 @@ class Run:
             self._sweep()
         folder = self.latest()
         if folder is None:
-            write_text(self.metrics, "")
+            self._rewrite([])
             optimizer = make_optimizer(policy)
             self.save(policy, optimizer, generator, 0, 0)
             return policy, optimizer, 0
@@ -111,9 +113,14 @@ class Run:
                 f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to go on from the one before."
             ) from None
         if self.writes:
-            rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
-            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+            self._rewrite([row for row in read_metrics(self.folder) if row["step"] <= done])
         return policy, optimizer, done
+
+    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+        """Make these the metrics. A kill before the old parts are gone leaves rows twice, which `read_metrics` knows."""
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        for part in _parts(self.folder):
+            part.unlink()
 
     def strip(self) -> None:
         """Keep the last policy alone, without what resuming needs: for a checkpoint to be handed on."""
@@ -137,6 +144,8 @@ class Run:
         if not self.writes:
             return
         try:
+            if self.metrics.exists() and self.metrics.stat().st_size >= ROTATE:
+                self.metrics.replace(self.folder / f"metrics-{len(_parts(self.folder)) + 1:04d}.jsonl")
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
@@ -204,18 +213,23 @@ def read_config(folder: str | Path) -> Config:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """All whole lines of metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    path = Path(folder) / "metrics.jsonl"
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        try:
-            rows.append(read_object(line))
-            if type(rows[-1].get("step")) is not int:
-                raise KitError("field 'step' must be a whole number")
-        except KitError as error:
-            if line.endswith(b"\n"):
-                raise KitError(f"{path}, line {number}: {error}; delete the line.") from None
-    return rows
+    """All whole lines of metrics.jsonl and its parts, one per step; a last line that a kill cut short is left out."""
+    rows: dict[int, dict[str, float]] = {}
+    for path in (*_parts(Path(folder)), Path(folder) / "metrics.jsonl"):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+            try:
+                row = read_object(line)
+                if type(row.get("step")) is not int:
+                    raise KitError("field 'step' must be a whole number")
+                rows[row["step"]] = row
+            except KitError as error:
+                if line.endswith(b"\n"):
+                    raise KitError(f"{path}, line {number}: {error}; delete the line.") from None
+    return list(rows.values())
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("metrics-*.jsonl"))
 
 
 def policy_folder(path: str | Path) -> Path:
