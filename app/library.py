@@ -1,5 +1,6 @@
 """Which runs there are, and what lies in them: found by name among those listed, never by a path from outside."""
 
+import io
 import os
 import time
 from collections import OrderedDict
@@ -131,7 +132,7 @@ class Library:
 
 def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:
     """Read a trace and name its queries: by id, with its step where ids come again, by number where that fails."""
-    trace = parse_trace(path.read_bytes().splitlines(keepends=True), name, bad)
+    trace = parse_trace(io.BytesIO(path.read_bytes()), name, bad)
     keys: dict[str, int] = {}
     for number, group in enumerate(trace.groups):
         _check_size(group, f"{name}, query {number + 1}")

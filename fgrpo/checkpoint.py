@@ -13,6 +13,7 @@ metrics every part is kept, since a curve is drawn from all of them. Nothing in 
 lies: it can be moved.
 """
 
+import io
 import json
 import os
 import platform
@@ -216,7 +217,9 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """All whole lines of metrics.jsonl and its parts, one per step; a last line that a kill cut short is left out."""
     rows: dict[int, dict[str, float]] = {}
     for path in (*_parts(Path(folder)), Path(folder) / "metrics.jsonl"):
-        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        for number, line in enumerate(
+            io.BytesIO(path.read_bytes()), start=1
+        ):  # a line ends with \n, and with nothing else
             try:
                 row = read_object(line)
                 if type(row.get("step")) is not int:

@@ -11,6 +11,7 @@ token). A rollout may do without tokens. Rewards and advantages are not stored: 
 credit method can be asked for (`credit_of`).
 """
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -168,7 +169,7 @@ def write_trace(path: str | Path, trace: Trace, more: bool = False) -> None:
     header = {"trace": VERSION, "name": trace.name, "config": trace.config.to_dict(), "made": trace.made}
     if more and path.exists():
         first = min((g.step or 0 for g in trace.groups), default=0)
-        lines = path.read_bytes().splitlines(keepends=True)[1:]  # of a text, splitlines would split at U+2028 too
+        lines = list(io.BytesIO(path.read_bytes()))[1:]  # splitlines would split at a lone \r too
         try:
             kept = thinned([(read_object(line).get("step") or 0, line.decode()) for line in lines], first)
         except KitError as error:
@@ -207,7 +208,7 @@ def read_trace(path: str | Path, name: str = "") -> Trace:
         blob = Path(path).read_bytes()
     except OSError as error:
         raise KitError(f"{path}: cannot be read ({error.strerror}).") from None
-    return parse_trace(blob.splitlines(keepends=True), name or str(path))
+    return parse_trace(io.BytesIO(blob), name or str(path))
 
 
 def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None) -> Trace:

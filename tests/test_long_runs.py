@@ -15,7 +15,7 @@ import pytest
 
 from fgrpo import checkpoint
 from fgrpo.checkpoint import FIRST, LAST, Run, read_metrics
-from fgrpo.config import Config
+from fgrpo.config import Config, KitError
 from fgrpo.data import Example, lab_catalogue
 from fgrpo.policy import Policy
 from fgrpo.prompt import Output
@@ -121,3 +121,8 @@ def test_metrics_go_on_in_a_new_file_and_none_is_lost(config, lab, tmp_path, mon
     for part, text in kept.items():  # as if killed after the new file was written and before the parts were gone
         part.write_bytes(text)
     assert [row["step"] for row in read_metrics(folder)] == list(range(1, 11))
+    (folder / "metrics.jsonl").write_bytes(
+        b'{"st\r{"step": 12}\n'
+    )  # a lone \r ends no line: nothing is left out unsaid
+    with pytest.raises(KitError, match=r"metrics.jsonl, line 1: not a JSON object"):
+        read_metrics(folder)

@@ -106,6 +106,9 @@ def test_a_last_line_cut_short_is_noted_and_left_out(policy, queries, config, tm
     found = parse_trace([*whole[:3], whole[3][:200]], "t.jsonl")
     assert len(found.groups) == 2
     assert found.notes == ("t.jsonl, line 4: the last line is cut short and was left out; 2 queries are whole.",)
+    (tmp_path / "t.jsonl").write_bytes(b"".join(whole[:2]) + b"{\r" + whole[2])  # a lone \r ends no line
+    with pytest.raises(KitError, match="line 3: not a JSON object"):
+        read_trace(tmp_path / "t.jsonl")
     with pytest.raises(KitError, match="line 3: not a JSON object"):
         parse_trace([*whole[:2], whole[2][:200] + b"\n", whole[3]], "t.jsonl")
 
