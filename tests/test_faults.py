@@ -76,7 +76,7 @@ def start(argv: list[str], said: Path, size: int = 1, trouble: Trouble | None = 
             found.bind(("127.0.0.1", 0))
             port = str(found.getsockname()[1])
         shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-                  "MASTER_PORT": port}  # fmt: skip
+                  "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}  # fmt: skip
     started = []
     for n in range(size):
         environ = {**shared, "RANK": str(n), "LOCAL_RANK": str(n)} if size > 1 else {}
