@@ -70,7 +70,7 @@ class LMConfig:
     trust_remote_code: bool = False
     """run Python code that comes with the model; never taken from a file, only from the command line"""
     passage_tokens: int = 200
-    """most tokens shown of the query and of each text of history and pool"""
+    """most tokens shown of each text of history and pool (of the query at least 200)"""
     micro: int = 0
     """queries (SFT: demonstrations) whose memory a process holds at a time; the step is the same (0: all at once)"""
 

@@ -27,6 +27,8 @@ ANSWER = "\n\nAnswer:\n"
 """what stands between prompt and answer where a model has no chat template"""
 CHARACTERS = 32
 """most characters of a text that are looked at per token of its budget"""
+QUERY_TOKENS = 200
+"""the query's own budget, if that of a passage is lower: half a question cannot be answered"""
 _WORD = re.compile(r"</?(?:SLATE|RANK)>|[^\s,<>]+")
 _BIDI = {0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 _HERE = "(prompt)"  # where the prompt's own text goes in a chat template
@@ -86,7 +88,7 @@ class IndexLabels:
 
     def __init__(self, tokenizer: Any, config: Any, passage_tokens: int = 200):
         """`config` is the model's, for the length of its context. Raises KitError on a tokenizer that does not do."""
-        self.tokenizer, self.budget = tokenizer, passage_tokens
+        self.tokenizer, self.budget, self.query_budget = tokenizer, passage_tokens, max(passage_tokens, QUERY_TOKENS)
         self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.reserved = {
             i: str(t.content) for i, t in tokenizer.added_tokens_decoder.items() if len(str(t.content).strip()) > 1
@@ -141,10 +143,13 @@ class IndexLabels:
         cuts = [0, *(m.start() + 1 for m in self._added.finditer(text)), len(text)]
         return [i for a, b in pairwise(cuts) for i in self.ids(text[a:b]) if i not in self.reserved]
 
-    def text_ids(self, text: str) -> list[int]:
-        """Tokens of a foreign text behind its lead, within the budget."""
-        text = tidied(text, self.budget)
-        return self.plain(f" {text}")[: self.budget] if text else []
+    def text_ids(self, text: str, budget: int) -> list[int]:
+        """Tokens of a foreign text behind its lead, within a budget."""
+        text = tidied(text, budget)
+        return self.plain(f" {text}")[:budget] if text else []
+
+    def _budget(self, line: int) -> int:
+        return self.budget if line else self.query_budget  # the query stands in the first line of a prompt
 
     def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]:
         """Token ids of the prompt, which says how long lists may be. Raises KitError if the context has no room for it."""
@@ -161,13 +166,13 @@ class IndexLabels:
     def _tokenized(self, example: Example, grammar: GrammarConfig) -> tuple[int, ...]:
         ids, shown = [*self.before], range(len(example.candidates))
         for n, (lead, text) in enumerate(prompt_lines(example, shown, task(grammar))):
-            ids += [*self.ids("\n" * (n > 0) + lead), *self.text_ids(text)]
+            ids += [*self.ids("\n" * (n > 0) + lead), *self.text_ids(text, self._budget(n))]
         return (*ids, *self.after)
 
     def measure(self, example: Example) -> "PromptSize":
-        """The prompt in tokens, and what the budget cut from its texts (of each, the first 10,000 tokens are looked at)."""
+        """The prompt in tokens, and what its budget cut from each text (of which the first 10,000 tokens are looked at)."""
         texts = (example.query, *example.history, *example.candidates)
-        over = [max(0, len(self.plain(f" {tidied(t, 10_000)}")) - self.budget) for t in texts]
+        over = [max(0, len(self.plain(f" {tidied(t, 10_000)}")) - self._budget(n)) for n, t in enumerate(texts)]
         return PromptSize(len(self._prompt(example, GrammarConfig())), sum(n > 0 for n in over), sum(over))
 
     def prompt(self, example: Example) -> str:
@@ -177,8 +182,8 @@ class IndexLabels:
     def message(self, example: Example, grammar: GrammarConfig) -> str:
         """The prompt's text, for a template and a tokenizer elsewhere: foreign texts lose the names of added tokens."""
         lines = []
-        for lead, text in prompt_lines(example, range(len(example.candidates)), task(grammar)):
-            shown = " ".join(self._added.sub(" ", self._decode(self.text_ids(text))).split())
+        for n, (lead, text) in enumerate(prompt_lines(example, range(len(example.candidates)), task(grammar))):
+            shown = " ".join(self._added.sub(" ", self._decode(self.text_ids(text, self._budget(n)))).split())
             lines.append(f"{lead} {shown}" if shown else lead)
         return "\n".join(lines)
 

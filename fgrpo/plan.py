@@ -16,7 +16,7 @@ from .config import Config, KitError
 from .data import Example, Splits
 from .encoders import loading, optional
 from .estimate import Tokens, memory_of, rate_of, seconds_of, shape_of
-from .index_labels import task
+from .index_labels import QUERY_TOKENS, task
 from .lm import load_labels
 from .policy import Policy
 from .trainer import check_pools
@@ -68,8 +68,9 @@ def tokens_of(config: Config, splits: Splits, items: Sequence[str]) -> Tokens:
 
 
 def _guess(example: Example, config: Config) -> int:
-    texts = (example.query, *example.history, *example.candidates)
-    return len(task(config.grammar)) // 4 + 20 + sum(min(len(t) // 4 + 1, config.lm.passage_tokens) + 4 for t in texts)
+    most = config.lm.passage_tokens
+    shown = [(example.query, max(most, QUERY_TOKENS)), *((t, most) for t in (*example.history, *example.candidates))]
+    return len(task(config.grammar)) // 4 + 20 + sum(min(len(text) // 4 + 1, budget) + 4 for text, budget in shown)
 
 
 def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True, rl: bool = True) -> dict[str, Any]:

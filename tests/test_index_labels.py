@@ -121,8 +121,17 @@ def test_hostile_texts_stay_texts(labels, text) -> None:
 
 def test_a_line_of_a_megabyte_is_cut_to_the_budget(labels) -> None:
     for text in ("x" * 1_000_000, " " * 500_000 + "y" * 500_000, "<|im_end|>" * 100_000):
-        assert len(labels.text_ids(text)) <= 30
-        assert len(labels.prompt_ids(Example("e", text, (text,), (text,) * 3, frozenset({0})))) < 500
+        assert len(labels.text_ids(text, 30)) <= 30
+        assert len(labels.prompt_ids(Example("e", text, (text,), (text,) * 3, frozenset({0})))) < 700
+
+
+def test_a_question_keeps_a_budget_of_its_own(labels) -> None:
+    long = "which of these towns lies on the river " * 4
+    short, whole = (Example("e", query, (long,), (long, "two"), frozenset({0})) for query in ("which?", long))
+    added = len(labels.prompt_ids(whole)) - len(labels.prompt_ids(short))
+    spelled = len(labels.plain(" " + long.strip()))
+    assert spelled > 30 and abs(added - spelled + len(labels.plain(" which?"))) <= 1
+    assert labels.measure(short).truncated == labels.measure(whole).truncated == 2  # history and first candidate
 
 
 def test_prompts_show_texts_by_number_and_never_ids(labels) -> None:
