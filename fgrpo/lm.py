@@ -29,6 +29,10 @@ KEPT = ("model", "gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype"
 """fields of LMConfig that policy.json holds: what the adapter was trained with"""
 
 
+_MMAP_THRESHOLD = -3
+_returned: list[Any] = []  # the C library, once large tensors are to be returned to the system
+
+
 def give_memory_back() -> None:
     """Have glibc return large tensors to the system when they are freed; other C libraries are left alone.
 
@@ -36,9 +40,28 @@ def give_memory_back() -> None:
     on a prompt of 3,600 tokens peaked at 6.9 GB where its tensors took 2 (SmolLM2-135M, November 2026).
     """
     try:
-        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD; setting it also ends its growth
+        libc = ctypes.CDLL(None)
+        if libc.mallopt(_MMAP_THRESHOLD, 2**20) and libc.malloc_trim:  # setting it also ends its growth
+            _returned[:] = [libc]
     except (OSError, AttributeError, TypeError):
         return
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Keep freed tensors of up to 32 MB for the next ones, which decoding makes alike at every token; then return them.
+
+    Getting pages from the system again and again took 14 of 26 CPU seconds of greedy decoding, with this 7 of 19 (12
+    prompts of 480 tokens, SmolLM2-135M in bfloat16, one core of a busy machine, November 2026).
+    """
+    for libc in _returned:
+        libc.mallopt(_MMAP_THRESHOLD, 2**25)
+    try:
+        yield
+    finally:
+        for libc in _returned:
+            libc.mallopt(_MMAP_THRESHOLD, 2**20)
+            libc.malloc_trim(0)
 
 
 def load_lm(

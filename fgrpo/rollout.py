@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import Example
-from .lm import narrowed
+from .lm import memory_kept, narrowed
 from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows
 from .prefix import KEEP_FROM, NO_BRANCH, PrefixTree, positions
 from .prompt import PHASE_PAD, Output, parse
@@ -86,6 +86,7 @@ class Draws:
 
 
 @torch.no_grad()
+@memory_kept()
 def rollout(
     policy: Policy, examples: Sequence[Example], sampling: Sampling, group: int = 1,
     generator: torch.Generator | Draws | None = None, keep_prompts: bool = False, rankings: int = 1,
