@@ -116,34 +116,44 @@ def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[
 
 def evaluate(args: argparse.Namespace) -> None:
     """Metrics of a checkpoint on the test (or validation) split, by greedy decoding."""
-    from .checkpoint import policy_folder
-    from .policy import Policy
-
     config = config_of(args)
     splits, _ = load(args, config)
-    examples = getattr(splits, args.split)
-    policy = Policy.load(policy_folder(args.checkpoint), config.device, config.lm)
-    _report_metrics(args, policy, examples, config, f"{args.split} split")
+    policy, examples = _policy_of(args, config), _examples(args, splits)
+    _report_metrics(args, policy, examples, config, "all splits" if args.split == "all" else f"{args.split} split")
 
 
 def trace(args: argparse.Namespace) -> None:
     """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.trace)."""
-    from .checkpoint import policy_folder
-    from .policy import Policy
     from .trace import trace_of, trace_policy, write_trace
     from .trainer import check_pools
 
     config, out = config_of(args), Path(args.out)
     splits, _ = load(args, config)
-    examples = getattr(splits, args.split)[: args.limit]
+    examples = _examples(args, splits)[: args.limit]
     check_pools(examples, config)
-    policy = Policy.load(policy_folder(args.checkpoint), config.device, config.lm)
+    policy = _policy_of(args, config)
     groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
     name = out.parent.name if out.name == "trace.jsonl" else ""  # a run's own is named after the run
     write_trace(out, trace_of(name or out.stem, config, groups))
     found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": out.stat().st_size}
     print(json.dumps(found) if args.json else f"{out}: {found['queries']} queries, {found['sampled']} of them "
           f"token by token with {config.rl.group} rollouts each, {found['bytes']:,} bytes")  # fmt: skip
+
+
+def _examples(args: argparse.Namespace, splits: Any) -> list:
+    return [e for part in splits for e in part] if args.split == "all" else getattr(splits, args.split)
+
+
+def _policy_of(args: argparse.Namespace, config: Config) -> Any:
+    """The policy of --checkpoint, or with `base` the pretrained model as it comes."""
+    from .checkpoint import policy_folder
+    from .policy import Policy
+
+    if args.checkpoint != "base":
+        return Policy.load(policy_folder(args.checkpoint), config.device, config.lm)
+    if not config.lm.model:
+        raise KitError("--checkpoint base is a pretrained model as it comes: name it with --model.")
+    return Policy.pretrained(config.lm, device=config.device)
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -67,9 +67,14 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
     p = command("evaluate", config=True)
-    p.add_argument("--checkpoint", required=True, help="policy or run folder")
     p.add_argument(
-        "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
+        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
+    )
+    p.add_argument(
+        "--split",
+        choices=("train", "validation", "test", "all"),
+        default="test",
+        help="which split, or all (default test)",
     )
     p = command("compare", config=True)
     p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas; RL options may "
@@ -92,10 +97,15 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
     p = command("trace", config=True)
-    p.add_argument("--checkpoint", required=True, help="policy or run folder")
+    p.add_argument(
+        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
+    )
     p.add_argument("--out", required=True, help="JSONL file to write")
     p.add_argument(
-        "--split", choices=("train", "validation", "test"), default="test", help="which split (default test)"
+        "--split",
+        choices=("train", "validation", "test", "all"),
+        default="test",
+        help="which split, or all (default test)",
     )
     p.add_argument("--limit", type=_count, help="trace the first so many queries only")
     p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,15 @@ from fgrpo.__main__ import main
 from fgrpo.checkpoint import Run, read_metrics
 from fgrpo.config import Config, GrammarConfig, KitError, LMConfig, RLConfig
 from fgrpo.credit import assign_credit
-from fgrpo.data import write_jsonl
+from fgrpo.data import read_jsonl, write_jsonl
+from fgrpo.lm import give_memory_back, memory_kept
 from fgrpo.loss import RATIOS, policy_loss
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import Rollouts, rollout
 from fgrpo.sealed import seal
+from fgrpo.trace import read_trace
 from fgrpo.trainer import _optimizer, fit, sft_step, step
 from tests.families import FAMILIES, examples, policy_of, save_model
 
@@ -360,6 +363,14 @@ def test_the_command_line_trains_evaluates_and_compares(model, tmp_path, monkeyp
     assert call("train", "--init", "base", "--out", "raw", *argv)["queries"] == 2
     assert len(read_metrics("rl")) == 4 and json.loads(Path("rl/config.json").read_text())["lm"]["micro"] == 1
     plain = [x for x in argv if x not in ("--model", model)]
+    assert call("evaluate", "--checkpoint", "base", "--split", "all", *argv)["queries"] == 20
+    for name in ("base", "rl"):
+        made = call("trace", "--checkpoint", name, "--split", "all", "--sampled", "1", "--out", f"{name}.jsonl", *argv)
+        assert made["queries"] == 20
+    base, trained = (read_trace(f"{name}.jsonl").groups for name in ("base", "rl"))
+    assert [g.example for g in base] == read_jsonl("task.jsonl") and base[0].greedy != trained[0].greedy
+    assert main(["evaluate", "--checkpoint", "base", "--task", "task.jsonl"]) == 2
+    assert "name it with --model" in capsys.readouterr().err
     assert call("evaluate", "--checkpoint", "rl", "--split", "validation", *plain)["metrics"] == report["metrics"]
     rows = call("compare", "--credits", "grpo,fgrpo", "--seeds", "1", "--out", "c", "--baselines",
                 f"random,llm:model={model}", *argv)["rows"]  # fmt: skip
@@ -389,3 +400,23 @@ def test_statistics_in_tokens_say_what_was_cut(models, tmp_path, monkeypatch, ca
     short, cut = found["4"]["tokens"], found["4"]["tokens cut"]
     assert found["4"]["passages cut"]["min"] >= 13 and cut["min"] > 13
     assert abs(short["max"] + cut["max"] - found["60"]["tokens"]["max"]) <= 13  # a cut may part what merged
+
+
+def test_freed_memory_is_kept_while_decoding_and_returned_after_it(monkeypatch) -> None:
+    told: list[tuple] = []
+    libc = SimpleNamespace(mallopt=lambda *x: told.append(x), malloc_trim=lambda x: told.append(("trim", x)))
+    with memory_kept():
+        assert not told  # nothing is touched before a pretrained model was loaded
+    monkeypatch.setattr("fgrpo.lm._returned", [libc])
+    with pytest.raises(ZeroDivisionError), memory_kept():
+        assert told == [(-3, 2**25)]
+        raise ZeroDivisionError
+    assert told == [(-3, 2**25), (-3, 2**20), ("trim", 0)]
+
+
+def test_another_c_library_is_left_alone(monkeypatch) -> None:
+    kept: list = []
+    monkeypatch.setattr("fgrpo.lm._returned", kept)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *_: 1))  # without malloc_trim
+    give_memory_back()
+    assert not kept
