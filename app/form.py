@@ -14,10 +14,11 @@ from markupsafe import Markup
 
 from fgrpo.config import KitError
 from fgrpo.data import Example, read_jsonl
+from fgrpo.datasets import DATA
 from fgrpo.trace import Group, trace_of, write_trace
 
 from . import views
-from .library import ROOT, Library
+from .library import Library
 from .markup import join, message, tag
 from .measures import credit
 from .playground import GROUP, Asked, config_of, example_from, generate, typed
@@ -31,7 +32,7 @@ MADE = "yours: playground"
 @cache
 def presets() -> dict[str, Example]:
     """Queries to begin with."""
-    path = ROOT / "data" / "lab-rec" / "test.jsonl"
+    path = DATA / "lab-rec" / "test.jsonl"
     lab = {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
     return lab | {e.id: e for e in read_jsonl(Path(__file__).parent / "presets.jsonl")}
 

@@ -13,14 +13,14 @@ from typing import Any
 from fgrpo.checkpoint import policy_folder, read_config, read_metrics
 from fgrpo.config import Config, KitError, LMConfig
 from fgrpo.data import Example
+from fgrpo.datasets import DATA
 from fgrpo.lm import POLICY_FILE
 from fgrpo.policy import Policy
 from fgrpo.trace import Group, Trace, parse_trace
 
 from .markup import shown
 
-ROOT = Path(__file__).parents[1]
-BUNDLED = ROOT / "data" / "checkpoints"
+BUNDLED = DATA / "checkpoints"
 TRACES_KEPT, BYTES_KEPT, POLICIES_KEPT = 12, 64_000_000, 3
 LARGEST = 64_000_000
 """bytes of the largest trace that is opened"""
