@@ -63,7 +63,7 @@ def test_it_samples_and_learns(policy) -> None:
     assert any(not torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if n in before)
 
 
-@pytest.mark.parametrize("name", ["smollm2-musique-fgrpo", "smollm2-musique-grpo"])
+@pytest.mark.parametrize("name", ["smollm2-musique-sft", "smollm2-musique-fgrpo", "smollm2-movielens-fgrpo"])
 def test_shipped_adapters_go_on_it(policy, name) -> None:
     folder = DATA / "checkpoints" / name
     trained = Policy.load(policy_folder(folder), lm=LMConfig(model=str(FOLDER), gguf_file=GGUF))
@@ -89,3 +89,17 @@ def test_the_app_generates_with_a_shipped_adapter(tmp_path) -> None:
     named = [i for i in drawn.items if i >= 0]
     assert named == [*drawn.output.slate, *drawn.output.rank]  # labels of several tokens included
     assert len(drawn.tokens) == len(drawn.logprobs) == len(drawn.entropy) > len(named)
+
+
+def test_the_training_cell_of_notebook_08_trains(tmp_path, monkeypatch, capsys) -> None:
+    pytest.importorskip("jupytext")
+    from notebooks import build
+
+    (cell,) = (c.source for c in build.read_source(build.SOURCES / "08_real_model.py").cells if "TRAIN = False" in c.source)
+    settings, _, body = cell.partition("\n\n")
+    assert "SFT_STEPS, RL_STEPS, HELD_OUT = " in settings
+    monkeypatch.setattr("fgrpo.fetch_model.fetch_smollm2", lambda: (FOLDER, ""))
+    names = {"TRAIN": True, "SFT_STEPS": 1, "RL_STEPS": 1, "HELD_OUT": 1, "SEED": 0, "FIGURES": tmp_path, "Path": Path}
+    exec(body, {**names, "examples": {"questions": [QUERIES[0]] * 3}})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if "slate recall" in line] == ["as it comes", "SFT", "F-GRPO"]
