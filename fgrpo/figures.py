@@ -18,11 +18,13 @@ from .policy import Policy
 from .prompt import PHASE_RANK, PHASE_SLATE
 from .rewards import Rewards, output_lists
 from .rollout import Rollouts
+from .trace import Traced
 
 PHASES: dict[int, tuple[str, str, str]] = {
     PHASE_SLATE: ("slate phase", "#0072B2", ".."),
     PHASE_RANK: ("rank phase", "#E69F00", "//"),
 }
+STAR = "\N{BLACK STAR} "
 
 
 def token_strip(policy: Policy, example: Example, rollouts: Rollouts, row: int = 0) -> Figure:
@@ -31,14 +33,27 @@ def token_strip(policy: Policy, example: Example, rollouts: Rollouts, row: int =
     A token that the grammar forced is drawn hollow.
     """
     phase, logprobs = (x[row][rollouts.mask[row]].tolist() for x in (rollouts.phase, rollouts.logprobs))
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    return _strip(phase, logprobs, _token_names(policy, example, rollouts, row))
+
+
+def traced_strip(rollout: Traced, example: Example) -> Figure:
+    """`token_strip` of a recorded rollout, whose labels may take several tokens: the last one names the candidate."""
+    names = [
+        f"{text.replace(' ', '␣')}{f' = {STAR * (item in example.relevant)}[{item + 1}]' if item >= 0 else ''}"
+        for text, item in zip(rollout.tokens, rollout.items, strict=True)
+    ]
+    return _strip(rollout.phases, rollout.logprobs, names)
+
+
+def _strip(phase: Sequence[int], logprobs: Sequence[float], names: Sequence[str]) -> Figure:
+    size = 8 if len(phase) < 36 else 5.5
+    figure = Figure(figsize=(max(11, 0.27 * len(phase)), 4.6), layout="constrained")
     axes = figure.subplots()
-    probability = [math.exp(x) for x in logprobs]
-    _token_bars(axes, phase, probability, [x == 0 for x in logprobs])
-    for place, p in enumerate(probability):
-        axes.text(place, p + 0.02, f"{p:.2f}", ha="center", fontsize=8)
+    _token_bars(axes, phase, [math.exp(x) for x in logprobs], [x == 0 for x in logprobs])
+    for place, x in enumerate(logprobs):
+        axes.text(place, math.exp(x) + 0.02, f"{math.exp(x):.2f}", ha="center", fontsize=size)
     _name_phases(axes, phase, 1.12)
-    _name_tokens(axes, policy, example, rollouts, row)
+    _name_tokens(axes, names)
     axes.set(ylabel="probability when drawn", ylim=(0, 1.24), yticks=np.linspace(0, 1, 5))
     return figure
 
@@ -85,9 +100,10 @@ def credit_bars(names: Sequence[str], credit: Mapping[str, tuple[Sequence[float]
 
     The last method is the one that judges: where another has the opposite sign, it is marked as wrong blame or praise.
     """
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(max(11, 1.9 * len(names)), 4.4), layout="constrained")
     every = figure.subplots(1, 2, sharey=True)
     *_, judge = credit
+    gap = " " if len(names) < 6 else "\n"
     width, most = 0.8 / len(credit), max(abs(x) for pair in credit.values() for values in pair for x in values) or 1.0
     for side, (axes, phase) in enumerate(zip(every, PHASES, strict=True)):
         for number, (method, pair) in enumerate(credit.items()):
@@ -100,7 +116,7 @@ def credit_bars(names: Sequence[str], credit: Mapping[str, tuple[Sequence[float]
                           va="bottom" if up else "top")  # fmt: skip
                 if x * own < 0:
                     axes.annotate(
-                        f"wrong {'praise' if up else 'blame'}", (place, x), (0, 46 if up else -46), ha="center",
+                        f"wrong{gap}{'praise' if up else 'blame'}", (place, x), (0, 46 if up else -46), ha="center",
                         va="bottom" if up else "top", textcoords="offset points", fontsize=8.5, weight="bold",
                         arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkB": 16},
                     )  # fmt: skip
@@ -139,7 +155,7 @@ def logprob_change(
         _name_phases(axes, phase, 1.2 * most, {p: f"advantage {_signed(x)}" for p, x in given.items()})
         axes.set(ylim=(-most, 1.5 * most))
         axes.set_ylabel(f"{name_of(method)}\nchange of log-prob (nats)")
-    _name_tokens(every[-1], policy, example, rollouts, row)
+    _name_tokens(every[-1], _token_names(policy, example, rollouts, row))
     return figure
 
 
@@ -168,15 +184,18 @@ def _name_phases(axes: Axes, phase: Sequence[int], height: float, more: Mapping[
             axes.text(sum(ends) / 2, height * 1.04, text, ha="center", va="bottom", fontsize=10, bbox=look)
 
 
-def _name_tokens(axes: Axes, policy: Policy, example: Example, rollouts: Rollouts, row: int) -> None:
+def _token_names(policy: Policy, example: Example, rollouts: Rollouts, row: int) -> list[str]:
     """Titles in place of the policy's opaque item tokens, a star before the relevant ones."""
     titles = {
-        label: "\N{BLACK STAR} " * (i in example.relevant) + example.candidates[i]
+        label: STAR * (i in example.relevant) + example.candidates[i]
         for i, label in enumerate(policy.labels.candidates(example))
     }
     words = [policy.token_text[t] for t in rollouts.completions[row][rollouts.mask[row]].tolist()]
-    axes.set_xticks(range(len(words)), [titles.get(w, w) for w in words], rotation=55, ha="right", fontsize=9,
-                    rotation_mode="anchor")  # fmt: skip
+    return [titles.get(w, w) for w in words]
+
+
+def _name_tokens(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=55, ha="right", fontsize=9, rotation_mode="anchor")
     axes.set_xlabel("tokens, in the order written (\N{BLACK STAR} relevant; hollow: forced by the grammar)")
 
 

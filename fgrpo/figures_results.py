@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import KitError
 from .datasets import DATA
 from .evaluate import FATES
-from .plots import name_of, style_of, tidy
+from .plots import STYLES, name_of, style_of, tidy
 
 Rows = list[dict[str, Any]]
 AXES = {
@@ -147,4 +147,52 @@ def bias_over_lambda(curves: Mapping[str, Sequence[float]], values: Sequence[flo
     axes.set(xlabel="lambda (weight of the rank reward)", ylabel="bias: angle to the true gradient (degrees)")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     tidy(axes)
+    return figure
+
+
+def places(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[float, float]]) -> Figure:
+    """How often each place of the pool is in the slate, a row per policy; and whether slates follow texts or numbers.
+
+    shares: per policy one share for each place. agreement: per policy the overlap of its slates for one pool in two
+    orders, (of the numbers, of the candidates).
+    """
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
+    values = np.array(list(shares.values()))
+    image = left.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        look: dict[str, Any] = {"fontsize": 7, "color": "white" if value < 0.55 else "black"}
+        left.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", **look)
+    left.set_yticks(range(len(shares)), list(shares))
+    left.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
+    left.set(xlabel="number in the pool", title="share of slates that hold it")
+    left.spines[:].set_visible(False)
+    figure.colorbar(image, ax=left, pad=0.01)
+    for number, (name, (by_number, by_text)) in enumerate(agreement.items()):
+        color, marker, _ = list(STYLES.values())[number % len(STYLES)]
+        right.plot(by_number, by_text, marker, color=color, markersize=10, label=name, alpha=0.8)
+    right.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
+    for x, y, word in ((0.03, 0.97, "reads"), (0.97, 0.03, "counts")):
+        right.text(x, y, word, ha="left" if x < 0.5 else "right", va="center", weight="bold")
+    right.set(xlim=(0, 1), ylim=(0, 1), xlabel="same numbers in two orders", ylabel="same candidates in two orders",
+              title="overlap of two slates for one pool")  # fmt: skip
+    right.legend(frameon=False, loc="upper right", fontsize=8)
+    tidy(right)
+    return figure
+
+
+def tasks(tables: Mapping[str, Rows], metric: str = "ndcg@5") -> Figure:
+    """Recorded means with their 95 % intervals, a panel per task and a row per method."""
+    figure = Figure(figsize=(3.2 * len(tables), 3.6), layout="constrained")
+    every = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
+    for axes, (title, rows) in zip(every, tables.items(), strict=True):
+        chosen = pick(rows, metric=metric)[::-1]
+        for y, r in enumerate(chosen):
+            color, marker, _ = STYLES.get(r["method"], ("0.45", "o", "-"))
+            bars = [[max(0.0, r["mean"] - r["low"])], [max(0.0, r["high"] - r["mean"])]]
+            axes.errorbar(r["mean"], y, xerr=bars, fmt=marker, color=color, capsize=3)
+        first = title == next(iter(tables))
+        axes.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen] if first else [""] * len(chosen))
+        axes.set(title=title, xlabel=metric)
+        tidy(axes)
     return figure

@@ -5,6 +5,7 @@ with the kit's own function on random cases. It needs no notebook: `print(checks
 """
 
 import functools
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -341,3 +342,56 @@ def reward_to_go(student: Callable[..., Any]) -> str:
     if close(found * (in_slate | in_rank), wanted):
         return "Not yet. Padding got credit: outside both phases everything is 0."
     return UNKNOWN
+
+
+@check
+def chance(student: Callable[..., Any]) -> str:
+    """my_chance(n, pool, relevant): what a slate drawn blindly recalls, on average."""
+    known = {(10, 20, 2): 0.5, (5, 20, 1): 0.25, (20, 20, 3): 1.0, (3, 20, 4): 0.15}
+    said = {case: number(student(*case)) for case in known}
+
+    def all_close(other: Callable[[int, int, int], float]) -> bool:
+        return all(close(said[case], other(*case)) for case in known)
+
+    if all(close(said[case], wanted) for case, wanted in known.items()):
+        return f"{RIGHT} However many are relevant, each of them is in a blind slate with the same probability."
+    case = "For a slate of 10 from a pool of 20 with 2 relevant candidates"
+    if all_close(lambda n, pool, relevant: n * relevant / pool):
+        return f"Not yet. {case} you said 1: that is the number of hits. Recall is the share of the relevant ones."
+    if all_close(lambda n, pool, relevant: relevant / pool):
+        return (
+            f"Not yet. {case} you said 0.1: that is the precision to expect, the share of the slate that is relevant."
+        )
+    if all_close(lambda n, pool, relevant: 1 - math.comb(pool - relevant, n) / math.comb(pool, n)):
+        return f"Not yet. {case} you said {said[10, 20, 2]:.2f}: the chance of at least one hit. Recall counts each of them."
+    if all_close(lambda n, pool, relevant: min(1.0, n / relevant)):
+        return (
+            f"Not yet. {case} you said 1: the most that a slate of this length can recall, not what a blind one does."
+        )
+    wrong = next(case for case, wanted in known.items() if not close(said[case], wanted))
+    return f"{UNKNOWN} For (n, pool, relevant) = {wrong} it is {known[wrong]:g}, you said {said[wrong]:g}."
+
+
+@check
+def overlap(student: Callable[..., Any]) -> str:
+    """my_overlap(a, b): the Jaccard index of two lists."""
+    cases: list[tuple[list[Any], list[Any]]] = [
+        ([1, 2, 3], [3, 1, 2]), ([1, 2], [3, 4]), ([1, 2, 3], [2, 3, 4, 5]), (["a"], ["b", "a", "c", "d"]),
+    ]  # fmt: skip
+    wanted = [1.0, 0.0, 0.4, 0.25]
+    said = [number(student(list(a), list(b))) for a, b in cases]
+    shared = [len(set(a) & set(b)) for a, b in cases]
+    if close(said[0], 0.0):
+        return (
+            "Not yet. [1, 2, 3] and [3, 1, 2] overlap wholly, you said 0: slates have no order, so look at no places."
+        )
+    if all(close(x, n) for x, n in zip(said, shared, strict=True)):
+        return "Not yet. You count what both hold; divide it, so that two equal lists give 1."
+    if all(close(x, n / len(a)) for x, n, (a, _) in zip(said, shared, cases, strict=True)):
+        return 'Not yet. ["a"] and ["b", "a", "c", "d"] give 1: the overlap must be the same from both sides.'
+    if all(close(x, 2 * n / (len(a) + len(b))) for x, n, (a, b) in zip(said, shared, cases, strict=True)):
+        return "Not yet. You divide by the mean length (Dice's coefficient); here it is what either list holds."
+    for (a, b), x, right in zip(cases, said, wanted, strict=True):
+        if not close(x, right):
+            return f"{UNKNOWN} {a} and {b} overlap by {right:g}, you said {x:g}."
+    return f"{RIGHT} It is the Jaccard index."

@@ -95,7 +95,9 @@ def test_the_training_cell_of_notebook_08_trains(tmp_path, monkeypatch, capsys) 
     pytest.importorskip("jupytext")
     from notebooks import build
 
-    (cell,) = (c.source for c in build.read_source(build.SOURCES / "08_real_model.py").cells if "TRAIN = False" in c.source)
+    (cell,) = (
+        c.source for c in build.read_source(build.SOURCES / "08_real_model.py").cells if "TRAIN = False" in c.source
+    )
     settings, _, body = cell.partition("\n\n")
     assert "SFT_STEPS, RL_STEPS, HELD_OUT = " in settings
     monkeypatch.setattr("fgrpo.fetch_model.fetch_smollm2", lambda: (FOLDER, ""))

@@ -160,10 +160,12 @@ Markdown(differences(pick(table(results), metric="ndcg@5")))
 # python -m fgrpo compare --credits grpo,fgrpo --seeds 3 --vary lam=0.25,0.5,1,2,4 --out runs/lambda
 # ```
 #
-# ## The end of the course, and what is open
+# ## What you can do now, and what is open
 #
 # - You can tell which phase a token belongs to, what it is paid for, and what the loss does with it.
 # - You have seen what credit methods differ in: bias, variance, where they lose candidates. And you have tables that
 #   say whether that reached the finished lists.
-# - Open: a pretrained policy, larger pools, a better reward for the slate than recall or F1. A method of your own is
-#   one function in `fgrpo/credit.py`; [notebook 6](06_diagnosis.ipynb) shows how to put it before the oracle first.
+# - Open: larger pools, a better reward for the slate than recall or F1. A method of your own is one function in
+#   `fgrpo/credit.py`; [notebook 6](06_diagnosis.ipynb) shows how to put it before the oracle first.
+#
+# **Next:** [a real language model](08_real_model.ipynb) in place of the tiny policy.
