@@ -398,7 +398,7 @@ def test_statistics_in_tokens_say_what_was_cut(models, tmp_path, monkeypatch, ca
     lengths = [len(labels.prompt_ids(e)) for e in examples()]
     assert found["60"]["tokens"]["max"] == max(lengths) and found["60"]["tokens cut"]["max"] == 0
     short, cut = found["4"]["tokens"], found["4"]["tokens cut"]
-    assert found["4"]["passages cut"]["min"] >= 13 and cut["min"] > 13
+    assert found["4"]["passages cut"]["min"] >= 12 and cut["min"] > 12  # the query is whole
     assert abs(short["max"] + cut["max"] - found["60"]["tokens"]["max"]) <= 13  # a cut may part what merged
 
 

@@ -207,6 +207,7 @@ def blind(draw):
     return [Output(tuple(row[:10]), tuple(row[:5])) for row in drawn]
 
 
+# %%
 lines = ["| policy | query | slate | recall | by chance | NDCG@5 | blind |", "|---" * 7 + "|"]
 for (name, task), trace in traces.items():
     outputs = [group.greedy.output for group in trace.groups]
