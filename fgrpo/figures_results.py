@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import KitError
 from .datasets import DATA
 from .evaluate import FATES
-from .plots import STYLES, name_of, style_of, tidy
+from .plots import STYLES, interval, name_of, style_of, tidy
 
 Rows = list[dict[str, Any]]
 AXES = {
@@ -189,8 +189,7 @@ def tasks(tables: Mapping[str, Rows], metric: str = "ndcg@5") -> Figure:
         chosen = pick(rows, metric=metric)[::-1]
         for y, r in enumerate(chosen):
             color, marker, _ = STYLES.get(r["method"], ("0.45", "o", "-"))
-            bars = [[max(0.0, r["mean"] - r["low"])], [max(0.0, r["high"] - r["mean"])]]
-            axes.errorbar(r["mean"], y, xerr=bars, fmt=marker, color=color, capsize=3)
+            interval(axes, y, r["mean"], r["low"], r["high"], {"fmt": marker, "color": color})
         first = title == next(iter(tables))
         axes.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen] if first else [""] * len(chosen))
         axes.set(title=title, xlabel=metric)

@@ -67,15 +67,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
     p = command("evaluate", config=True)
-    p.add_argument(
-        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
-    )
-    p.add_argument(
-        "--split",
-        choices=("train", "validation", "test", "all"),
-        default="test",
-        help="which split, or all (default test)",
-    )
+    _add_measured(p)
     p = command("compare", config=True)
     p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas; RL options may "
                    "stand behind a name: nested:rankings=2:queries=24 (default grpo,fgrpo,reward_to_go)")  # fmt: skip
@@ -97,16 +89,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
     p = command("trace", config=True)
-    p.add_argument(
-        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
-    )
+    _add_measured(p)
     p.add_argument("--out", required=True, help="JSONL file to write")
-    p.add_argument(
-        "--split",
-        choices=("train", "validation", "test", "all"),
-        default="test",
-        help="which split, or all (default test)",
-    )
     p.add_argument("--limit", type=_count, help="trace the first so many queries only")
     p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "
                    "(default 24); of the others the greedy lists alone")  # fmt: skip
@@ -175,6 +159,15 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
             if f.type is not bool:
                 how = {"type": f.type, "metavar": getattr(f.type, "__name__", "value").upper()}
             group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
+
+
+def _add_measured(p: argparse.ArgumentParser) -> None:
+    """What is decoded, and on which queries."""
+    p.add_argument(
+        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
+    )
+    splits = ("train", "validation", "test", "all")
+    p.add_argument("--split", choices=splits, default="test", help="which split, or all (default test)")
 
 
 def _field_docs(kind: type) -> dict[str, str]:

@@ -90,9 +90,9 @@ def _panels(rows: list[dict[str, Any]], metric: str) -> Figure:
         chosen = [r for r in rows if r["setting"] == setting][::-1]
         for number, row in enumerate(chosen):
             look = style_of(row["method"], number) | {"linestyle": "none", "markersize": 5}
-            _interval(left, number, row["mean"], row["low"], row["high"], look)
+            interval(left, number, row["mean"], row["low"], row["high"], look)
             if row["seeds"] and row["method"] != row["baseline"]:
-                _interval(right, number, row["diff"], row["holm_low"], row["holm_high"], look)
+                interval(right, number, row["diff"], row["holm_low"], row["holm_high"], look)
                 right.plot(
                     [row["diff_low"], row["diff_high"]], [number] * 2, color=look["color"], linewidth=3, alpha=0.5
                 )
@@ -268,7 +268,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _interval(axes: Axes, y: float, mean: float, low: float, high: float, look: dict[str, Any]) -> None:
+def interval(axes: Axes, y: float, mean: float, low: float, high: float, look: dict[str, Any]) -> None:
+    """A mean with its interval, at height `y`."""
     axes.errorbar(mean, y, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **look)
 
 

@@ -1,11 +1,11 @@
 """The pools of notebook 08: made by their script, the same candidates in three orders, and traces that belong to them."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import pytest
 
-from fgrpo.data import Example, read_jsonl
+from fgrpo.data import read_jsonl, write_jsonl
 from fgrpo.datasets import DATA
 from fgrpo.trace import read_trace
 
@@ -13,17 +13,12 @@ HERE = DATA / "transfer"
 TASKS = ("questions", "films")
 
 
-def made(task: str) -> list[Example]:
-    spec = importlib.util.spec_from_file_location("transfer_make", HERE / "make.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, task)()
-
-
 @pytest.mark.parametrize("task", TASKS)
-def test_the_script_makes_what_is_there(task: str) -> None:
-    assert made(task) == read_jsonl(HERE / f"{task}.jsonl")
+def test_the_script_makes_what_is_there(task: str, tmp_path: Path) -> None:
+    made = runpy.run_path(str(HERE / "make.py"))[task]()
+    assert made == read_jsonl(HERE / f"{task}.jsonl")
+    write_jsonl(tmp_path / "made.jsonl", made)
+    assert (tmp_path / "made.jsonl").read_bytes() == (HERE / f"{task}.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -101,9 +101,12 @@ llm() {  # zero-shot, on 16 queries; SMOLLM names the folder of SmolLM2-135M-Ins
         --credits grpo,fgrpo,item --limit 16 --baselines random,bm25,"$lm","$lm:steps=2"
     cp $runs/comparison.csv "$out/llm.csv"
 }
+small_model() {  # the options that name SmolLM2, in the caller's `lm`
+    lm=(--model "${SMOLLM2:?name the folder of the model}" --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --dtype bfloat16)
+}
 smollm2() {  # TASK DATA, then options: SmolLM2-135M-Instruct on a real task; the folder is the one `data fetch-model` makes
     local task=$1 data=$2; shift 2
-    local lm=(--model "${SMOLLM2:?name the folder of the model}" --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --dtype bfloat16)
+    local lm; small_model
     local raw=zero_shot:model=$SMOLLM2:gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf:dtype=bfloat16
     case $task in musique | hotpotqa) raw=$raw:passage_tokens=24 ;; esac
     experiment "smollm2-$task" --task "$task" --data "$data" "${lm[@]}" --lora-rank 2 --lora-alpha 16 \
@@ -119,7 +122,7 @@ smollm2-musique() { smollm2 musique "${MUSIQUE:?name the folder of the MuSiQue f
 smollm2-hotpotqa() { smollm2 hotpotqa "${HOTPOTQA:?name the folder of the HotpotQA files}" --seeds 1 --passage-tokens 24 --limit 40; }
 transfer() {  # what the model as it comes and four of its adapters write for data/transfer, for notebook 08
     local name task checkpoint
-    local lm=(--model "${SMOLLM2:?name the folder of the model}" --gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --dtype bfloat16)
+    local lm; small_model
     "$python" data/transfer/make.py
     for name in base musique-sft musique-fgrpo movielens-sft movielens-fgrpo; do
         checkpoint=data/checkpoints/smollm2-$name

@@ -208,16 +208,15 @@ def blind(draw):
 
 
 # %%
+none = {task: sum(float(measured(blind(draw), task, "ndcg@5").mean()) for draw in range(20)) / 20 for task in TASKS}
 lines = ["| policy | query | slate | recall | by chance | NDCG@5 | blind |", "|---" * 7 + "|"]
 for (name, task), trace in traces.items():
     outputs = [group.greedy.output for group in trace.groups]
-    lengths = torch.tensor([float(len(o.slate)) for o in outputs])
-    cells = [f"{lengths.mean():.1f}"]
-    for key in ("slate_recall", "ndcg@5"):
-        none = torch.stack([measured(blind(draw), task, key) for draw in range(20)]).mean(0)
+    length = sum(len(o.slate) for o in outputs) / len(outputs)
+    cells = [f"{length:.1f}"]
+    for key, by_chance in (("slate_recall", length / 20), ("ndcg@5", none[task])):
         mean, _ = paired_bootstrap({"own": measured(outputs, task, key).unsqueeze(0)}, "own")["own"]
         low, high = mean.interval()
-        by_chance = float(lengths.mean()) / 20 if key == "slate_recall" else float(none.mean())
         cells += [f"{mean.mean:.2f} [{low:.2f}, {high:.2f}]", f"{by_chance:.2f}"]
     lines.append(f"| {name} | {task} | {' | '.join(cells)} |")
 Markdown("\n".join(lines))
