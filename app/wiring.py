@@ -2,6 +2,7 @@
 
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +105,28 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         everything = [*controls, problems, save, *(html[name] for name in PLACES)]
         inputs = [own, *controls]
 
-        def look(mine: dict[str, str], *values: str | None) -> list[Any]:
-            return parts(show(library, Chosen(*(x or "" for x in values)), mine), mine)
+        def look(mine: dict[str, str], *values: str | None, **changed: str) -> list[Any]:
+            sent = Chosen(*(x or "" for x in values))
+            return parts(show(library, replace(sent, **changed), mine), mine, sent)
 
-        def parts(found: Page, mine: dict[str, str]) -> list[Any]:
+        def parts(found: Page, mine: dict[str, str], sent: Chosen | None = None) -> list[Any]:
+            """What the page is to show. A control that showed its choice as it was `sent` is left alone: the visitor may
+            have moved it since, and an answer on its way must not undo that."""
             c, traces = found.chosen, [*library.having("trace.jsonl"), *mine]
             file = str(library.path(c.run, mine)) if c.run in traces else None
+            lists = {"run": traces, "query": found.queries, "rollout": found.rollouts, "a": traces, "b": traces}
+
+            def control(name: str) -> Any:
+                value: str | None = getattr(c, name)
+                more: dict[str, Any] = {"choices": lists[name]} if name in lists else {}
+                if sent and value == getattr(sent, name):
+                    return gr.update(**more)
+                there = value if lists.get(name) is not traces or value in traces else None
+                return gr.update(value=there or None, **more)
+
             return [
-                gr.update(choices=traces, value=c.run if c.run in traces else None),
-                gr.update(choices=found.queries, value=c.query or None),
-                gr.update(choices=found.rollouts, value=c.rollout or None), c.colour, c.credit, c.against,
-                *(gr.update(choices=traces, value=x if x in traces else None) for x in (c.a, c.b)),
-                join(found.problems), gr.update(value=file, interactive=bool(file)), *(found.html[n] for n in PLACES),
+                *(control(name) for name in LINKED), join(found.problems),
+                gr.update(value=file, interactive=bool(file)), *(found.html[n] for n in PLACES),
             ]  # fmt: skip
 
         def open_page(mine: dict[str, str], request: gr.Request) -> list[Any]:
@@ -131,11 +142,11 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
         def click(event: gr.EventData, mine: dict[str, str], *values: str | None) -> list[Any]:
             """A button inside the page's HTML: a rollout of the group, a query of a list."""
-            said = event._data or {}
-            chosen = dict(zip(LINKED, values, strict=True))
-            chosen |= {"rollout": said["rollout"]} if "rollout" in said else {}
-            chosen |= {"run": chosen["a"], "query": said["query"], "rollout": ""} if "query" in said else {}
-            return [*look(mine, *chosen.values()), gr.Tabs(selected="inspect" if "rollout" in said else "compare")]
+            said, a = event._data or {}, values[LINKED.index("a")] or ""
+            changed = {"rollout": said["rollout"]} if "rollout" in said else {}
+            changed |= {"run": a, "query": said["query"], "rollout": ""} if "query" in said else {}
+            tab = gr.Tabs(selected="inspect" if "rollout" in said else "compare")
+            return [*look(mine, *values, **changed), tab]
 
         def list_queries(event: gr.EventData, mine: dict[str, str], a: str, b: str) -> Any:
             said = event._data or {}
@@ -159,7 +170,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             kept = folder / uuid.uuid4().hex / "upload.jsonl"  # gradio's own copy is one for all who upload the same
             kept.parent.mkdir()
             mine = keep(mine, name, Path(shutil.copyfile(path, kept)))
-            return [join(told), mine, *look(mine, name, "", "", *values[3:])]
+            return [join(told), mine, *look(mine, *values, run=name, query="", rollout="")]
 
         def follow(name: str | None, before: tuple) -> list[Any]:
             """The curves, drawn anew only if the run has logged something since."""
@@ -176,20 +187,20 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         def link_to(done: Any) -> None:
             done.then(None, controls, None, js=TO_URL)
 
-        for control in controls:
-            link_to(control.input(look, inputs, everything, trigger_mode="always_last", **quiet))
-        link_to(page.load(open_page, [own], [*everything, followed, form.model], **quiet))
-        again.click(open_page, [own], [*everything, followed, form.model], **quiet)
+        whole = quiet | {"concurrency_id": "page", "concurrency_limit": 1}  # answers come in the order of the questions
+        link_to(gr.on([c.input for c in controls], look, inputs, everything, trigger_mode="always_last", **whole))
+        link_to(page.load(open_page, [own], [*everything, followed, form.model], **whole))
+        again.click(open_page, [own], [*everything, followed, form.model], **whole)
         for name in ("group", "listed"):
-            link_to(html[name].click(click, inputs, [*everything, tabs], **quiet))
+            link_to(html[name].click(click, inputs, [*everything, tabs], **whole))
         html["bars"].click(list_queries, [own, a, b], [html["listed"]], **quiet)
-        link_to(upload.upload(open_upload, [upload, *inputs], [uploaded, own, *everything], **quiet))
+        link_to(upload.upload(open_upload, [upload, *inputs], [uploaded, own, *everything], **whole))
         copy.click(None, None, [link], js=COPY)
 
-        form.going.then(look, inputs, everything, **quiet)
+        form.going.then(look, inputs, everything, **whole)
         link_to(form.inspect.click(
-            lambda mine, *values: [*look(mine, MADE, "", "", *values[3:]), gr.Tabs(selected="inspect")],
-            inputs, [*everything, tabs], **quiet,
+            lambda mine, *values: [*look(mine, *values, run=MADE, query="", rollout=""), gr.Tabs(selected="inspect")],
+            inputs, [*everything, tabs], **whole,
         ))  # fmt: skip
         form.take.click(
             lambda mine, run, query: form.form_of(library.trace(run, mine).group(query).example) if run and query
