@@ -6,6 +6,7 @@ pretrained weights are neither copied nor held twice, not for the reference of a
 
 import ctypes
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from .config import KitError, LMConfig
 from .data import write_text
@@ -69,18 +70,28 @@ def load_lm(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a causal language model, on the CPU in evaluation mode, by default in its own type.
 
-    A folder or hub name with safetensors, or, if `gguf_file` names a file in it, with GGUF weights, which are read as
-    float32 (needs package gguf). Remote code is run only if asked for. Raises KitError if it cannot be loaded.
+    A folder or hub name with safetensors, or, if `gguf_file` names a file in it, with GGUF weights, which are unpacked,
+    as float32 unless asked otherwise (needs package gguf; left alone, transformers keeps some packed on a Mac, with kernels
+    from the hub). Remote code is run only if asked for. Raises KitError if it cannot be loaded.
     """
     source = _source(gguf_file)
+    weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
     with loading(name_or_folder):
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=remote_code, **source)
         model = AutoModelForCausalLM.from_pretrained(
-            name_or_folder, **(source or {"use_safetensors": True}), trust_remote_code=remote_code,
+            name_or_folder, **source, **weights, trust_remote_code=remote_code,
             dtype=("float32" if gguf_file else "auto") if dtype == "auto" else dtype,
         )  # fmt: skip
     give_memory_back()
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _without_its_warning() -> Iterator[None]:
+    """peft 0.21 asks transformers by a name that goes in version 6; whoever runs the kit can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def load_labels(config: LMConfig) -> IndexLabels:
@@ -123,7 +134,8 @@ class Adapter:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = get_peft_model(model, lora)
+                with _without_its_warning():
+                    model = get_peft_model(model, lora)
             except ValueError as error:
                 raise KitError(f"lora_targets {config.lora_targets!r}: {str(error).split('. ')[0][:200]}.") from None
         return cls(config), model, tokenizer
@@ -147,8 +159,9 @@ class Adapter:
         except KitError as error:
             raise KitError(f"{folder}: its base is missing; name where it lies with --model ({error})") from None
         try:
-            model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-            if get_peft_model_state_dict(model).keys() != tensors.keys():
+            with _without_its_warning():
+                model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            if get_peft_model_state_dict(model, save_embedding_layers=False).keys() != tensors.keys():
                 raise ValueError("it has other layers")
         except Exception as error:  # a damaged file raises whatever its reader raises
             reason = next(iter(str(error).strip().split("\n")), "")[:200]

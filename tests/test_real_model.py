@@ -41,6 +41,15 @@ def policy() -> Policy:
     return Policy.pretrained(LMConfig(model=str(FOLDER), gguf_file=GGUF))
 
 
+def test_its_weights_are_unpacked_and_nothing_is_warned_of(tmp_path, capfd, recwarn) -> None:
+    config = LMConfig(model=str(FOLDER), gguf_file=GGUF, dtype="bfloat16")
+    policy = Policy.pretrained(config)
+    policy.save(tmp_path / "policy")
+    again = Policy.load(tmp_path / "policy")
+    assert not again.model.is_quantized and {p.dtype for p in again.model.base_model.parameters()} >= {torch.bfloat16}
+    assert not [str(w.message) for w in recwarn] and "[transformers]" not in capfd.readouterr().err
+
+
 def test_it_answers_as_it_comes_in_one_step_and_in_two(policy) -> None:
     for two_steps in (False, True):
         outputs = zero_shot(QUERIES, policy.model, policy.tokenizer, GRAMMAR, two_steps)
