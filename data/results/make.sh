@@ -111,15 +111,15 @@ smollm2() {  # TASK DATA, then options: SmolLM2-135M-Instruct on a real task; th
     case $task in musique | hotpotqa) raw=$raw:passage_tokens=24 ;; esac
     experiment "smollm2-$task" --task "$task" --data "$data" "${lm[@]}" --lora-rank 2 --lora-alpha 16 \
         --lora-targets q_proj,v_proj --micro 2 --sft-steps 40 --sft-batch 4 --sft-lr 1e-3 --steps 10 --queries 2 --lr 3e-4 \
-        --credits grpo,fgrpo,item --jobs 1 "$@" --baselines "random,popularity,bm25,dense,$raw" --resume
+        --credits grpo,fgrpo,item --seeds 3 --jobs 1 "$@" --baselines "random,popularity,bm25,dense,$raw" --resume
 }
-smollm2-movielens() { smollm2 movielens "${movielens:?name the folder of ml-latest-small}" --seeds 1; }
+smollm2-movielens() { smollm2 movielens "${movielens:?name the folder of ml-latest-small}"; }
 smollm2-lastfm() {  # the shortest prompts and the most data: a longer warm start, of all layers
-    smollm2 lastfm "${LASTFM:?name the folder of hetrec2011-lastfm-2k}" --seeds 1 --limit 60 \
+    smollm2 lastfm "${LASTFM:?name the folder of hetrec2011-lastfm-2k}" --limit 60 \
         --lora-targets all-linear --sft-steps 200 --sft-lr 5e-4
 }
-smollm2-musique() { smollm2 musique "${MUSIQUE:?name the folder of the MuSiQue files}" --seeds 2 --passage-tokens 24 --limit 40; }
-smollm2-hotpotqa() { smollm2 hotpotqa "${HOTPOTQA:?name the folder of the HotpotQA files}" --seeds 1 --passage-tokens 24 --limit 40; }
+smollm2-musique() { smollm2 musique "${MUSIQUE:?name the folder of the MuSiQue files}" --passage-tokens 24 --limit 40; }
+smollm2-hotpotqa() { smollm2 hotpotqa "${HOTPOTQA:?name the folder of the HotpotQA files}" --passage-tokens 24 --limit 40; }
 transfer() {  # what the model as it comes and four of its adapters write for data/transfer, for notebook 08
     local name task checkpoint
     local lm; small_model
