@@ -140,6 +140,11 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 gr.update(choices=models, value=first if first in models else next(iter(models), None)),
             ]  # fmt: skip
 
+        def look_again(mine: dict[str, str], *values: str | None) -> list[Any]:
+            """The lists as the folder of runs is now; what was chosen stays."""
+            logs, models = library.having("metrics.jsonl"), library.with_policy()
+            return [*look(mine, *values), gr.update(choices=logs), gr.update(choices=models)]
+
         def click(event: gr.EventData, mine: dict[str, str], *values: str | None) -> list[Any]:
             """A button inside the page's HTML: a rollout of the group, a query of a list."""
             said, a = event._data or {}, values[LINKED.index("a")] or ""
@@ -190,7 +195,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         whole = quiet | {"concurrency_id": "page", "concurrency_limit": 1}  # answers come in the order of the questions
         link_to(gr.on([c.input for c in controls], look, inputs, everything, trigger_mode="always_last", **whole))
         link_to(page.load(open_page, [own], [*everything, followed, form.model], **whole))
-        again.click(open_page, [own], [*everything, followed, form.model], **whole)
+        again.click(look_again, inputs, [*everything, followed, form.model], **whole)
         for name in ("group", "listed"):
             link_to(html[name].click(click, inputs, [*everything, tabs], **whole))
         html["bars"].click(list_queries, [own, a, b], [html["listed"]], **quiet)

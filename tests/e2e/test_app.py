@@ -24,6 +24,16 @@ def choose(page: Any, label: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
+def offered(page: Any, label: str, option: str) -> bool:
+    """Whether the list `label` holds the option; it is closed again."""
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option").first.wait_for()
+    there = page.get_by_role("option", name=option, exact=True).count() == 1
+    page.keyboard.press("Escape")
+    page.get_by_label(label, exact=True).blur()
+    return there
+
+
 def at(page: Any) -> str:
     """The address as the browser shows it now."""
     return page.evaluate("location.href")
@@ -249,6 +259,28 @@ def test_a_link_shows_the_same_in_a_fresh_context(visit) -> None:
     first, again = (p.locator("#at-strip .token") for p in (page, other))
     until(lambda: "advantage under item" in (first.last.get_attribute("title") or ""))
     until(lambda: again.all_inner_texts() == first.all_inner_texts())
+
+
+def test_new_runs_are_found_and_what_was_chosen_stays(visit, served: Served) -> None:
+    page = visit(rollout="2")
+    radio(page, "Credit method", "item")
+    until(lambda: "credit=item" in at(page))
+    tab(page, "Training")
+    choose(page, "Run to follow", "lab-rec-grpo")
+    run = served.runs / "later"
+    run.mkdir()
+    for name in ("config.json", "trace.jsonl"):
+        (run / name).write_bytes((TESTED.parent / name).read_bytes())
+    time.sleep(1.1)  # the list of runs is kept for a second
+    tab(page, "Files")
+    page.get_by_role("button", name="Look for new runs").click()
+    until(lambda: offered(page, "Run", "runs/later"))
+    tab(page, "Training")
+    assert page.get_by_label("Run to follow", exact=True).input_value() == "lab-rec-grpo"
+    tab(page, "Inspect")
+    assert page.get_by_role("group", name="Credit method").get_by_label("item", exact=True).is_checked()
+    assert "advantage under item" in (page.locator("#at-strip .token").last.get_attribute("title") or "")
+    assert "rollout=2" in at(page) and "credit=item" in at(page)
 
 
 def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, monkeypatch) -> None:
