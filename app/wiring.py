@@ -111,18 +111,21 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
         def parts(found: Page, mine: dict[str, str], sent: Chosen | None = None) -> list[Any]:
             """What the page is to show. A control that showed its choice as it was `sent` is left alone: the visitor may
-            have moved it since, and an answer on its way must not undo that."""
+            have moved it since, and an answer on its way must not undo that. What a list no longer holds is not chosen
+            in it: gradio would refuse every event after that."""
             c, traces = found.chosen, [*library.having("trace.jsonl"), *mine]
             file = str(library.path(c.run, mine)) if c.run in traces else None
-            lists = {"run": traces, "query": found.queries, "rollout": found.rollouts, "a": traces, "b": traces}
+            lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces)
+            lists |= {"query": found.queries, "rollout": found.rollouts}
 
             def control(name: str) -> Any:
-                value: str | None = getattr(c, name)
-                more: dict[str, Any] = {"choices": lists[name]} if name in lists else {}
-                if sent and value == getattr(sent, name):
-                    return gr.update(**more)
-                there = value if lists.get(name) is not traces or value in traces else None
-                return gr.update(value=there or None, **more)
+                value, more = getattr(c, name), dict[str, Any]()
+                if name in lists:
+                    more["choices"] = lists[name]
+                    value = value if value in [x if isinstance(x, str) else x[1] for x in lists[name]] else ""
+                if sent is None or value != getattr(sent, name):
+                    more["value"] = value or None
+                return gr.update(**more)
 
             return [
                 *(control(name) for name in LINKED), join(found.problems),

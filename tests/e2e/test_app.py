@@ -1,6 +1,7 @@
 """What a visitor does: look at rollouts, switch colouring and credit, compare, generate, upload, share."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,23 @@ def test_new_runs_are_found_and_what_was_chosen_stays(visit, served: Served) -> 
     assert page.get_by_role("group", name="Credit method").get_by_label("item", exact=True).is_checked()
     assert "advantage under item" in (page.locator("#at-strip .token").last.get_attribute("title") or "")
     assert "rollout=2" in at(page) and "credit=item" in at(page)
+
+
+def test_a_run_that_is_gone_leaves_the_page_usable(visit, served: Served) -> None:
+    run = served.runs / "gone"
+    run.mkdir()
+    for name in ("config.json", "trace.jsonl"):
+        (run / name).write_bytes((TESTED.parent / name).read_bytes())
+    time.sleep(1.1)  # the list of runs is kept for a second
+    page = visit(run="runs/gone")
+    shutil.rmtree(run)
+    time.sleep(1.1)
+    radio(page, "Credit method", "item")
+    until(lambda: page.get_by_label("Run", exact=True).input_value() == "")
+    assert "runs/gone" in page.locator("#at-problems .problem, #at-problems .message").first.inner_text()
+    choose(page, "Run", "lab-rec")
+    until(lambda: "run=lab-rec&" in at(page))
+    page.locator("#at-strip .token").first.wait_for()
 
 
 def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, monkeypatch) -> None:
