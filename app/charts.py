@@ -1,13 +1,12 @@
-"""Figures of the app (matplotlib), beside those of fgrpo.plots."""
+"""Figures of the app (matplotlib), beside those of fgrpo.study.plots."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from fgrpo.figures import PHASES
-from fgrpo.plots import tidy
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
+from fgrpo.study.plots import PHASES, tidy
 
 CURVES = (
     ("reward", {"reward/slate": PHASE_SLATE, "reward/rank": PHASE_RANK}),

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from fgrpo.config import KitError
 from fgrpo.data import Example, read_jsonl
-from fgrpo.datasets import DATA
-from fgrpo.trace import Group, trace_of, write_trace
+from fgrpo.runs.trace import Group, trace_of, write_trace
+from fgrpo.tasks import DATA
 
 from . import views
 from .library import Library

@@ -10,13 +10,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fgrpo.checkpoint import policy_folder, read_config, read_metrics
 from fgrpo.config import Config, KitError, LMConfig
 from fgrpo.data import Example
-from fgrpo.datasets import DATA
-from fgrpo.lm import POLICY_FILE
+from fgrpo.lm.pretrained import POLICY_FILE
 from fgrpo.policy import Policy
-from fgrpo.trace import Group, Trace, parse_trace
+from fgrpo.runs.policies import load_policy, policy_folder
+from fgrpo.runs.run import read_config, read_metrics
+from fgrpo.runs.trace import Group, Trace, parse_trace
+from fgrpo.tasks import DATA
 
 from .markup import shown
 
@@ -127,7 +128,7 @@ class Library:
         """The latest policy of a run, loaded once. Raises KitError if it is damaged or its base model is not at hand."""
         folder = policy_folder(self.folder(name))
         lm = self.base or replace(self.config(name).lm, trust_remote_code=False)
-        return self._policies.get((str(folder),), lambda: Policy.load(folder, lm=lm))
+        return self._policies.get((str(folder),), lambda: load_policy(folder, lm=lm))
 
 
 def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:

@@ -10,10 +10,11 @@ from torch import Tensor
 from fgrpo.config import Config, GrammarConfig, KitError, with_method
 from fgrpo.credit import CREDITS, zero_variance
 from fgrpo.data import Example
-from fgrpo.evaluate import FATES, fates, measure_outputs, paired_bootstrap
+from fgrpo.evaluate import FATES, fates, measure_outputs
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, Output
 from fgrpo.rewards import SLATE_REWARDS, Rewards, ndcg, pad, pool_gains
-from fgrpo.trace import Group, credit_of
+from fgrpo.runs.trace import Group, credit_of
+from fgrpo.study.significance import paired_bootstrap
 
 from .library import Opened
 

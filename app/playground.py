@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from fgrpo.config import Config, KitError
 from fgrpo.data import Example, example_of
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
-from fgrpo.trace import Group, record
+from fgrpo.runs.trace import Group, record
 
 POOL, HISTORY, TEXT = 200, 50, 2000
 """most candidates, entries of the history, characters of each text"""
@@ -98,10 +96,10 @@ def generate(policy: Policy, example: Example, config: Config, count: int, seed:
         config = replace(config, grammar=replace(
             config.grammar, slate_size=size, rank_size=min(size, config.grammar.rank_size)))  # fmt: skip
     sampling = Sampling(config.grammar, config.rl.decoding == "constrained", config.rl.temperature)
-    plain, generator = replace(sampling, temperature=1.0), torch.Generator().manual_seed(seed)
+    plain = replace(sampling, temperature=1.0)
     group = Group(example, record(policy, rollout(policy, [example], plain))[0])
     yield 0, group
     for done in range(1, count + 1):
-        (drawn,) = record(policy, rollout(policy, [example], sampling, 1, generator))
+        (drawn,) = record(policy, rollout(policy, [example], sampling, 1, seed, done))
         group = replace(group, rollouts=(*group.rollouts, drawn))
         yield done, group

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fgrpo.config import KitError
 from fgrpo.prompt import Output
-from fgrpo.trace import Group, Traced
+from fgrpo.runs.trace import Group, Traced
 
 from . import charts, views
 from .library import Library, Opened

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from fgrpo.data import Example
 from fgrpo.prompt import PHASE_SLATE
-from fgrpo.trace import Traced
+from fgrpo.runs.trace import Traced
 
 from .markup import join, shown, signed, tag
 

@@ -12,7 +12,7 @@ from fgrpo.credit import JOINT
 from fgrpo.data import Example
 from fgrpo.evaluate import FATES
 from fgrpo.prompt import Output
-from fgrpo.trace import Group, Traced
+from fgrpo.runs.trace import Group, Traced
 
 from .markup import join, message, shown, signed, table, tag
 from .measures import FATE_WORDS, PHASE_NAMES, Comparison, Credit, fate_of, flips, scores, verdict, zero_phases

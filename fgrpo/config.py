@@ -246,18 +246,6 @@ def pair(text: str) -> tuple[str, str]:
     return name.replace("-", "_"), value
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # chosen in November 2026; the RL learning rate on the validation split, for 200 steps (data/results/lr-long.csv)
-    "lab-rec": {"sft_steps": 200, "sft_lr": 1e-3, "lr": 1e-4},
-    "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},  # those of MovieLens; not tuned
-}
-"""Defaults by task, as flat fields; what is given on the command line comes first."""
-
-LM_PRESET: dict[str, Any] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
-"""Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
-
-
 def _from_dict(kind: type[T], values: Any, where: str) -> T:
     if not isinstance(values, dict):
         raise KitError(f"{where}: expected an object with the fields of {kind.__name__}.")

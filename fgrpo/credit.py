@@ -37,13 +37,13 @@ def reward_to_go(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tens
 
 
 def gdpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
-    """Each reward over its own spread, then the sum over the batch's spread, on every token (GDPO, arXiv 2601.05242).
+    """Each reward over its own spread, then the sum, on every token (GDPO, arXiv 2601.05242).
 
-    Decoupled scales without routing. The rewards are normalised whatever `scale` says.
+    Decoupled scales without routing. The rewards are normalised whatever `scale` says. GDPO's last step, to divide by
+    the spread over the batch, is in `assign_credit`: it needs the rollouts of all processes.
     """
     std = replace(config, scale="std")
     joint = advantage(rewards.slate + rewards.format, std) + config.lam * advantage(rewards.rank + rewards.format, std)
-    joint = joint / (joint.std() + 1e-4)
     return by_phase(joint, joint, rollouts)
 
 
@@ -84,11 +84,28 @@ CREDITS: dict[str, Credit] = {
 
 JOINT = {"grpo", "gdpo"}
 """Methods that give every token of a rollout the same advantage, which a sequence-level ratio may carry."""
+OVER_THE_BATCH = {"gdpo"}
+"""Methods whose advantages are divided by their standard deviation over the whole batch."""
 
 
-def assign_credit(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
-    """Advantages (B, T) under the method that `config.credit` names; 0 at padding."""
-    return CREDITS[config.credit](rewards, rollouts, config)
+def assign_credit(
+    rewards: Rewards, rollouts: Rollouts, config: RLConfig, reduce_sum: Callable[[float], float] = float
+) -> Tensor:
+    """Advantages (B, T) under the method that `config.credit` names; 0 at padding.
+
+    `reduce_sum` adds a number up over the processes that share the batch.
+    """
+    advantages = CREDITS[config.credit](rewards, rollouts, config)
+    if config.credit in OVER_THE_BATCH:
+        each = advantages[:, 0]  # one number a rollout, with mean 0
+        square, count = reduce_sum(float(each.square().sum())), reduce_sum(len(each))
+        advantages = advantages / ((square / (count - 1)) ** 0.5 + 1e-4)
+    return advantages
+
+
+def with_credit(config: RLConfig, name: str) -> RLConfig:
+    """The same options under another method. Nested gets two rankings a slate unless more are set, the others one."""
+    return replace(config, credit=name, rankings=max(2, config.rankings) if name == "nested" else 1)
 
 
 def advantage(reward: Tensor, config: RLConfig, spread_of: Tensor | None = None) -> Tensor:
@@ -132,7 +149,7 @@ def _by_place(values: Tensor, rollouts: Rollouts, which: int) -> Tensor:
     """
     centred = pad(values - values.mean(dim=1, keepdim=True), (0, 1)).flatten(0, 1)
     in_phase = rollouts.phase == which
-    is_item = rollouts.prompts.choices.repeat(rollouts.group).listed(rollouts.completions) & in_phase
+    is_item = rollouts.prompts.choices.repeat(rollouts.group).item_ends(rollouts.completions) & in_phase
     place = (is_item.cumsum(1) - is_item.long()).clamp(max=values.shape[-1])
     return centred.to(place.device).gather(1, place) * in_phase
 
@@ -158,6 +175,6 @@ def check_credit(config: RLConfig) -> None:
 
 
 def spread(advantages: Tensor, phase: Tensor, which: int) -> float:
-    """Standard deviation of the advantages on the tokens of one phase."""
+    """Root mean square of the advantages, which are centred, on the tokens of one phase."""
     chosen = advantages[phase == which]
-    return float(chosen.std()) if chosen.numel() > 1 else 0.0
+    return float(chosen.square().mean().sqrt()) if chosen.numel() else 0.0

@@ -4,29 +4,52 @@ Normalised as Dr. GRPO: the sum over tokens is divided by a constant (rollouts x
 completion's own length, so that long outputs are neither favoured nor spared.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import RLConfig
-from .policy import Policy
+from .policy import Policy, Scorer, slices
 from .prompt import PHASE_RANK, PHASE_SLATE, max_tokens
 from .rollout import Rollouts
 
 
 def policy_loss(
-    policy: Policy, rollouts: Rollouts, advantages: Tensor, config: RLConfig, reference: Policy | None = None
-) -> tuple[Tensor, dict[str, float]]:
+    policy: Policy, rollouts: Rollouts, advantages: Tensor, config: RLConfig, reference: Scorer | None = None,
+    micro: int = 0,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """Loss (scalar, with gradient) and its logs for one batch of rollouts.
 
-    advantages (B, T). With `beta` above 0, the k3 estimate of KL(policy || reference) is added to each token.
+    advantages (B, T). With `beta` above 0, the k3 estimate of KL(policy || reference) is added to each token. With
+    `micro`, the loss is computed for so many queries at a time (0: all at once); value and gradient are the same.
     """
+    n_queries = len(rollouts.outputs) // rollouts.group
+    if not 0 < micro < n_queries:
+        return _policy_loss(policy, rollouts, advantages, config, reference)
+    logs: dict[str, float] = {}
+
+    def parts() -> Iterator[Tensor]:
+        for some in slices(n_queries, micro):
+            part = rollouts.rows(some)
+            own = advantages[some.start * rollouts.group : some.stop * rollouts.group, : part.mask.shape[1]]
+            share = (some.stop - some.start) / n_queries
+            loss, found = _policy_loss(policy, part, own, config, reference)
+            logs.update({name: logs.get(name, 0.0) + share * value for name, value in found.items()})
+            yield share * loss
+
+    return accumulated(parts(), policy.parameters()), logs
+
+
+def _policy_loss(
+    policy: Policy, rollouts: Rollouts, advantages: Tensor, config: RLConfig, reference: Scorer | None
+) -> tuple[Tensor, dict[str, float]]:
     mask, sampling = rollouts.mask, rollouts.sampling
     logp, entropy = policy.logprobs(
         rollouts.prompts, rollouts.completions, mask, sampling, tree=rollouts.tree, begun=rollouts.begun
     )  # (B, T)
-    log_ratio = logp - rollouts.logprobs
+    log_ratio = logp - rollouts.logprobs  # 0 in the first epoch: the ratio is then 1, and its gradient that of logp
     ratio = RATIOS[config.ratio](log_ratio, rollouts).exp()
     per_token = clipped_surrogate(ratio, advantages, config.clip_low, config.clip_high)
     kl = torch.zeros(())
@@ -35,6 +58,7 @@ def policy_loss(
             reference_logp, _ = reference.logprobs(rollouts.prompts, rollouts.completions, mask, sampling)
         kl = k3(logp, reference_logp)
         per_token = per_token - config.beta * kl
+    # a constant divisor: B rollouts x tokens of the longest completion that the grammar allows
     loss = -(per_token * mask).sum() / (mask.shape[0] * (rollouts.longest or max_tokens(sampling.grammar)))
 
     with torch.no_grad():
@@ -47,6 +71,29 @@ def policy_loss(
             logs[f"clipfrac/{name}"] = masked_mean(clipped, in_phase).item()
             logs[f"entropy/{name}"] = masked_mean(entropy, in_phase).item()
     return loss, logs
+
+
+class _Accumulated(torch.autograd.Function):
+    """A number whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(outputs[0] * g for g in ctx.gradients))
+
+
+def accumulated(parts: Iterable[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """The sum of several losses as one scalar with gradient, with the graph of one part in memory at a time."""
+    value, gradients = torch.zeros(()), [torch.zeros_like(p) for p in parameters]
+    for loss in parts:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = [a if b is None else a.add_(b) for a, b in zip(gradients, found, strict=True)]
+        value = value + loss.detach().cpu()
+    return _Accumulated.apply(value, gradients, *parameters)
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:

@@ -1,32 +1,35 @@
 """A causal language model behind one small interface: encode queries, give the log-probability of every token.
 
-`Policy.tiny` builds a small Qwen3-architecture decoder from scratch, `Policy.pretrained` puts a LoRA adapter on any
-Hugging Face model (fgrpo.lm), `Policy.load` reads any folder that `save` wrote.
-The prompt of a query is encoded once for its G rollouts, for sampling and for the loss alike (fgrpo.prefix).
+`Policy.tiny` builds a small Qwen3-architecture decoder from scratch. Pretrained models with a LoRA adapter are a
+subclass, fgrpo.lm.pretrained.PretrainedPolicy; fgrpo.runs.policies.load_policy reads a saved policy of either kind.
 """
 
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import logging as transformers_logging
 
-from .config import Config, GrammarConfig, KitError, LMConfig, ModelConfig
+from .config import GrammarConfig, KitError, ModelConfig
 from .data import Example, write_text
-from .index_labels import IndexLabels
-from .lm import POLICY_FILE, Adapter, FrozenReference, narrowed
-from .prefix import NO_BRANCH, RECOMPUTE_FROM, PrefixTree, branches_at_once, positions, why_unshared
-from .prompt import END, PAD, ItemLabels
-from .sealed import check_seal, seal
+from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions, why_unshared
+from .prompt import END, PAD, Choices, ItemLabels, Labels
 
 transformers_logging.disable_progress_bar()
 
@@ -37,7 +40,7 @@ class Prompts:
 
     ids: Tensor
     mask: Tensor
-    choices: Any
+    choices: Choices
 
     def rows(self, some: slice) -> "Prompts":
         """Only these queries, without the padding that none of them needs."""
@@ -48,10 +51,8 @@ class Prompts:
     @staticmethod
     def join(parts: Sequence["Prompts"], pad: int) -> "Prompts":
         """The queries of all parts in one batch."""
-        ids, mask = (
-            join_rows([getattr(p, name) for p in parts], value, left=True)
-            for name, value in (("ids", pad), ("mask", 0))
-        )
+        ids = join_rows([p.ids for p in parts], pad, left=True)
+        mask = join_rows([p.mask for p in parts], 0, left=True)
         return Prompts(ids, mask, type(parts[0].choices).join([p.choices for p in parts]))
 
 
@@ -64,13 +65,26 @@ class Sampling:
     temperature: float = 1.0
 
 
-class Policy:
-    """A model, its tokenizer and its label scheme."""
+class Scorer(Protocol):
+    """What a KL penalty is taken to: anything that gives log-probabilities as `Policy.logprobs` does."""
 
-    def __init__(self, model: Any, tokenizer: Any, labels: Any, adapter: Adapter | None = None):
-        self.model, self.tokenizer, self.labels, self.adapter = model, tokenizer, labels, adapter
+    def logprobs(
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) log-probabilities and entropies."""
+
+
+class Policy:
+    """A model, its tokenizer and its label scheme.
+
+    `model` is a Hugging Face causal model, or one wrapped by peft. `share = False` makes every rollout encode its own
+    prompt.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, labels: Labels):
+        self.model, self.tokenizer, self.labels = model, tokenizer, labels
         self.pad, self.end, self.tags = labels.pad, labels.end, labels.tags
-        self.share, self._said = True, False  # share = False: every rollout encodes its own prompt
+        self.share, self._warned = True, False
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
     @classmethod
@@ -94,68 +108,59 @@ class Policy:
         return cls(model, tokenizer, labels)
 
     @classmethod
-    def pretrained(cls, config: LMConfig, seed: int = 0, device: str = "cpu") -> "Policy":
-        """A Hugging Face causal model with a fresh LoRA adapter, which changes nothing yet."""
-        return cls._adapted(*Adapter.fresh(config, seed)).to(device)
-
-    @classmethod
-    def _adapted(cls, adapter: Adapter, model: Any, tokenizer: Any) -> "Policy":
-        return cls(model, tokenizer, IndexLabels(tokenizer, model.config, adapter.config.passage_tokens), adapter)
-
-    @classmethod
-    def new(cls, items: Sequence[str], config: Config, seed: int = 0) -> "Policy":
-        """The policy that a run begins with: a pretrained model if the configuration names one, else a tiny one."""
-        return cls.pretrained(config.lm, seed) if config.lm.model else cls.tiny(items, config.model, seed)
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", lm: LMConfig | None = None) -> "Policy":
-        """Read a folder written by `save`. Raises KitError if it is missing, incomplete or damaged.
-
-        An adapter is put on the model that its policy.json names, or on that of `lm` where it names one.
-        """
+    def load(cls, folder: str | Path, device: str = "cpu") -> "Policy":
+        """Read a tiny policy from a folder that `save` wrote. Raises KitError if it is missing, incomplete or damaged."""
         folder = Path(folder)
-        if (folder / POLICY_FILE).is_file():
-            return cls._adapted(*Adapter.load(folder, lm)).to(device)
         if not (folder / "items.json").is_file():
             raise KitError(f"{folder}: no policy here (items.json is missing); name a folder that `train` wrote.")
-        check_seal(folder)
         try:
             items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-            policy = cls(model, tokenizer, ItemLabels(items))
+            labels = ItemLabels(items)
         except Exception as error:  # a damaged file raises whatever its reader raises
             reason = str(error).strip().split("\n")[0][:200]
             raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
-        if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(policy.labels.vocabulary()):
-            raise KitError(f"{folder}: model, tokenizer and items.json are of different vocabularies.")
-        return policy.to(device)
+        if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(labels.vocabulary()):
+            raise KitError(f"{folder}: model, tokenizer and items.json have different vocabularies.")
+        return cls(model, tokenizer, labels).to(device)
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), model configuration, tokenizer and item keys; of a pretrained model the adapter."""
-        if self.adapter is not None:
-            self.adapter.save(self.model, Path(folder))
-        else:
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-            write_text(Path(folder) / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
-        seal(folder)
+        """Write weights (safetensors), model configuration, tokenizer and item keys."""
+        assert isinstance(self.labels, ItemLabels)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_text(Path(folder) / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
 
-    def reload(self, folder: str | Path, lm: LMConfig | None = None) -> "Policy":
-        """The policy of another checkpoint of the same run: a pretrained model stays in memory, its adapter changes."""
-        if self.adapter is None:
-            return Policy.load(folder, str(self.device), lm)
-        self.adapter.restore(self.model, folder)
-        return self
+    def reload(self, folder: str | Path) -> "Policy":
+        """The policy of another checkpoint of the same run, on the same device."""
+        return Policy.load(folder, str(self.device))
 
-    def reference(self, folder: str | Path) -> Any:
-        """What the KL penalty is taken to, by its `logprobs`: the policy of a checkpoint, here frozen.
+    def reference(self, folder: str | Path) -> Scorer:
+        """What the KL penalty is taken to: the policy of a checkpoint, kept as it is."""
+        return Policy.load(folder, str(self.device))
 
-        For a pretrained model that is the same model with its adapter off, or with a frozen copy of that adapter.
-        """
-        if self.adapter is None:
-            return Policy.load(folder, str(self.device))
-        return FrozenReference(self, self.adapter.freeze(self.model, folder))
+    # --- what a subclass may do differently ---
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Open while tokens are sampled."""
+        return nullcontext()
+
+    def narrowed(self, columns: Tensor | None) -> AbstractContextManager[None]:
+        """While open, the model may compute the logits of these tokens alone. None: of all."""
+        return nullcontext()
+
+    def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:
+        """Encoded prompts (Q, P), from which completions grow as branches."""
+        return PrefixTree(self.model, ids, mask)
+
+    def batches(self, examples: Sequence[Example], grammar: GrammarConfig, size: int) -> list[slice]:
+        """Consecutive batches of at most `size` examples that fit memory together in greedy decoding."""
+        return slices(len(examples), size)
+
+    # --- the interface ---
 
     def encode(self, examples: Sequence[Example], grammar: GrammarConfig | None = None) -> Prompts:
         """Tokenize queries and lay out the choices of each pool; prompts in words say the sizes of `grammar`."""
@@ -164,13 +169,89 @@ class Policy:
         return Prompts(ids.to(self.device), mask.to(self.device), self.labels.choices(examples).to(self.device))
 
     def spell(self, examples: Sequence[Example], outputs: Sequence[tuple]) -> tuple[Tensor, Tensor]:
-        """Completions as they are written, from one (slate, rank, ...) of pool indices each: ids, mask (B, T)."""
+        """Completions in tokens, from one (slate, rank, ...) of pool indices each: ids, mask (B, T)."""
         rows = [self.labels.spell(e, *o[:2]) for e, o in zip(examples, outputs, strict=True)]
         ids, mask = pad_rows(rows, self.pad)
         return ids.to(self.device), mask.to(self.device)
 
+    def logprobs(
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling, shared: bool = True,
+        tree: PrefixTree | None = None, begun: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Log-probability of each completion token and entropy of its distribution, both (B, T), 0 where masked.
+
+        Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
+        `shared`, `tree`, `begun`: see `completion_logits`.
+        """
+        group = completions.shape[0] // prompts.ids.shape[0]
+        with self.narrowed(prompts.choices.columns if sampling.constrained else None):
+            logits = self.completion_logits(prompts, completions, mask, group, shared, tree, begun)  # (B, T, V)
+        if sampling.constrained:
+            choices = prompts.choices.repeat(group)
+            allowed, index = choices.walk(completions, mask, sampling.grammar)  # (B, T, K), (B, T)
+            logps = constrained_logps(logits, choices.tokens, allowed, sampling)
+        else:
+            index, logps = completions, free_logps(logits, sampling)
+        chosen = logps.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        # p log p is 0 where p is 0: a forbidden choice has log-probability -inf, which must not meet its p of 0
+        finite = logps.masked_fill(logps.isneginf(), 0.0)
+        entropy = -(finite.exp() * finite).masked_fill(logps.isneginf(), 0.0).sum(-1)
+        return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
+
+    def completion_logits(
+        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,
+        tree: PrefixTree | None = None, begun: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
+
+        `shared` encodes each prompt once, if the model can, or not at all if `tree` holds it already, together with
+        the `begun` first tokens that all completions share; the logits before those are not to be used. Otherwise
+        every row carries its own copy of the prompt (the plain way, the fallback and the referee of the fast one).
+        """
+        n_queries, length = prompts.ids.shape[0], completions.shape[1]
+        if not (shared and self.shares_prompts):
+            ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
+            full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
+            return self.model(
+                ids, attention_mask=full_mask.long(), position_ids=positions(full_mask), use_cache=False,
+                logits_to_keep=length,
+            ).logits  # fmt: skip
+        if tree is None or not tree.take():
+            tree, begun = self.grow(prompts.ids, prompts.mask), 0
+        # the logits after the prompt stand before the first token of every branch (and before those begun with it)
+        first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, begun + 1, -1)
+        fed = length - 1 - begun  # the last token has nothing after it
+        ids, real = (x.view(n_queries, group, length)[..., begun:] for x in (completions, mask))
+        branch = torch.arange(group, device=mask.device).view(1, group, 1).expand(n_queries, -1, fed)
+        branch = branch.masked_fill(~real[..., 1:], NO_BRANCH)  # (Q, G, fed)
+        depth = torch.arange(fed, device=mask.device).expand(n_queries, group, -1)
+        rest = []
+        for some in torch.arange(group).split(branches_at_once(prompts.ids.shape[1], fed)):
+            logits = tree.fork().extend(*(x[:, some].flatten(1) for x in (ids[..., :-1], branch, depth)))
+            rest.append(logits.view(n_queries, len(some), fed, -1))
+        return torch.cat((first, torch.cat(rest, dim=1)), dim=2).flatten(0, 1)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the G rollouts of a query can share its encoded prompt. Reports on stderr, once, why they cannot."""
+        if not self.share:
+            return False
+        reason = why_unshared(self.model)
+        if reason and not self._warned:
+            self._warned = True
+            print(f"fgrpo: every rollout encodes its own prompt, since {reason}.", file=sys.stderr)
+        return reason is None
+
+    def parameters(self) -> list[Tensor]:
+        """The weights that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, without the end token that closes them."""
+        return self.labels.text(token_ids)
+
     def to(self, device: str) -> "Policy":
-        """Move the weights. Raises KitError if there is no such device."""
+        """Move the weights. Raises KitError if the device is not there."""
         try:
             self.model.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -188,86 +269,17 @@ class Policy:
     @cached_property
     def token_text(self) -> list[str]:
         """Every token of the vocabulary as the tokenizer writes it."""
-        return self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        return list(self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer)))))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie; prompts, rollouts and advantages lie there too."""
+        """The device of the weights, of prompts, rollouts and advantages."""
         return next(self.model.parameters()).device
 
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether the G rollouts of a query can share its encoded prompt. Says once on stderr why, if they cannot."""
-        if not self.share:
-            return False
-        reason = why_unshared(self.model)
-        if reason and not self._said:
-            self._said = True
-            print(f"fgrpo: every rollout encodes its own prompt, since {reason}.", file=sys.stderr)
-        return reason is None
 
-    def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:
-        """Prompts encoded for branches. The graph of a pretrained model's long prompts is computed again, not kept."""
-        return PrefixTree(self.model, ids, mask, self.adapter is not None and ids.numel() > RECOMPUTE_FROM)
-
-    def completion_logits(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,
-        tree: PrefixTree | None = None, begun: int = 0,
-    ) -> Tensor:  # fmt: skip
-        """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
-
-        `shared` encodes each prompt once, if the model can, or not at all if `tree` holds it already, together with
-        the `begun` first tokens that all completions share; the logits before those are not to be used. Otherwise
-        every row carries its own copy of the prompt (the plain way, the fallback and the referee of the fast one).
-        """
-        n_queries, length = prompts.ids.shape[0], completions.shape[1]
-        if shared and self.shares_prompts:
-            if tree is None or not tree.take():
-                tree, begun = self.grow(prompts.ids, prompts.mask), 0
-            first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, begun + 1, -1)
-            fed = length - 1 - begun  # the last token has nothing after it
-            ids, real = (x.view(n_queries, group, length)[..., begun:] for x in (completions, mask))
-            branch = torch.arange(group, device=mask.device).view(1, group, 1).expand(n_queries, -1, fed)
-            branch = branch.masked_fill(~real[..., 1:], NO_BRANCH)
-            depth = torch.arange(fed, device=mask.device).expand(n_queries, group, -1)
-            rest = [
-                tree.fork().extend(*(x[:, some].flatten(1) for x in (ids[..., :-1], branch, depth)))
-                for some in torch.arange(group).split(branches_at_once(prompts.ids.shape[1], fed))
-            ]
-            logits = torch.cat([x.view(n_queries, -1, fed, x.shape[-1]) for x in rest], dim=1)
-            return torch.cat((first, logits), dim=2).flatten(0, 1)
-        ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
-        full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
-        return self.model(
-            ids, attention_mask=full_mask.long(), position_ids=positions(full_mask), use_cache=False,
-            logits_to_keep=length,
-        ).logits  # fmt: skip
-
-    def logprobs(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling, shared: bool = True,
-        tree: PrefixTree | None = None, begun: int = 0,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Log-probability of each completion token and entropy of its distribution, both (B, T), 0 where masked.
-
-        Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
-        """
-        group = completions.shape[0] // prompts.ids.shape[0]
-        with narrowed(self.model, prompts.choices.columns if sampling.constrained else None):
-            logits = self.completion_logits(prompts, completions, mask, group, shared, tree, begun)
-        if sampling.constrained:
-            choices = prompts.choices.repeat(group)
-            allowed, index = choices.walk(completions, mask, sampling.grammar)
-            logps = constrained_logps(logits, choices.tokens, allowed, sampling)
-        else:
-            index, logps = completions, free_logps(logits, sampling)
-        chosen = logps.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-        finite = logps.masked_fill(logps.isneginf(), 0.0)
-        entropy = -(finite.exp() * finite).masked_fill(logps.isneginf(), 0.0).sum(-1)
-        return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Tokens as text, without the end token that closes them."""
-        return self.labels.text(token_ids)
+def slices(count: int, size: int) -> list[slice]:
+    """`count` things, `size` at a time (0: all at once)."""
+    return [slice(a, min(a + (size or count), count)) for a in range(0, count, size or count)]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:

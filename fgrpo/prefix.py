@@ -90,6 +90,44 @@ class PrefixTree:
         self.prompt_length = self.prompt_length[queries]
 
 
+def feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Feed each row's new tokens as a branch of its query's prompt. Rows and queries that ended are fed no more.
+
+    completions (Q * group, T), written by others between two calls; the first `begun` tokens of every row are encoded
+    with the prompt. Returns a function: (rows still decoding, length of every row) -> logits (rows, V) after the last
+    token of each.
+    """
+    fed = torch.full((len(completions),), begun, device=completions.device)  # tokens of each row that the tree has seen
+    in_batch = torch.arange(len(completions) // group, device=completions.device)  # queries still in the tree
+
+    def logits_after(rows: Tensor, length: Tensor) -> Tensor:
+        nonlocal in_batch
+        if length.max() == begun:
+            return tree.logits[rows // group]
+        going = torch.zeros_like(length, dtype=torch.bool).index_fill_(0, rows, True)  # (B,)
+        alive = going.view(-1, group)[in_batch].any(1)
+        if alive.sum() <= 0.75 * len(alive):  # leaving costs a copy of the cache, so several leave together
+            tree.keep(alive.nonzero().squeeze(1))
+            in_batch = in_batch[alive]
+        depth = torch.arange(completions.shape[1], device=fed.device)
+        new = (depth >= fed.unsqueeze(1)) & (depth < length.unsqueeze(1)) & going.unsqueeze(1)  # (B, T)
+        new = new.view(-1, group * len(depth))[in_batch]  # (Q, G * T)
+        width = int(new.sum(1).max())
+        # (Q, W): which tokens to feed, each as (row in the query) * T + depth
+        where = new.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+        valid, branch, at = new.gather(1, where), where // len(depth), where % len(depth)
+        tokens = completions.view(-1, group * len(depth))[in_batch].gather(1, where)
+        logits = tree.extend(tokens, branch.masked_fill(~valid, NO_BRANCH), at - begun)  # (Q, W, V)
+        row = in_batch.unsqueeze(1) * group + branch
+        last = valid & (at == length[row] - 1)
+        found = logits.new_zeros(len(length), logits.shape[-1])
+        found[row[last]] = logits[last]
+        fed[rows] = length[rows]
+        return found[rows]
+
+    return logits_after
+
+
 @contextmanager
 def recomputed(model: Any, active: bool) -> Iterator[None]:
     """While open, decoder layers keep only their inputs for the backward pass.

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,105 @@ PAD = "<pad>"
 HISTORY, POOL = "<HISTORY>", "<POOL>"
 PHASE_PAD, PHASE_SLATE, PHASE_RANK = -1, 1, 2  # 0 is the prompt, which no completion tensor holds
 ERRORS = ("", "malformed", "foreign", "duplicate", "too_long", "out_of_slate")
+
+
+class Labels(Protocol):
+    """A label scheme: how examples and completions are written in tokens. `ItemLabels`, or fgrpo.lm's IndexLabels."""
+
+    @property
+    def pad(self) -> int:
+        """Token id of padding."""
+
+    @property
+    def end(self) -> int:
+        """Token id that ends a completion."""
+
+    @property
+    def tags(self) -> Sequence[int]:
+        """Token ids of the four tags, empty where a tag takes several tokens."""
+
+    def prompt(self, example: Example) -> str:
+        """The prompt as text, for a reader."""
+
+    def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]:
+        """Token ids of the prompt."""
+
+    def candidates(self, example: Example) -> tuple[str, ...]:
+        """The label of each candidate, in pool order."""
+
+    def choices(self, examples: Sequence[Example]) -> "Choices":
+        """What may be written for each example."""
+
+    def spell(self, example: Example, slate: Sequence[int], rank: Sequence[int]) -> list[int]:
+        """Token ids of a whole completion, from pool indices."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Tokens as text, without the end token that closes them."""
+
+    def phases(self, completions: Tensor, mask: Tensor) -> Tensor:
+        """Phase of each completion token, (B, T)."""
+
+    def words(self, completions: Tensor, mask: Tensor) -> Tensor | None:
+        """Number of the word that a token belongs to, (B, T); None: every token is a word."""
+
+
+class Choices(Protocol):
+    """What the grammar may ever choose from, for B rows of K choices each."""
+
+    @property
+    def columns(self) -> Tensor | None:
+        """Token ids (K,) whose logits are enough for every row; None: those of the whole vocabulary."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Token id of each choice, (B, K)."""
+
+    def to(self, device: torch.device) -> Self:
+        """On another device."""
+
+    def repeat(self, times: int) -> Self:
+        """Each row `times` times, as the rollouts of one query follow each other."""
+
+    def rows(self, some: slice) -> Self:
+        """Only these rows."""
+
+    @staticmethod
+    def join(parts: Sequence[Any]) -> "Choices":
+        """The rows of all parts."""
+
+    def longest(self, grammar: GrammarConfig) -> int:
+        """Tokens of the longest completion that the grammar allows."""
+
+    def slate_ids(self, row: int, slate: Sequence[int]) -> list[int]:
+        """Tokens of a slate (pool indices), from its opening tag through its closing one."""
+
+    def progress(self, grammar: GrammarConfig, constrained: bool) -> "Progress":
+        """Completions of every row that have nothing written yet."""
+
+    def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
+        """What was allowed at each token, (B, T, K) bool, and which of the choices it is, (B, T)."""
+
+    def item_ends(self, completions: Tensor) -> Tensor:
+        """True at the (last) token of each item that a list holds. (B, T)."""
+
+
+class Progress(Protocol):
+    """How far the completions of all rows are."""
+
+    def allowed(self) -> Tensor:
+        """Which choices may come next, (B, K) bool."""
+
+    def append(self, rows: Tensor, tokens: Tensor) -> None:
+        """Tokens that some rows wrote."""
+
+    def slate_closed(self) -> Tensor:
+        """Rows that have written `</SLATE>`, (B,) bool."""
+
+    def ended(self) -> Tensor:
+        """Rows that have written the end token, (B,) bool."""
+
+    def repeat(self, times: int) -> Self:
+        """Each row `times` times."""
 
 
 class ItemLabels:
@@ -60,11 +159,11 @@ class ItemLabels:
         """Token ids of the prompt, which does not say the grammar here."""
         return self._ids(self.prompt(example))
 
-    def choices(self, examples: Sequence[Example]) -> "Choices":
+    def choices(self, examples: Sequence[Example]) -> "ItemChoices":
         """What may be written for each example."""
         pools = [self._ids(" ".join(self.candidates(e))) for e in examples]
         width = max(map(len, pools))
-        return Choices(torch.tensor([pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]))
+        return ItemChoices(torch.tensor([pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]))
 
     def spell(self, example: Example, slate: Sequence[int], rank: Sequence[int]) -> list[int]:
         """Token ids of a whole completion, from pool indices."""
@@ -150,33 +249,33 @@ def max_tokens(grammar: GrammarConfig) -> int:
 
 
 @dataclass(frozen=True)
-class Choices:
+class ItemChoices:
     """What the grammar may ever choose from: the pool's labels, then the four tags and the end token.
 
     `tokens` (B, N + 5): token id of each choice, -1 where a pool is shorter than the longest.
     """
 
     tokens: Tensor
-    columns = None  # token ids whose logits are enough for every row; None: all of them
+    columns = None
 
-    def to(self, device: torch.device) -> "Choices":
+    def to(self, device: torch.device) -> "ItemChoices":
         """On another device."""
-        return Choices(self.tokens.to(device))
+        return ItemChoices(self.tokens.to(device))
 
-    def repeat(self, times: int) -> "Choices":
+    def repeat(self, times: int) -> "ItemChoices":
         """Each row `times` times, as the rollouts of one query follow each other."""
-        return Choices(self.tokens.repeat_interleave(times, dim=0))
+        return ItemChoices(self.tokens.repeat_interleave(times, dim=0))
 
-    def rows(self, some: Tensor | slice) -> "Choices":
+    def rows(self, some: Tensor | slice) -> "ItemChoices":
         """Only these rows."""
-        return Choices(self.tokens[some])
+        return ItemChoices(self.tokens[some])
 
     @staticmethod
-    def join(parts: Sequence["Choices"]) -> "Choices":
+    def join(parts: Sequence["ItemChoices"]) -> "ItemChoices":
         """The rows of all parts, the shorter pools padded."""
         width = max(p.tokens.shape[1] for p in parts)
         pools = [torch.nn.functional.pad(p.tokens[:, :-5], (0, width - p.tokens.shape[1]), value=-1) for p in parts]
-        return Choices(torch.cat([torch.cat((a, p.tokens[:, -5:]), 1) for a, p in zip(pools, parts, strict=True)]))
+        return ItemChoices(torch.cat([torch.cat((a, p.tokens[:, -5:]), 1) for a, p in zip(pools, parts, strict=True)]))
 
     def longest(self, grammar: GrammarConfig) -> int:
         """Tokens of the longest completion that the grammar allows."""
@@ -187,9 +286,9 @@ class Choices:
         inner = self.tokens[row, torch.tensor(slate, dtype=torch.long)].tolist()
         return [int(self.tokens[row, -5]), *inner, int(self.tokens[row, -4])]
 
-    def progress(self, grammar: GrammarConfig, constrained: bool) -> "Progress":
+    def progress(self, grammar: GrammarConfig, constrained: bool) -> "ItemProgress":
         """Completions of every row that have nothing written yet."""
-        return Progress(self, grammar, torch.zeros_like(self.tokens, dtype=torch.int16).unsqueeze(1))
+        return ItemProgress(self, grammar, torch.zeros_like(self.tokens, dtype=torch.int16).unsqueeze(1))
 
     def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
         """What was allowed at each token, (B, T, N + 5) bool, and which of the choices it is, (B, T)."""
@@ -197,7 +296,7 @@ class Choices:
         counts = emitted.cumsum(1, dtype=torch.int16) - emitted
         return self.allowed(counts, grammar), emitted.argmax(-1)
 
-    def listed(self, completions: Tensor) -> Tensor:
+    def item_ends(self, completions: Tensor) -> Tensor:
         """True at the (last) token of each item that a list holds. (B, T)."""
         return (completions.unsqueeze(-1) == self.tokens[:, None, :-5]).any(-1)
 
@@ -237,10 +336,10 @@ def phases(token_ids: Tensor, mask: Tensor, close_slate: int) -> Tensor:
 
 
 @dataclass
-class Progress:
+class ItemProgress:
     """How far the completions of all rows are: counts (B, 1, N + 5), how often each choice was emitted."""
 
-    choices: Choices
+    choices: ItemChoices
     grammar: GrammarConfig
     counts: Tensor
 
@@ -260,6 +359,6 @@ class Progress:
         """Rows that have written the end token, (B,) bool."""
         return self.counts[:, 0, -1] > 0
 
-    def repeat(self, times: int) -> "Progress":
+    def repeat(self, times: int) -> "ItemProgress":
         """Each row `times` times."""
-        return Progress(self.choices.repeat(times), self.grammar, self.counts.repeat_interleave(times, dim=0))
+        return ItemProgress(self.choices.repeat(times), self.grammar, self.counts.repeat_interleave(times, dim=0))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import RLConfig
 from .data import Example
-from .rollout import Rollouts
+from .rollout import Rollouts, uniforms
 
 
 def listed_gains(items: Tensor, gains: Tensor) -> Tensor:
@@ -114,12 +114,16 @@ def without_each(items: Tensor) -> Tensor:
     return items.unsqueeze(-2).expand(*items.shape, items.shape[-1]).masked_fill(here, -1)
 
 
-def add_noise(rewards: Rewards, config: RLConfig, generator: torch.Generator) -> Rewards:
-    """The rewards as an unreliable judge gives them: Gaussian noise on either phase, as `config` says."""
-    slate, rank = (torch.randn(rewards.slate.shape, generator=generator) for _ in range(2))
-    return replace(
-        rewards, slate=rewards.slate + config.slate_noise * slate, rank=rewards.rank + config.rank_noise * rank
-    )
+def add_noise(rewards: Rewards, examples: Sequence[Example], config: RLConfig, seed: int, step: int = 0) -> Rewards:
+    """The rewards as an unreliable judge gives them: Gaussian noise on either phase, as `config` says.
+
+    What is added depends on (seed, step, query id, rollout) alone.
+    """
+    n_queries, group = rewards.slate.shape
+    drawn = uniforms(seed, step, examples, group, 2, "reward noise").clamp(min=2.0**-50)
+    noise = torch.special.ndtri(drawn).to(rewards.slate.dtype).view(n_queries, group, 2)  # standard normal
+    slate, rank = config.slate_noise * noise[..., 0], config.rank_noise * noise[..., 1]
+    return replace(rewards, slate=rewards.slate + slate, rank=rewards.rank + rank)
 
 
 def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,25 @@
-"""G rollouts a query, decoded together as branches of one encoded prompt (fgrpo.prefix).
+"""G rollouts a query: completions sampled token by token, or decoded greedily.
 
-A token that the grammar forces (tags, the end, the last choice left) costs no step of its own: it is appended at
-log-prob 0 and fed together with the next token that has to be fed anyway.
+The plain way is below, `_feed_rows`: every row encodes its own prompt and is fed one token a step. Where the model
+allows it, the rollouts of a query grow as branches of one encoded prompt instead (fgrpo.prefix). Either way a token that
+the grammar forces (tags, the end, the last choice left) has log-prob 0 and costs the branches no step of its own.
+
+Random numbers: which token is drawn depends on (seed, step, query id, rollout, position) and the model alone. So a run
+is the same on one process or several, with the queries of a step together or a few at a time, in any order.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .data import Example
-from .lm import memory_kept, narrowed
-from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows
-from .prefix import KEEP_FROM, NO_BRANCH, PrefixTree, positions
-from .prompt import PHASE_PAD, Output, parse
+from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows, slices
+from .prefix import KEEP_FROM, PrefixTree, feed_branches, positions
+from .prompt import PHASE_PAD, Choices, Output, Progress, parse
 
 
 @dataclass(frozen=True)
@@ -60,76 +64,95 @@ class Rollouts:
         """
         if len(parts) == 1 and prompts is None:
             return parts[0]
-        fields = {"completions": pad, "mask": 0, "phase": PHASE_PAD, "logprobs": 0.0}
-        joined: dict[str, Any] = {
-            name: join_rows([getattr(p, name) for p in parts], value) for name, value in fields.items()
-        }
         words = None if parts[0].words is None else join_rows([p.words for p in parts if p.words is not None], 0)
         return replace(
-            parts[0], prompts=prompts or Prompts.join([p.prompts for p in parts], pad), **joined, words=words, tree=None,
-            begun=0, outputs=[o for p in parts for o in p.outputs], longest=max(p.longest or 0 for p in parts),
+            parts[0], prompts=prompts or Prompts.join([p.prompts for p in parts], pad),
+            completions=join_rows([p.completions for p in parts], pad), mask=join_rows([p.mask for p in parts], 0),
+            phase=join_rows([p.phase for p in parts], PHASE_PAD), logprobs=join_rows([p.logprobs for p in parts], 0.0),
+            outputs=[o for p in parts for o in p.outputs], words=words, tree=None, begun=0,
+            longest=max(p.longest or 0 for p in parts),
         )  # fmt: skip
 
 
-class Draws:
-    """Where sampled tokens come from: one generator on the CPU, so that a seed means the same everywhere."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-
-    def choose(self, probabilities: Tensor) -> Tensor:
-        """One index per row that is still written. (B, K) -> (B, 1)."""
-        return torch.multinomial(probabilities, 1, generator=self.generator)
-
-    def finish(self) -> None:
-        """Called when no row is left to draw for."""
-
-
 @torch.no_grad()
-@memory_kept()
 def rollout(
-    policy: Policy, examples: Sequence[Example], sampling: Sampling, group: int = 1,
-    generator: torch.Generator | Draws | None = None, keep_prompts: bool = False, rankings: int = 1,
-    slates: Sequence[Sequence[int]] | None = None, own: slice | None = None,
+    policy: Policy, examples: Sequence[Example], sampling: Sampling, group: int = 1, seed: int | None = None,
+    step: int = 0, *, rankings: int = 1, micro: int = 0, keep_prompts: bool = False,
+    slates: Sequence[Sequence[int]] | None = None,
 ) -> Rollouts:  # fmt: skip
-    """Sample `group` completions per example, or decode greedily if there is no generator.
+    """Sample `group` completions per example, or decode greedily if `seed` is None.
 
-    `keep_prompts` keeps long encoded prompts with their gradient, for the first loss on these rollouts. With
-    `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn share a
-    slate. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
-    Of the examples `own` alone are sampled, if given: other processes see to the rest (fgrpo.distributed).
+    With `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn
+    share a slate. `micro` examples are decoded at a time (0: all). `keep_prompts` keeps long encoded prompts with their
+    gradient, for the first loss on these rollouts, where all are decoded together. `slates` (pool indices, one per row)
+    are taken as written and closed; only their ranking is decoded.
     """
-    prompts = policy.encode(examples, sampling.grammar)
-    if own is not None:
-        prompts, examples = prompts.rows(own), examples[own]
-    if isinstance(generator, torch.Generator):
-        generator = Draws(generator)
-    with narrowed(policy.model, prompts.choices.columns if sampling.constrained else None):
-        return _rollout(policy, prompts, examples, sampling, group, generator, keep_prompts, rankings, slates)
+    parts = slices(len(examples), micro)
+    keep_prompts = keep_prompts and len(parts) == 1
+    done = []
+    for part in parts:
+        prompts = policy.encode(examples[part], sampling.grammar)
+        with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
+            done.append(
+                _rollout(policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, slates)
+            )
+    return Rollouts.join(done, policy.pad)
+
+
+def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, length: int, use: str = "") -> Tensor:
+    """Numbers in [0, 1) for every (query, rollout, position), (Q * G, T) float64: Philox, a counter-based generator.
+
+    Its key is a hash of seed, step, the query's id and `use`, its counter says which rollout, its output runs over
+    positions. Other queries, rollouts or a longer T change none of the numbers.
+    """
+    rows = np.empty((len(examples) * group, length), dtype=np.uint64)
+    for q, example in enumerate(examples):
+        name = f"{use}\0{seed}\0{step}\0{example.id}".encode("utf-8", "surrogatepass")
+        key = int.from_bytes(hashlib.sha256(name).digest()[:16])
+        for g in range(group):
+            rows[q * group + g] = np.random.Philox(key=key, counter=g << 192).random_raw(length)
+    # 50 bits: a number times a sum of probabilities can then never round up to the whole sum
+    return torch.from_numpy((rows >> np.uint64(14)).astype(np.float64) * 2.0**-50)
+
+
+def choose(logps: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One index per row of log-probabilities (B, K), and its log-probability, (B,) each.
+
+    By inverse CDF: the first index at which the cumulative probability exceeds the row's `uniform` number (B,).
+    Without numbers the most likely index.
+    """
+    if uniform is None:
+        index = logps.argmax(-1)
+    else:
+        cdf = logps.cpu().double().exp().cumsum(-1)
+        index = (cdf <= (uniform * cdf[:, -1]).unsqueeze(1)).sum(-1).to(logps.device)
+    return index, logps.gather(-1, index.unsqueeze(1)).squeeze(1)
 
 
 def _rollout(
-    policy: Policy, prompts: Prompts, examples: Sequence[Example], sampling: Sampling, group: int,
-    draws: Draws | None, keep_prompts: bool, rankings: int, slates: Sequence[Sequence[int]] | None,
+    policy: Policy, prompts: Prompts, examples: Sequence[Example], sampling: Sampling, group: int, seed: int | None,
+    step: int, rankings: int, keep_prompts: bool, slates: Sequence[Sequence[int]] | None,
 ) -> Rollouts:  # fmt: skip
-    rows = _Rows.empty(policy, prompts, group // rankings, sampling)
-    tree, begun = None, 0
+    slate_rows = group // rankings  # M
+    rows = _Rows.empty(policy, prompts, slate_rows, sampling)
+    tree, begun, drawn = None, 0, None
+    if seed is not None:
+        drawn = uniforms(seed, step, examples, group, rows.completions.shape[1])  # (Q * G, T)
     if slates is not None:
         rows.write_slates(slates)
     elif policy.shares_prompts:
         rows.append_forced()
         begun = int(rows.length.min())
     if policy.shares_prompts:
-        ids = torch.cat(
-            (prompts.ids, rows.completions[:: group // rankings, :begun]), dim=1
-        )  # all rows begin with these
+        # all rows of a query begin with the same `begun` tokens: they are encoded with the prompt
+        ids = torch.cat((prompts.ids, rows.completions[::slate_rows, :begun]), dim=1)
         keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
         with torch.set_grad_enabled(keep_prompts):
             tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
     if rankings > 1:
-        _decode(rows, prompts, tree, begun, draws, slate_only=True)
+        _decode(rows, prompts, tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
         rows = rows.repeat(rankings)
-    _decode(rows, prompts, tree, begun, draws)
+    _decode(rows, prompts, tree, begun, drawn)
 
     width = int(rows.length.max())
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
@@ -148,30 +171,29 @@ def _rollout(
 class _Rows:
     """Completions while they are written. completions, logprobs (B, T); length (B,); progress of each in the grammar."""
 
-    policy: Policy
-    choices: Any
+    choices: Choices
     sampling: Sampling
     completions: Tensor
     logprobs: Tensor
     length: Tensor
-    progress: Any
+    progress: Progress
+    policy: Policy
 
     @classmethod
     def empty(cls, policy: Policy, prompts: Prompts, group: int, sampling: Sampling) -> "_Rows":
         choices, device = prompts.choices.repeat(group), prompts.ids.device
-        shape = len(choices.tokens), choices.longest(sampling.grammar)
+        shape = len(choices.tokens), choices.longest(sampling.grammar)  # (B, T)
         completions = torch.full(shape, policy.pad, device=device)
         length = torch.zeros(len(completions), dtype=torch.long, device=device)
-        logprobs = torch.zeros(shape, device=device)
         progress = choices.progress(sampling.grammar, sampling.constrained)
-        return cls(policy, choices, sampling, completions, logprobs, length, progress)
+        return cls(choices, sampling, completions, torch.zeros(shape, device=device), length, progress, policy)
 
     def repeat(self, times: int) -> "_Rows":
         completions, logprobs, length = (
             x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.length)
         )
         choices, progress = self.choices.repeat(times), self.progress.repeat(times)
-        return _Rows(self.policy, choices, self.sampling, completions, logprobs, length, progress)
+        return _Rows(choices, self.sampling, completions, logprobs, length, progress, self.policy)
 
     def unfinished(self, slate_only: bool) -> Tensor:
         """Rows that have not yet written the end (`slate_only`: `</SLATE>`) and have room left."""
@@ -202,82 +224,48 @@ class _Rows:
 
 
 def _decode(
-    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, draws: Draws | None,
-    slate_only: bool = False,
-) -> None:  # fmt: skip
-    """Write on, in place, until every row has written the end (`slate_only`: `</SLATE>`) or has no room left."""
+    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, drawn: Tensor | None, slate_only: bool = False
+) -> None:
+    """Write on, in place, until every row has written the end (`slate_only`: `</SLATE>`) or has no room left.
+
+    drawn (B, T): the uniform number of every token; None: greedy.
+    """
     group, sampling = len(rows.completions) // len(prompts.ids), rows.sampling
     if tree is not None:
-        logits_after = _feed_branches(tree.fork(), group, rows.completions, begun)
+        logits_after = feed_branches(tree.fork(), group, rows.completions, begun)
     else:
         logits_after = _feed_rows(rows.policy, prompts, group, rows.completions)
     while True:
         allowed = rows.append_forced() if tree is not None else None
         going = rows.unfinished(slate_only)
         if not len(going):
-            return draws.finish() if draws else None
-        logits = logits_after(going, rows.length)
+            return
+        logits = logits_after(going, rows.length)  # (rows, V)
+        uniform = None if drawn is None else drawn[going.cpu(), rows.length[going].cpu()]
         if sampling.constrained:
             if allowed is None:  # without a tree every row takes one token a step, a forced one at probability 1
                 allowed = rows.progress.allowed()
-            here, may = rows.choices.tokens[going], allowed[going]
+            here, may = rows.choices.tokens[going], allowed[going]  # (rows, K)
             logps = constrained_logps(logits.unsqueeze(1), here, may.unsqueeze(1), sampling).squeeze(1)
-            index, logp = _draw(logps, draws)
+            index, logp = choose(logps, uniform)
             tokens = here.gather(1, index.unsqueeze(1)).squeeze(1)
         else:
-            tokens, logp = _draw(free_logps(logits, sampling), draws)
+            tokens, logp = choose(free_logps(logits, sampling), uniform)
         rows.append(going, tokens, logp)
 
 
-LogitsAfter = Callable[[Tensor, Tensor], Tensor]
-"""(rows still decoding, length of every row) -> logits (rows, V) after the last token of each."""
+def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The plain way: every row encodes its own prompt and is fed one token a step.
 
-
-def _feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int) -> LogitsAfter:
-    """Feed each row's new tokens as a branch of its query's prompt. Rows and queries that ended are fed no more.
-
-    The first `begun` tokens of every row are encoded with the prompt.
+    Returns a function: (rows still decoding, length of every row) -> logits (rows, V) after the last token of each.
     """
-    fed = torch.full((len(completions),), begun, device=completions.device)
-    in_batch = torch.arange(len(completions) // group, device=completions.device)  # queries still in the tree
-
-    def logits_after(rows: Tensor, length: Tensor) -> Tensor:
-        nonlocal in_batch
-        if length.max() == begun:
-            return tree.logits[rows // group]
-        going = torch.zeros_like(length, dtype=torch.bool).index_fill_(0, rows, True)
-        alive = going.view(-1, group)[in_batch].any(1)
-        if alive.sum() <= 0.75 * len(alive):  # leaving costs a copy of the cache, so several leave together
-            tree.keep(alive.nonzero().squeeze(1))
-            in_batch = in_batch[alive]
-        depth = torch.arange(completions.shape[1], device=fed.device)
-        new = (depth >= fed.unsqueeze(1)) & (depth < length.unsqueeze(1)) & going.unsqueeze(1)  # (B, T)
-        new = new.view(-1, group * len(depth))[in_batch]
-        width = int(new.sum(1).max())
-        # (Q, W): which tokens to feed, each as (row in the query) * T + depth
-        where = new.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-        valid, branch, at = new.gather(1, where), where // len(depth), where % len(depth)
-        tokens = completions.view(-1, group * len(depth))[in_batch].gather(1, where)
-        logits = tree.extend(tokens, branch.masked_fill(~valid, NO_BRANCH), at - begun)
-        row = in_batch.unsqueeze(1) * group + branch
-        last = valid & (at == length[row] - 1)
-        found = logits.new_zeros(len(length), logits.shape[-1])
-        found[row[last]] = logits[last]
-        fed[rows] = length[rows]
-        return found[rows]
-
-    return logits_after
-
-
-def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> LogitsAfter:
-    """Every row encodes its own prompt and is fed one token a step: for models whose state branches cannot share."""
     cache, seen = None, torch.zeros(())
 
     def logits_after(rows: Tensor, length: Tensor) -> Tensor:
         nonlocal cache, seen
         if cache is None:  # the prompt and what is written already, padded on the left
             written = torch.arange(int(length.max()), device=length.device) < length.unsqueeze(1)
-            seen = torch.cat((prompts.mask.repeat_interleave(group, dim=0), written), dim=1)
+            seen = torch.cat((prompts.mask.repeat_interleave(group, dim=0), written), dim=1)  # (B, P + T)
             ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, : written.shape[1]]), dim=1)
             order = seen.int().argsort(dim=1, stable=True)
             ids, seen = ids.gather(1, order), seen.gather(1, order)
@@ -292,9 +280,3 @@ def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor
         return out.logits[rows, -1]
 
     return logits_after
-
-
-def _draw(logps: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
-    """One index per row of (B, K) log-probabilities: sampled, or the most likely one without `draws`."""
-    index = draws.choose(logps.exp().cpu()).to(logps.device) if draws else logps.argmax(-1, keepdim=True)
-    return index.squeeze(1), logps.gather(-1, index).squeeze(1)

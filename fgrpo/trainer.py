@@ -3,121 +3,122 @@
 Deviations from the paper are listed in the README.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import Run
 from .config import Config, KitError, RLConfig
 from .credit import assign_credit, check_credit, spread, zero_variance
 from .data import Example
-from .distributed import ALONE, Team, slices
-from .loss import policy_loss
-from .policy import Policy, Sampling
+from .loss import accumulated, policy_loss
+from .policy import Policy, Sampling, Scorer, slices
 from .prompt import PHASE_RANK, PHASE_SLATE
 from .rewards import Rewards, add_noise, score
 from .rollout import Rollouts, rollout
-from .stopping import Stopped
 
 Logs = dict[str, float]
 
 
+class Team:
+    """The processes that share a run, here one by itself: everything is as it is. fgrpo.scale.Processes are several."""
+
+    size, main = 1, True  # `main`: the process that writes files and prints
+
+    def device(self, device: str) -> str:
+        """The device of this process."""
+        return device
+
+    def share(self, queries: Sequence[Example]) -> list[Example]:
+        """This process's queries of a batch. Raises KitError if the batch cannot be shared evenly."""
+        return list(queries)
+
+    def sum(self, value: float) -> float:
+        """A number added up over the processes."""
+        return value
+
+    def mean_gradients(self, parameters: Sequence[Tensor], loss: float) -> float:
+        """Average the gradients over the processes, in place, and the loss, which is returned."""
+        return loss
+
+    def reduce(self, logs: Logs, rollouts: Rollouts | None) -> Logs:
+        """Logged numbers of the whole batch, from those of each process."""
+        return logs
+
+    def agree(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts, with the divisor of the loss (`longest`) that all processes use."""
+        return rollouts
+
+    def any(self, here: bool) -> bool:
+        """Whether something is so on any of the processes."""
+        return here
+
+    def first(self) -> AbstractContextManager[None]:
+        """A block that the main process goes through before the others do."""
+        return nullcontext()
+
+    def prepare(self, *models: object) -> None:
+        """Set the precision in which models compute."""
+
+    def leave(self) -> None:
+        """End the work in common."""
+
+
+ALONE = Team()
+
+
 def step(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    queries: Sequence[Example],
-    config: Config,
-    generator: torch.Generator,
-    reference: Policy | None = None,
-    team: Team = ALONE,
-) -> Logs:
-    """One RL step: sample, score, assign credit, update. Of several processes, each samples and learns from its share."""
-    own = rollouts = sample(policy, queries, config, generator, team)  # B = Q * G completions
-    if team.size > 1:
-        rollouts = team.gather(own, policy.encode(queries, config.grammar), config.lm.micro, policy.pad)
+    policy: Policy, optimizer: torch.optim.Optimizer, queries: Sequence[Example], config: Config, number: int = 0,
+    reference: Scorer | None = None, team: Team = ALONE,
+) -> Logs:  # fmt: skip
+    """RL step `number`: sample, score, assign credit, update. `queries` (Q) are those of this process."""
+    rollouts = sample(policy, queries, config, number, team)  # B = Q * G completions of T tokens
     rewards = score(rollouts, queries, config.rl)  # slate, rank, format: (Q, G) each
     if config.rl.slate_noise or config.rl.rank_noise:
-        rewards = add_noise(rewards, config.rl, generator)
-    advantages = assign_credit(rewards, rollouts, config.rl)  # (B, T): one number per token
-    credit = team.mine(advantages, len(queries), config.lm.micro)
+        rewards = add_noise(rewards, queries, config.rl, config.seed, number)
+    advantages = assign_credit(rewards, rollouts, config.rl, team.sum)  # (B, T): one number per token
     for _ in range(config.rl.epochs):
-        logs: Logs = {}
-        losses = loss_parts(policy, own, credit, config, reference, logs)
-        logs["grad_norm"] = update(policy, optimizer, losses, config.rl.max_grad_norm, team)
-    return team.mean(logs, own) | describe(rollouts, rewards, advantages, config.rl)
+        loss, logs = policy_loss(policy, rollouts, advantages, config.rl, reference, config.lm.micro)  # scalar
+        logs["grad_norm"] = update(policy, optimizer, loss, config.rl.max_grad_norm, team)
+    return team.reduce(logs | describe(rollouts, rewards, advantages, config.rl), rollouts)
 
 
-def loss_parts(
-    policy: Policy, rollouts: Rollouts, advantages: torch.Tensor, config: Config, reference: Policy | None, logs: Logs
-) -> Iterator[torch.Tensor]:
-    """The loss in parts of `micro` queries that sum to it, each made when it is asked for; its logs are added up."""
-    n_queries = len(rollouts.outputs) // rollouts.group
-    for some in slices(n_queries, config.lm.micro):
-        part, rows, share = rollouts, slice(None), (some.stop - some.start) / n_queries
-        if share < 1:
-            part, rows = rollouts.rows(some), slice(some.start * rollouts.group, some.stop * rollouts.group)
-        loss, found = policy_loss(policy, part, advantages[rows, : part.mask.shape[1]], config.rl, reference)
-        for name, value in found.items():
-            logs[name] = logs.get(name, 0.0) + share * value
-        yield share * loss
-
-
-Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
-"""(example, config, generator) -> slate and rank to imitate, as pool indices."""
-
-
-def sft_step(
-    policy: Policy, optimizer: torch.optim.Optimizer, queries: Sequence[Example], config: Config,
-    generator: torch.Generator, reference: Policy | None = None, demonstrate: Demonstrate | None = None,
-    learn: Sequence[int] = (PHASE_SLATE, PHASE_RANK), team: Team = ALONE,
-) -> Logs:  # fmt: skip
-    """One step of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
-
-    Only tokens of the phases `learn` count.
-    """
-    shown = [(demonstrate or demonstration)(example, config, generator) for example in queries]
-    ids, mask = policy.spell(queries, shown)
-    learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
-    total = []
-
-    def losses() -> Iterator[torch.Tensor]:
-        for some in team.parts(len(queries), config.lm.micro):
-            prompts = policy.encode(queries[some], config.grammar)
-            logp, _ = policy.logprobs(prompts, ids[some], mask[some], sampling_of(config))
-            loss = -team.size * (logp * learned[some]).sum() / learned.sum().clamp(min=1)
-            total.append(loss.item())
-            yield loss
-
-    norm = update(policy, optimizer, losses(), 1.0, team)
-    return team.mean({"loss": sum(total)}) | {"grad_norm": norm, "tokens": int(learned.sum())}
+def sample(policy: Policy, queries: Sequence[Example], config: Config, number: int = 0, team: Team = ALONE) -> Rollouts:
+    """The rollouts of one step: G per query, or M slates with K rankings each."""
+    rl = config.rl
+    rollouts = rollout(
+        policy, queries, sampling_of(config), rl.group, config.seed, number, rankings=rl.rankings,
+        micro=config.lm.micro, keep_prompts=True,
+    )  # fmt: skip
+    return team.agree(rollouts)
 
 
 def update(
-    policy: Policy, optimizer: torch.optim.Optimizer, losses: torch.Tensor | Iterable[torch.Tensor], max_norm: float,
-    team: Team = ALONE,
-) -> float:  # fmt: skip
-    """One optimizer step on a loss, or on the sum of several, one in memory at a time; the mean over all processes.
+    policy: Policy, optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float, team: Team = ALONE
+) -> float:
+    """One optimizer step, on the mean of the gradients of all processes.
 
     Returns the gradient's norm before clipping. Raises FloatingPointError if loss or gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for loss in [losses] if isinstance(losses, torch.Tensor) else losses:
-        loss.backward()
-        total += loss.item()
-    total = team.mean_gradients(policy.model.parameters(), total)
-    norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), max_norm))
+    loss.backward()
+    total = team.mean_gradients(policy.parameters(), loss.item())
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm))
     if not (math.isfinite(total) and norm < float("inf")):
         raise FloatingPointError(f"loss {total:.4g}, gradient norm {norm:.4g}")
     optimizer.step()
     return norm
 
 
-def describe(rollouts: Rollouts, rewards: Rewards, advantages: torch.Tensor, config: RLConfig) -> Logs:
+def describe(rollouts: Rollouts, rewards: Rewards, advantages: Tensor, config: RLConfig) -> Logs:
     """What happened in one rollout batch, under the names that metrics.jsonl uses."""
     batch = len(rollouts.outputs)
     return {
@@ -140,26 +141,43 @@ def sampled_tokens(rollouts: Rollouts) -> int:
     return int(slate + (rollouts.phase == PHASE_RANK).sum())
 
 
-def sample(
-    policy: Policy, queries: Sequence[Example], config: Config, generator: torch.Generator, team: Team = ALONE
-) -> Rollouts:
-    """The rollouts of one step, or this process's share: G per query, or M slates with K rankings each."""
-    parts, draws = slices(len(queries), team.size * config.lm.micro), team.draws(generator)
-    kept = len(parts) == 1
-    done = []
-    for part in parts:
-        (own,) = team.parts(part.stop - part.start, 0)
-        done.append(
-            rollout(
-                policy, queries[part], sampling_of(config), config.rl.group, draws, kept, config.rl.rankings, own=own
-            )
-        )
-    return Rollouts.join(done, policy.pad)
-
-
 def sampling_of(config: Config) -> Sampling:
     """How this run draws its tokens."""
     return Sampling(config.grammar, config.rl.decoding == "constrained", config.rl.temperature)
+
+
+# --- the warm start ---
+
+Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
+"""(example, config, generator) -> slate and rank to imitate, as pool indices."""
+
+
+def sft_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, queries: Sequence[Example], config: Config, number: int = 0,
+    reference: Scorer | None = None, team: Team = ALONE, demonstrate: Demonstrate | None = None,
+    learn: Sequence[int] = (PHASE_SLATE, PHASE_RANK),
+) -> Logs:  # fmt: skip
+    """Step `number` of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
+
+    Only tokens of the phases `learn` count. A demonstration depends on (seed, step, query id) alone.
+    """
+    generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
+    shown = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
+    ids, mask = policy.spell(queries, shown)  # (Q, T)
+    learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
+    count = int(team.sum(int(learned.sum())))
+
+    def losses() -> Iterator[Tensor]:
+        for some in slices(len(queries), config.lm.micro):
+            prompts = policy.encode(queries[some], config.grammar)
+            logp, _ = policy.logprobs(prompts, ids[some], mask[some], sampling_of(config))
+            # the mean over the tokens of all processes, whose gradients are averaged afterwards
+            yield -team.size * (logp * learned[some]).sum() / max(1, count)
+
+    parts = losses() if 0 < config.lm.micro < len(queries) else None
+    loss = next(losses()) if parts is None else accumulated(parts, policy.parameters())
+    norm = update(policy, optimizer, loss, 1.0, team)
+    return team.reduce({"loss": loss.item()}, None) | {"grad_norm": norm, "tokens": count}
 
 
 def demonstration(example: Example, config: Config, generator: torch.Generator) -> tuple[list[int], list[int]]:
@@ -178,6 +196,12 @@ def demonstration(example: Example, config: Config, generator: torch.Generator) 
     return shuffled, slate[: grammar.rank_size]
 
 
+def generator_of(*names: object) -> torch.Generator:
+    """A generator seeded by a hash of the names."""
+    name = "\0".join(map(str, names)).encode("utf-8", "surrogatepass")
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7]))
+
+
 def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> list[Example]:
     """Batch `number` of an endless stream of shuffled epochs: a pure function, so that resuming needs no replay."""
     chosen: list[Example] = []
@@ -189,21 +213,53 @@ def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> 
     return chosen
 
 
-Look = Callable[[Policy, int], None]
+# --- the loop ---
+
+
+class Run(Protocol):
+    """Where a run is kept: fgrpo.runs.Run, or anything else that does this."""
+
+    name: str
+    folder: Path
+    save_every: int
+
+    def restore(
+        self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
+    ) -> tuple[Policy, torch.optim.Optimizer, int]:
+        """Policy, optimizer and steps done, from the latest checkpoint, or from `policy` in a new run."""
+
+    def reference(self, policy: Policy) -> Scorer:
+        """The policy that the run started from, for the KL penalty."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Keep the numbers of one step."""
+
+    def save(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int, position: int) -> None:
+        """Write a checkpoint, unless it is there; `position` is the number of examples consumed."""
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+
+
+class Stopped(Exception):
+    """Training ended before its last step because it was asked to; what was done so far is saved."""
+
+
+Callback = Callable[[Policy, int], None]
 """Called with the policy, which it leaves as it is, and the number of steps done."""
 
 
 def fit(
     policy: Policy, examples: Sequence[Example], config: Config, run: Run, sft: bool = False, quiet: bool = False,
-    after_step: Look = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
-    after_save: Look = lambda policy, number: None, team: Team = ALONE, stop: Callable[[], bool] = lambda: False,
+    after_step: Callback = lambda policy, number: None, do_step: Callable[..., Logs] | None = None,
+    after_save: Callback = lambda policy, number: None, team: Team = ALONE, stop: Callable[[], bool] = lambda: False,
 ) -> Policy:  # fmt: skip
     """Train until the run's last step, from its latest checkpoint if it holds one. Returns the trained policy.
 
-    `after_step` looks at every step (again at steps that a resumed run repeats), `after_save` at every checkpoint once
-    it is written, and again at the one that a run resumes from: it may have been stopped in between. `do_step` takes
-    the place of `step` or `sft_step`; `team` are the processes that share every step, the main one of which looks.
-    Where `stop` says so between two steps, on any process, a checkpoint is written and Stopped raised.
+    `after_step` is called after every step (again at steps that a resumed run repeats), `after_save` after every
+    checkpoint, and again at the one that a run resumes from: it may have been stopped in between. `do_step` takes the
+    place of `step` or `sft_step`; `team` are the processes that share every step, the main one of which is called back.
+    Where `stop` returns true between two steps, on any process, a checkpoint is written and Stopped raised.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.
@@ -211,31 +267,30 @@ def fit(
     check_credit(config.rl)
     check_pools(examples, config)
     steps, size = (config.sft.sft_steps, config.sft.sft_batch) if sft else (config.rl.steps, config.rl.queries)
-    team.check(size)
-    do_step = do_step or partial(sft_step if sft else step, team=team)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(config.seed)
+    team.share(batch_of(examples, size, 0, config.seed))  # refused before anything is written
+    do_step = do_step or (sft_step if sft else step)
     policy.to(team.device(config.device))
     with team.first():
-        policy, optimizer, start = run.restore(policy, lambda p: _optimizer(p, config, sft), generator)
+        policy, optimizer, start = run.restore(policy, partial(make_optimizer, config=config, sft=sft))
     reference = run.reference(policy) if config.rl.beta > 0 and not sft else None
     team.prepare(policy, reference)
-    look = after_save if team.main else lambda policy, number: None
+    callback = after_save if team.main else lambda policy, number: None
 
     def due(done: int) -> bool:
         return done == steps or done % run.save_every == 0
 
     if start and due(start):
-        look(policy, start)
+        callback(policy, start)
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=run.name, unit="step", disable=quiet or None)
     for number in bar:
         if team.any(stop()):
-            run.save(policy, optimizer, generator, number, number * size)
+            run.save(policy, optimizer, number, number * size)
             raise Stopped(f"{run.folder}: stopped after step {number} of {steps}")
         queries, began = batch_of(examples, size, number, config.seed), time.perf_counter()
         if sft:
             optimizer.param_groups[0]["lr"] = config.sft.sft_lr * _schedule(number, steps)
         try:
-            logs = do_step(policy, optimizer, queries, config, generator, reference)
+            logs = do_step(policy, optimizer, team.share(queries), config, number, reference, team)
         except FloatingPointError as error:
             ids = ", ".join(e.id for e in queries)
             raise KitError(
@@ -246,8 +301,8 @@ def fit(
         bar.set_postfix_str(f"slate {logs['reward/slate']:.2f} rank {logs['reward/rank']:.2f}" if not sft else "")
         after_step(policy, number + 1)
         if due(number + 1):
-            run.save(policy, optimizer, generator, number + 1, (number + 1) * size)
-            look(policy, number + 1)
+            run.save(policy, optimizer, number + 1, (number + 1) * size)
+            callback(policy, number + 1)
     return policy
 
 
@@ -261,11 +316,10 @@ def check_pools(examples: Sequence[Example], config: Config) -> None:
             )
 
 
-def _optimizer(policy: Policy, config: Config, sft: bool) -> torch.optim.Optimizer:
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    if sft:
-        return torch.optim.AdamW(parameters, lr=config.sft.sft_lr, weight_decay=config.sft.sft_weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.rl.lr, weight_decay=0.0)
+def make_optimizer(policy: Policy, config: Config, sft: bool) -> torch.optim.Optimizer:
+    """AdamW over the weights that are trained, with the options of either stage."""
+    lr, decay = (config.sft.sft_lr, config.sft.sft_weight_decay) if sft else (config.rl.lr, 0.0)
+    return torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=decay)
 
 
 def _schedule(number: int, steps: int) -> float:

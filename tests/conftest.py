@@ -9,8 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
 from fgrpo.config import Config, ModelConfig  # noqa: E402
-from fgrpo.data import Example, Splits, build_lab, lab_catalogue  # noqa: E402
+from fgrpo.data import Example, Splits  # noqa: E402
 from fgrpo.policy import Policy  # noqa: E402
+from fgrpo.tasks.lab import build_lab, lab_catalogue  # noqa: E402
 
 SMALL = {"hidden_size": 32, "layers": 1, "heads": 2}
 

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from fgrpo.config import LMConfig
 from fgrpo.data import Example
+from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.policy import Policy
 
 CORPUS = ["<SLATE> 7, 12, 3 </SLATE> <RANK> 12, 3 </RANK>", "Query: which of these films would this viewer like?",
@@ -110,7 +111,7 @@ def save_model(name: str, folder: Path, **sizes: int) -> Path:
 
 def policy_of(folder: Path, trained_adapter: bool = True, **options) -> Policy:
     """A pretrained policy on a folder; its adapter random, as if it had been trained."""
-    policy = Policy.pretrained(
+    policy = PretrainedPolicy.new(
         LMConfig(model=str(folder), **{"lora_rank": 4, "lora_alpha": 8, "passage_tokens": 12, **options})
     )
     if trained_adapter:

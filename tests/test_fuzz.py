@@ -19,14 +19,15 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from fgrpo.checkpoint import Run, read_config, read_metrics
 from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig, changed
 from fgrpo.data import Example, Splits, parse_example, read_jsonl, to_json, to_row
 from fgrpo.policy import Policy
 from fgrpo.prompt import ERRORS, Output, completion_text, parse
-from fgrpo.sealed import SUMS
-from fgrpo.trace import credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
-from fgrpo.trainer import _optimizer, fit
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.run import Run, read_config, read_metrics
+from fgrpo.runs.seal import SUMS
+from fgrpo.runs.trace import credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
+from fgrpo.trainer import fit, make_optimizer
 
 CASES = int(os.environ.get("FGRPO_FUZZ", "300"))
 fuzz = settings(
@@ -312,10 +313,9 @@ def newborn() -> Policy:
 
 def state_of(run: Run) -> tuple[Any, ...]:
     """All that a run goes on from."""
-    generator = torch.Generator()
-    policy, optimizer, done = run.restore(newborn(), lambda p: _optimizer(p, run.config, False), generator)
+    policy, optimizer, done = run.restore(newborn(), lambda p: make_optimizer(p, run.config, False))
     moments = [x for fields in optimizer.state_dict()["state"].values() for x in fields.values()]
-    tensors = [*policy.model.state_dict().values(), *moments, generator.get_state()]
+    tensors = [*policy.model.state_dict().values(), *moments]
     return policy.labels.items, policy.tokenizer.get_vocab(), policy.model.config.to_dict(), done, tensors
 
 
@@ -349,7 +349,7 @@ def test_a_damaged_checkpoint_is_read_to_the_bit_or_refused(run: Run, data: st.D
     blob = data.draw(damaged(path.read_bytes()) | st.none() if path.name != SUMS else damaged(path.read_bytes()))
     wanted = reference(run)
     with with_file(path, blob):
-        for read in (lambda: Policy.load(folder), lambda: state_of(run)):
+        for read in (lambda: load_policy(folder), lambda: state_of(run)):
             try:
                 found = read()
             except KitError as error:
@@ -378,7 +378,7 @@ def test_a_damaged_checkpoint_without_sums_raises_nothing_else(run: Run, tmp_pat
         path = data.draw(st.sampled_from(sorted(folder.iterdir())))
         path.write_bytes(data.draw(damaged(path.read_bytes())))
         with contextlib.suppress(KitError):
-            Policy.load(folder)
+            load_policy(folder)
 
 
 @fuzz

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from fgrpo.sealed import SUMS, check_seal
+from fgrpo.runs.seal import SUMS, check_seal
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +89,7 @@ def test_training_imports_no_optional_package() -> None:
         "hypothesis",
     )
     script = (
-        "import sys, fgrpo.compare, fgrpo.report, fgrpo.bench, fgrpo.analysis\n"
+        "import sys, fgrpo.compare, fgrpo.study.report, fgrpo.bench, fgrpo.analysis\n"
         f"print([name for name in {extras} if name in sys.modules])\n"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)

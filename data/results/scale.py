@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from fgrpo.config import Config
-from fgrpo.estimate import Tokens, memory_of, rate_of, seconds_of, shape_of
-from fgrpo.plan import model_of
-from fgrpo.recipes import RECIPES
+from fgrpo.scale.estimate import Tokens, memory_of, rate_of, seconds_of, shape_of
+from fgrpo.scale.plan import model_of
+from fgrpo.scale.recipes import RECIPES
 
 config = Config.from_flat(**RECIPES["paper-musique"] | {"micro": 1})
 shape, tokens = shape_of(model_of(config, []), config.lm), Tokens(4096, 4096, 76, 32, False)

@@ -45,7 +45,7 @@ import torch
 from IPython.display import Image, Markdown
 
 from fgrpo.data import read_jsonl
-from fgrpo.datasets import DATA
+from fgrpo.tasks import DATA
 
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
@@ -69,11 +69,12 @@ Markdown(
 # already, in a short training on good outputs (the *warm start*); this course is about what comes after.
 
 # %%
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.policy import Policy
 
-policy = Policy.load(policy_folder(SHIPPED))
+policy = load_policy(SHIPPED)
 weights = sum(p.numel() for p in policy.model.parameters())
 Markdown(
     f"The policy has {weights:,} weights and {len(policy.token_text)} tokens. It reads this prompt:\n\n"
@@ -138,8 +139,8 @@ Markdown(f"B, T = {tuple(phase.shape)}. Tokens per phase: {counts['slate']} slat
 # probability 1 and the policy decided nothing.
 
 # %%
-from fgrpo import figures
-from fgrpo.plots import save
+from notebooks import figures
+from fgrpo.study.plots import save
 
 strip = figures.token_strip(policy, example, rollouts)
 Image(save(strip, FIGURES / "01_one_rollout.png"), width=900, alt="Probability of every token, by phase")

@@ -181,17 +181,18 @@ def best_of_all(ranked, relevant, k):
 # whose rollouts differ most.
 
 # %%
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
 from fgrpo.data import read_jsonl
-from fgrpo.datasets import DATA
+from fgrpo.tasks import DATA
 from fgrpo.policy import Policy
 from fgrpo.rewards import score
 from fgrpo.trainer import sample
 
 config = Config()
-policy = Policy.load(policy_folder(SHIPPED))
+policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
@@ -221,8 +222,8 @@ Markdown("\n".join(rows))
 # it). Dark without a number: nothing. Grey: the list had ended.
 
 # %%
-from fgrpo import figures
-from fgrpo.plots import save
+from notebooks import figures
+from fgrpo.study.plots import save
 
 heat = figures.group_rewards(rewards, rollouts, q)
 Image(save(heat, FIGURES / "02_two_rewards.png"), width=950, alt="Rewards of one group: G rollouts by rewards")

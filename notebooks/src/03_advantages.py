@@ -37,7 +37,7 @@ from dataclasses import replace
 import torch
 from IPython.display import Image, Markdown, display
 
-from fgrpo.plots import save
+from fgrpo.study.plots import save
 from notebooks import checks
 
 # %% [markdown]
@@ -48,7 +48,7 @@ from notebooks import checks
 
 # %%
 from fgrpo.data import read_jsonl
-from fgrpo.datasets import DATA
+from fgrpo.tasks import DATA
 
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 example = next(e for e in test[SEED:] + test if len(e.relevant) == 2)
@@ -71,8 +71,9 @@ Markdown(
 # (B, T) is known from notebook 1, the rewards `slate` and `rank` (Q, G) from notebook 2; here B = G and Q = 1.
 
 # %%
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
 from fgrpo.policy import Policy
 from fgrpo.prompt import Output, completion_text, phases
@@ -81,7 +82,7 @@ from fgrpo.rollout import Rollouts
 from fgrpo.trainer import sampling_of
 
 config = Config()
-policy = Policy.load(policy_folder(SHIPPED))
+policy = load_policy(SHIPPED)
 outputs = [Output(tuple(slate), tuple(rank)) for slate, rank in WRITTEN.values()]
 labels = policy.labels.candidates(example)
 texts = [completion_text(o.slate, o.rank, labels) for o in outputs]
@@ -249,7 +250,7 @@ def credit_of(method, rewards, lam):
 # for what the other phase did.
 
 # %%
-from fgrpo import figures
+from notebooks import figures
 
 
 def bars(rewards, lam):

@@ -156,18 +156,19 @@ def uphill(per_token, mask, longest):
 # As before: groups for some queries of the test set, rewards, advantages (B, T).
 
 # %%
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
 from fgrpo.credit import assign_credit
 from fgrpo.data import read_jsonl
-from fgrpo.datasets import DATA
+from fgrpo.tasks import DATA
 from fgrpo.policy import Policy
 from fgrpo.rewards import score
 from fgrpo.trainer import sample
 
 config = Config()
-policy = Policy.load(policy_folder(SHIPPED))
+policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
@@ -242,8 +243,8 @@ Markdown(f"Rollout {row}: its slate earned {own_slate[row]:+.2f}, its ranking {o
 # and cannot move.
 
 # %%
-from fgrpo import figures
-from fgrpo.plots import save
+from notebooks import figures
+from fgrpo.study.plots import save
 
 bars = figures.logprob_change(policy, queries[row // rollouts.group], rollouts, row, change, advantages)
 Image(save(bars, FIGURES / "04_the_loss.png"), width=950, alt="Change of log-prob of every token after one step")

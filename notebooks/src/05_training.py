@@ -42,7 +42,7 @@ from multiprocessing import get_context
 import torch
 from IPython.display import Image, Markdown, display
 
-from fgrpo.plots import name_of, save
+from fgrpo.study.plots import name_of, save
 
 # %% [markdown]
 # ## A fair comparison
@@ -59,9 +59,11 @@ from fgrpo.plots import name_of, save
 # always the likeliest token, no chance left.
 
 # %%
-from fgrpo.compare import slug, with_method
-from fgrpo.config import PRESETS, Config
-from fgrpo.datasets import load_task
+from fgrpo.study.compare import slug, with_method
+from fgrpo.cli.options import PRESETS
+from fgrpo.config import Config
+from fgrpo.runs.policies import load_policy
+from fgrpo.tasks import load_task
 
 METHODS, SEEDS, STEPS = ("grpo", "fgrpo", "reward_to_go"), 2, 80
 
@@ -81,8 +83,9 @@ Markdown(
 # more, from the command line.)
 
 # %%
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED, train_and_test
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.warm_start import SHIPPED
+from fgrpo.study.compare import train_and_test
 
 start = policy_folder(SHIPPED)
 folder = ROOT / "runs" / "notebooks" / "05_training"
@@ -105,8 +108,8 @@ Markdown(f"Done: {tokens:,} tokens sampled in {len(done)} runs.")
 # methods.
 
 # %%
-from fgrpo.checkpoint import read_metrics
-from fgrpo.plots import learning_curves
+from fgrpo.runs.run import read_metrics
+from fgrpo.study.plots import learning_curves
 
 curves = {m: [read_metrics(where[m, s]) for s in range(SEEDS)] for m in METHODS}
 Image(save(learning_curves(curves), FIGURES / "05_training.png"), width=950, alt="Rewards and slate length, by step")
@@ -119,7 +122,7 @@ Image(save(learning_curves(curves), FIGURES / "05_training.png"), width=950, alt
 # curves this short "whole gain" only means what these few steps brought; the recorded runs further down are longer.
 
 # %%
-from fgrpo.report import settling
+from fgrpo.study.report import settling
 
 
 def settled(found):
@@ -152,13 +155,13 @@ Markdown(settled({m: settling(rows) for m, rows in curves.items()}))
 # it.
 
 # %%
-from fgrpo.compare import WARM_START, Result
+from fgrpo.study.compare import WARM_START, Result
 from fgrpo.evaluate import evaluate
-from fgrpo.figures_results import differences, pick
+from notebooks.recorded import differences, pick
 from fgrpo.policy import Policy
-from fgrpo.report import table
+from fgrpo.study.report import table
 
-policy = Policy.load(start)
+policy = load_policy(start)
 filled = replace(config, grammar=replace(config.grammar, full=True))
 untrained = {"sft_full": filled, WARM_START: config}
 ours = {name: [Result(evaluate(policy, splits.test, c))] for name, c in untrained.items()}
@@ -225,7 +228,7 @@ Markdown(by_length(pick(rows, metric="ndcg@5")))
 # with two slate rewards, and with several relevant candidates or exactly one (`one_relevant`).
 
 # %%
-from fgrpo.figures_results import recorded, shown
+from notebooks.recorded import recorded, shown
 
 made, credits = recorded("credits")
 ndcg = pick(credits, metric="ndcg@5")
@@ -286,7 +289,7 @@ Markdown("\n".join(lines) + "\n\nA share above 100 %: the untrained policy with 
 # "Reached by": in which share of the bootstrap's draws that level is reached at all.
 
 # %%
-from fgrpo.plots import efficiency
+from fgrpo.study.plots import efficiency
 
 (made, points), (_, reached) = recorded("tokens-curve"), recorded("tokens-reached")
 rows = [f"| method | tokens to reach {reached[0]['target']:.3f} | 95 % interval | reached by |", "|---" * 4 + "|"]

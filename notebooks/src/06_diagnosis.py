@@ -37,7 +37,7 @@ from dataclasses import replace
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo.plots import save
+from fgrpo.study.plots import save
 from notebooks import checks
 
 # %% [markdown]
@@ -105,18 +105,19 @@ def nothing_irrelevant_at_all(candidate, slate, ranked, relevant):
 # well, the slate missed something, the ranking dropped something, or both.
 
 # %%
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
 from fgrpo.data import read_jsonl
-from fgrpo.datasets import DATA
+from fgrpo.tasks import DATA
 from fgrpo.evaluate import FATES, fates
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rewards import pad, pool_gains
 from fgrpo.rollout import rollout
 
 config = Config()
-policy = Policy.load(policy_folder(SHIPPED))
+policy = load_policy(SHIPPED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 found = {}
 for name, grammar in (("warm start", config.grammar), ("lists filled", replace(config.grammar, full=True))):
@@ -132,7 +133,7 @@ rows = [f"| {name} | " + " | ".join(f"{x:.0%}" for x in s) + " |" for name, s in
 Markdown("| relevant candidates of | " + " | ".join(FATES[:3]) + " |\n" + "|---" * 4 + "|\n" + "\n".join(rows))
 
 # %%
-from fgrpo import figures_results
+from notebooks import recorded as figures_results
 
 quadrants = figures_results.miss_and_drop(found)
 Image(save(quadrants, FIGURES / "06_quadrants.png"), width=850, alt="Queries by slate misses and rank drops")
@@ -148,8 +149,8 @@ Image(save(quadrants, FIGURES / "06_quadrants.png"), width=850, alt="Queries by 
 # From the recorded runs (`credits.csv`): shares of the relevant candidates, mean over seeds.
 
 # %%
-from fgrpo.figures_results import differences, pick, recorded, shown
-from fgrpo.plots import error_types, name_of
+from notebooks.recorded import differences, pick, recorded, shown
+from fgrpo.study.plots import error_types, name_of
 
 made, credits = recorded("credits")
 ONE, SEVERAL = "one_relevant=true", "one_relevant=false"
@@ -167,7 +168,7 @@ Image(save(error_types(rows), FIGURES / "06_errors.png"), width=800, alt="Fate o
 # the same way, 0: neither touches the other, -1: they pull against each other).
 
 # %%
-from fgrpo.analysis import interference
+from fgrpo.study.analysis import interference
 
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[:64].tolist()]
@@ -224,7 +225,7 @@ Markdown(differences(rows, 1) + "\n\n" + "\n".join(lines))
 
 # %%
 from fgrpo.config import GrammarConfig
-from fgrpo.oracle import enumerate_outputs, small_pool
+from fgrpo.study.oracle import enumerate_outputs, small_pool
 from fgrpo.prompt import PHASE_SLATE
 from fgrpo.rewards import f1, output_lists
 
@@ -290,7 +291,7 @@ Markdown(
 # slate and compares those with each other; `item` pays every item of a list for what it brings itself.
 
 # %%
-from fgrpo.analysis import mean_of, oracle_table
+from fgrpo.study.analysis import mean_of, oracle_table
 
 METHODS = ("grpo", "gdpo", "fgrpo", "reward_to_go", "nested:rankings=2", "item")
 tiny = replace(config, grammar=GrammarConfig(slate_size=2, rank_size=2))

@@ -34,8 +34,8 @@ FIGURES = ROOT / "runs" / "notebooks"
 # %%
 from IPython.display import Image, Markdown
 
-from fgrpo.figures_results import differences, pick, recorded, small_multiples, value_of
-from fgrpo.plots import name_of, save
+from notebooks.recorded import differences, pick, recorded, small_multiples, value_of
+from fgrpo.study.plots import name_of, save
 
 # %% [markdown]
 # ## The four sweeps
@@ -133,11 +133,12 @@ Markdown("Recall of the slate:\n\n" + "\n".join(lines))
 # %%
 import shutil
 
-from fgrpo.checkpoint import policy_folder
-from fgrpo.compare import SHIPPED, compare
+from fgrpo.runs.policies import policy_folder
+from fgrpo.runs.warm_start import SHIPPED
+from fgrpo.study.compare import compare
 from fgrpo.config import Config
-from fgrpo.datasets import load_task
-from fgrpo.report import table
+from fgrpo.tasks import load_task
+from fgrpo.study.report import table
 
 
 def load(config):

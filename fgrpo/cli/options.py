@@ -1,0 +1,236 @@
+"""The options of the command line, and what they say: `parser_of`, `config_of`, `load`.
+
+The fields of a run come from the dataclasses of fgrpo.config.
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from ..config import CONCERNS, Config, KitError, LMConfig
+from ..scale.recipes import RECIPES
+
+DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # chosen in November 2026; the RL learning rate on the validation split, for 200 steps (data/results/lr-long.csv)
+    "lab-rec": {"sft_steps": 200, "sft_lr": 1e-3, "lr": 1e-4},
+    "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
+    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},  # those of MovieLens; not tuned
+}
+"""Defaults by task, as flat fields; what is given on the command line comes first."""
+
+LM_PRESET: dict[str, Any] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
+"""Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong call as one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Hand the message to `main`, which prints it as any other."""
+        raise KitError(f"{message} (see {self.prog} --help)")
+
+
+def parser_of(commands: Mapping[str, Command]) -> Parser:
+    """The parser of the command line; `commands` holds the function that runs each command, by its full name."""
+    parser = Parser(
+        prog="python -m fgrpo", description="F-GRPO (arXiv 2605.12995): one rollout, two phases, two credits."
+    )
+    top = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, under: Any = top, config: bool = False) -> Parser:
+        run = commands[name]
+        p = under.add_parser(name.split()[-1], help=run.__doc__, description=run.__doc__)
+        p.set_defaults(run=run)
+        if config:
+            add_arguments(p, Config, *CONCERNS.values())
+            p.add_argument("--preset", choices=RECIPES, help="an experiment of the paper; options that are given win")
+            p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
+        if not name.startswith("data") or name == "data stats":
+            p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return p
+
+    p = command("demo")
+    p.add_argument("--steps", type=_count, default=100, help="RL steps per run (default 100)")
+    p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
+    p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
+    p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None, against="")
+    p = command("train", config=True)
+    p.add_argument("--out", help="folder of the run (default: runs/ and the name of the preset)")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print the plan, with memory and time estimated; load no weights"
+    )
+    p.add_argument("--init", help="policy or run folder to start from, or base: the model as it comes (default: a warm "
+                   "start, shipped or made first)")  # fmt: skip
+    p.add_argument("--sft", action="store_true", help="make only the warm start")
+    p.add_argument(
+        "--policy-only", action="store_true", help="in the end keep the finished policy, not what resuming needs"
+    )
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
+    p = command("evaluate", config=True)
+    _add_measured(p)
+    p = command("compare", config=True)
+    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas; RL options may "
+                   "stand behind a name: nested:rankings=2:queries=24 (default grpo,fgrpo,reward_to_go)")  # fmt: skip
+    p.add_argument("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="repeat everything for each value "
+                   "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
+    p.add_argument("--baselines", default="random,popularity", help="rankers beside the policies, separated by commas: "
+                   "random, popularity, bm25, gru4rec, unisrec, dense, cross_encoder:model=NAME, decoupled, "
+                   "decoupled:slates=selector, llm:model=NAME:steps=2, zero_shot:model=NAME (default "
+                   "random,popularity)")  # fmt: skip
+    p.add_argument("--against", default="", help="method that differences are taken to (default: the first grpo)")
+    p.add_argument("--limit", type=_count, help="measure on the first so many queries only")
+    p.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="queries to measure on (default test)"
+    )
+    p.add_argument("--every", type=_count, default=0, help="measure also every so many steps: NDCG@5 against tokens")
+    p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
+    p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
+    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
+    p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
+    p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    p = command("trace", config=True)
+    _add_measured(p)
+    p.add_argument("--out", required=True, help="JSONL file to write")
+    p.add_argument("--limit", type=_count, help="trace the first so many queries only")
+    p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "
+                   "(default 24); of the others the greedy lists alone")  # fmt: skip
+    p = command("analyse", config=True)
+    p.add_argument(
+        "--checkpoint", default="data/checkpoints/lab-rec", help="policy or run folder (default the shipped one)"
+    )
+    every = "grpo,grpo:scale=std,gdpo,fgrpo,reward_to_go,nested:rankings=2,nested:rankings=4,item"
+    p.add_argument("--credits", default=every, help="methods, as for compare")
+    p.add_argument("--pools", type=_count, default=4, help="queries whose pool is cut down and enumerated (default 4)")
+    p.add_argument("--batches", type=_count, default=8, help="rollout batches of the real task (default 8)")
+    p.add_argument("--groups", type=_numbers, default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)")
+    p.add_argument("--out", help="CSV file to write, with a figure beside it")
+    p = command("bench")
+    for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
+                                ("group", "8", "rollouts per query")):  # fmt: skip
+        p.add_argument(f"--{name}", type=_numbers, default=default, help=f"{text}, one or more (default {default})")
+    p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
+    p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
+    p.add_argument("--repeats", type=_count, default=5, help="runs behind each median (default 5)")
+    p.add_argument("--queries", type=_count, default=2, help="queries per step (default 2)")
+    p.add_argument("--layers", type=_count, default=4, help="layers of the model (default 4)")
+    p.add_argument("--hidden-size", type=_count, default=256, help="width of the model (default 256)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    p.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
+    p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    p.add_argument("--out", help="CSV file to write, with a figure beside it")
+    data = top.add_parser("data", help="fetch, count, build or check data").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    p = command("data build", data)
+    p.add_argument("--out", default="data/lab-rec", help="folder (default data/lab-rec)")
+    p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
+    p = command("data check", data)
+    p.add_argument("file", help="a JSONL file")
+    p = command("data stats", data)
+    p.add_argument("--task", default="lab-rec", help="lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file")
+    p.add_argument("--data", default="", help="folder or file of a real data set")
+    p.add_argument("--skip-bad", action="store_true", help="skip broken rows and count them")
+    add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))
+    p = command("data fetch", data)
+    p.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
+    p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/NAME)")
+    p.add_argument("--yes", action="store_true", help="accept the licence without being asked")
+    p = command("data fetch-model", data)
+    p.add_argument("name", choices=("smollm2",), metavar="NAME", help="smollm2")
+    p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/smollm2)")
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str, ...] = ()) -> None:
+    """One option per field of each dataclass, its help taken from the docstring under the field.
+
+    Options that are not given stay out of the namespace, so that a preset or a resumed run can fill them in.
+    """
+    for kind in kinds:
+        group = parser.add_argument_group(kind.__name__, (kind.__doc__ or "").split("\n")[0])
+        docs = _field_docs(kind)
+        for f in dataclasses.fields(kind):
+            if f.name in skip or dataclasses.is_dataclass(f.type):
+                continue
+            flag = "--" + f.name.replace("_", "-")
+            text = f"{docs[f.name]} (default {f.default!r})".replace("%", "%%")
+            how: dict[str, Any] = {"action": "store_true"}
+            if f.type is not bool:
+                how = {"type": f.type, "metavar": getattr(f.type, "__name__", "value").upper()}
+            group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
+
+
+def _add_measured(p: argparse.ArgumentParser) -> None:
+    """What is decoded, and on which queries."""
+    p.add_argument(
+        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
+    )
+    splits = ("train", "validation", "test", "all")
+    p.add_argument("--split", choices=splits, default="test", help="which split, or all (default test)")
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    docs = {}
+    for a, b in itertools.pairwise(getattr(tree, "body", [])):
+        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name) and isinstance(b, ast.Expr):
+            docs[a.target.id] = ast.literal_eval(b.value)
+    return docs
+
+
+def _count(text: str) -> int:
+    numbers = _numbers(text)
+    if len(numbers) > 1:
+        raise KitError(f"{text!r} must be one whole number above 0.")
+    return numbers[0]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(x) for x in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise KitError(f"{text!r} must be whole numbers above 0, separated by commas.")
+    return numbers
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The run that the options describe, over the preset of its task."""
+    names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
+    names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    given = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
+    preset = LM_PRESET if given.get("model") else PRESETS.get(given.get("task", "lab-rec"), {})
+    return Config.from_flat(**{**preset, **given})
+
+
+def load(args: argparse.Namespace, config: Config, notes: Any = None) -> tuple[Any, list[str]]:
+    """The task's splits and catalogue; what its files lost is said on stderr, and counted in `notes` where given.
+
+    With --skip-bad, broken lines are skipped, counted and the first ones shown.
+    """
+    from ..tasks import load_task
+
+    bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
+    loaded = load_task(config, bad, notes)
+    for line in notes.sentences() if notes else ():
+        print(line, file=sys.stderr)
+    if bad:
+        print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
+    splits, items = loaded
+    if args.command == "compare":
+        splits = splits._replace(test=getattr(splits, args.split)[: args.limit])
+    return splits, items

@@ -1,0 +1,73 @@
+"""The command `train`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, KitError
+from ..runs.signals import Stop, how_to_resume
+from .checkpoint import report_metrics
+from .options import config_of, load
+
+
+def train(args: argparse.Namespace) -> None:
+    """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
+    config = config_of(args)
+    if args.dry_run:
+        from ..scale.plan import format_plan, plan
+
+        found = plan(config, *load(args, config), not args.init, not args.sft)
+        print(json.dumps(found) if args.json else format_plan(found))
+        return
+    if not (args.out or args.preset):
+        raise KitError("name the run's folder with --out.")
+    args.out = args.out or f"runs/{args.preset}"
+    from ..trainer import Stopped
+
+    with Stop() as stop:
+        from ..scale.processes import launched
+
+        team = launched(config.device)
+        try:
+            policy, examples = _train(args, config, team, lambda: stop.asked)
+        except Stopped as stopped:
+            if team.main:
+                print(f"fgrpo: {stopped}; to go on: {how_to_resume(args.argv)}", file=sys.stderr)
+            team.leave()
+            return
+    team.leave()
+    if team.main:
+        report_metrics(args, policy, examples, config, f"{args.out}, validation split")
+
+
+def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[], bool]) -> tuple[Any, list]:
+    from ..runs.policies import load_policy, new_policy, policy_folder
+    from ..runs.run import Run
+    from ..runs.warm_start import tracer, warm_start
+    from ..trainer import Stopped, fit
+
+    out = Path(args.out)
+    splits, items = load(args, config)
+    run = Run(out, config, args.resume, args.save_every, team.main)
+    quiet, stopped = args.json or not team.main, None
+    if args.sft or args.init == "base":
+        policy = new_policy(items, config, config.seed)
+    else:
+        init, folder = args.init, out / "warm-start"
+        with team.first():  # without --init, the main process makes the warm start and the others take it
+            again = args.resume or not team.main
+            try:
+                start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again, stop)
+            except Stopped as error:  # raised below, where no other process waits for this one
+                stopped = error
+        if team.any(stopped is not None):
+            raise stopped or Stopped(f"{out}: stopped in the warm start")
+        policy = load_policy(start, lm=config.lm)
+    look = tracer(run, splits.validation)
+    policy = fit(policy, splits.train, config, run, args.sft, quiet, after_save=look, team=team, stop=stop)
+    if args.policy_only and team.main:
+        run.strip()
+    return policy, splits.validation

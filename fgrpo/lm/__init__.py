@@ -1,0 +1,1 @@
+"""Pretrained models: policies with a LoRA adapter, their prompts and their grammar."""

@@ -1,0 +1,238 @@
+"""A run's folder: what it was, what it logged, and checkpoints that are whole or absent.
+
+    config.json                   the configuration; command, versions, hardware, date
+    metrics.jsonl                 one line per step
+    trace.jsonl                   what the policy wrote, token by token (fgrpo.trace)
+    checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer), trainer.json;
+                                  SHA256SUMS of all of them, checked whenever they are read
+
+A checkpoint is written under another name and renamed when it is complete, and renamed again before it is deleted, so
+that a kill at any moment leaves whole checkpoints. The first one (step 0) is kept as the reference policy, of the others
+the last two. Of the steps that trace.jsonl holds, the first FIRST and the last LAST are kept. Nothing in a run's folder
+names its path: it can be moved.
+"""
+
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from .. import __version__
+from ..config import Config, KitError
+from ..data import read_object, write_text
+from ..policy import Policy, Scorer
+from .seal import check_seal, seal
+from .signals import processes
+
+KEEP = 2
+FIRST = LAST = 20
+MAY_DIFFER = ("rl.steps", "device")
+PATHS = ("task", "data", "lm.model")
+"""options that may say where the files lie now, when a run is resumed elsewhere: only their last part must be the same"""
+
+
+class Run:
+    """One training run on disk."""
+
+    def __init__(
+        self, folder: str | Path, config: Config, resume: bool = False, save_every: int = 25, writes: bool = True
+    ):
+        """Open a run folder. Raises KitError if it holds another run, or one that `resume` was not asked to go on.
+
+        Of several processes one alone `writes`; the others read what it wrote.
+        """
+        self.folder, self.config, self.save_every, self.writes = Path(folder), config, save_every, writes
+        self.name = self.folder.name
+        self.metrics, self.trace = self.folder / "metrics.jsonl", self.folder / "trace.jsonl"
+        if not writes:
+            return
+        if self.metrics.exists():  # it began to train: a call that failed before may simply be repeated
+            if not resume:
+                raise KitError(f"{self.folder} already holds a run: pass --resume to go on, or another --out.")
+            self._compare(read_config(self.folder))
+        made = {**provenance(), "processes": processes()}
+        write_text(self.folder / "config.json", json.dumps({**config.to_dict(), "made": made}, indent=2) + "\n")
+
+    def _compare(self, old: Config) -> None:
+        before, now = (_flat(c.to_dict()) for c in (old, self.config))
+        for name, value in now.items():
+            was = before.get(name)
+            moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
+            if was != value and not moved and name not in MAY_DIFFER:
+                raise KitError(f"{self.folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, or None."""
+        return max(self.folder.glob("checkpoints/step-*"), default=None)
+
+    def restore(
+        self,
+        policy: Policy,
+        make_optimizer: Callable[[Policy], torch.optim.Optimizer],
+    ) -> tuple[Policy, torch.optim.Optimizer, int]:
+        """Policy, optimizer and steps done, from the latest checkpoint, or from `policy` in a new run.
+
+        Also cuts metrics.jsonl back to the steps that the checkpoint holds.
+        """
+        if self.writes:
+            self._sweep()
+        folder = self.latest()
+        if folder is None:
+            write_text(self.metrics, "")
+            optimizer = make_optimizer(policy)
+            self.save(policy, optimizer, 0, 0)
+            return policy, optimizer, 0
+        check_seal(folder)
+        policy = policy.reload(folder)
+        optimizer = make_optimizer(policy)
+        try:
+            tensors = safetensors.torch.load_file(folder / "trainer.safetensors")
+            done = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["step"]
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in tensors.items():
+                index, field = name.split(".")
+                state.setdefault(int(index), {})[field] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+            raise KitError(
+                f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to go on from the one before."
+            ) from None
+        if self.writes:
+            rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        return policy, optimizer, done
+
+    def strip(self) -> None:
+        """Keep the last policy alone, without what resuming needs: for a checkpoint to be handed on."""
+        *old, last = sorted(self.folder.glob("checkpoints/step-*"))
+        for folder in old:
+            _remove(folder)
+        for path in last.glob("trainer.*"):
+            path.unlink()
+        seal(last)
+
+    def total(self, name: str) -> float:
+        """Sum of a logged number over all steps."""
+        return sum(row[name] for row in read_metrics(self.folder))
+
+    def reference(self, policy: Policy) -> Scorer:
+        """The policy that the run started from, for the KL penalty."""
+        first = self.folder / "checkpoints" / "step-000000"
+        check_seal(first)
+        return policy.reference(first)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one step to metrics.jsonl."""
+        if not self.writes:
+            return
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise KitError(f"{self.metrics}: cannot be written ({error.strerror}); --resume goes on later.") from None
+
+    def save(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int, position: int) -> None:
+        """Write a checkpoint, whole or not at all, unless it is there; `position` is the number of examples consumed."""
+        final = self.folder / "checkpoints" / f"step-{step:06d}"
+        if not self.writes or final.exists():
+            return
+        writing = final.with_name(f".writing-{os.getpid()}")
+        try:
+            policy.save(writing)
+            state = optimizer.state_dict()["state"]
+            tensors = {f"{i}.{field}": t.contiguous() for i, fields in state.items() for field, t in fields.items()}
+            blob = safetensors.torch.save(tensors)
+            (writing / "trainer.safetensors").write_bytes(blob)
+            write_text(writing / "trainer.json", json.dumps({"step": step, "position": position}) + "\n")
+            seal(writing)
+            writing.replace(final)
+        except Exception as error:  # OSError; what the writers of tokenizers and safetensors make of it is their own
+            shutil.rmtree(writing, ignore_errors=True)
+            raise KitError(
+                f"{final}: the checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); "
+                f"the last good one is {self.latest()}."
+            ) from None
+        for old in sorted(self.folder.glob("checkpoints/step-*"))[1:-KEEP]:
+            _remove(old)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing or deleting."""
+        for kind in ("writing", "leaving"):
+            for folder in self.folder.glob(f"checkpoints/.{kind}-*"):
+                shutil.rmtree(folder)
+        for name in ("config.json", "metrics.jsonl", "trace.jsonl"):
+            for file in self.folder.glob(f".{name}.*"):
+                file.unlink()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; a kill meanwhile leaves the whole of it, or a remainder that does not bear its name."""
+    leaving = checkpoint.with_name(f".leaving-{checkpoint.name}")
+    checkpoint.replace(leaving)
+    shutil.rmtree(leaving)
+
+
+def thinned(lines: list[tuple[int, str]], before: int) -> str:
+    """Lines of a trace, given with their steps, that stay when one of step `before` is added."""
+    steps = sorted({step for step, _ in lines if step < before})
+    kept = {*steps[:FIRST], *steps[max(0, len(steps) - LAST + 1) :]}
+    return "".join(line for step, line in lines if step in kept)
+
+
+def read_config(folder: str | Path) -> Config:
+    """The configuration that a run was made with."""
+    path = Path(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("made", None)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise KitError(f"{path}: not the configuration of a run ({error}).") from None
+    return Config.from_dict(values, str(path))
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    """All whole lines of metrics.jsonl, one per step; a last line that a kill cut short is left out."""
+    rows: dict[int, dict[str, float]] = {}
+    path = Path(folder) / "metrics.jsonl"
+    lines = io.BytesIO(path.read_bytes())  # a line ends with \n, and with nothing else
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = read_object(line)
+            if type(row.get("step")) is not int:
+                raise KitError("field 'step' must be a whole number")
+            rows[row["step"]] = row
+        except KitError as error:
+            if line.endswith(b"\n"):
+                raise KitError(f"{path}, line {number}: {error}; delete the line.") from None
+    return list(rows.values())
+
+
+def provenance() -> dict[str, Any]:
+    """Command, versions, hardware and date, for config.json and result files."""
+    return {
+        "command": " ".join(["python -m fgrpo", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "versions": {
+            "fgrpo": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads",
+    }  # fmt: skip
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,301 @@
+"""What a policy wrote, as JSONL: one line per query with its G rollouts, since credit has a meaning only within a group.
+
+    {"trace": 1, "name": "...", "config": {...}, "made": {...}}                                         the first line
+    {"query": EXAMPLE, "step": 100, "rankings": 1, "greedy": ROLLOUT, "rollouts": [ROLLOUT, ...]}       every other line
+
+    ROLLOUT: {"slate": [7, 12], "rank": [12], "error": "", "tokens": ["<SLATE>", "i7", ...], "items": [-1, 7, ...],
+              "phases": [1, 1, ...], "logprobs": [0.0, -1.2, ...], "entropy": [0.0, 2.1, ...]}
+
+Lists are pool indices; `items` says which candidate's label ends with a token (-1: none; in an ill-formed output, every
+token). A rollout may do without tokens. Rewards and advantages are not stored: they follow from the lists, so that any
+credit method can be asked for (`credit_of`).
+"""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .run import provenance, thinned
+from ..config import Config, GrammarConfig, KitError
+from ..credit import assign_credit, check_credit
+from ..data import Example, example_of, read_object, to_row, write_text
+from ..evaluate import greedy
+from ..policy import Policy, Prompts, Sampling
+from ..prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, ItemChoices, Output
+from ..rewards import Rewards, score
+from ..rollout import Rollouts, rollout
+from ..trainer import sampling_of
+from ..policy import slices
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One rollout: its parsed lists, and token by token (T) text, candidate named or -1, phase, log-prob, entropy.
+
+    `logprobs` and `entropy` are in nats and may be empty where nobody recorded them.
+    """
+
+    output: Output
+    tokens: tuple[str, ...]
+    items: tuple[int, ...]
+    phases: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    entropy: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """A query with its greedy rollout, if there is one, and G sampled ones; each `rankings` in turn share a slate."""
+
+    example: Example
+    greedy: Traced | None = None
+    rollouts: tuple[Traced, ...] = ()
+    rankings: int = 1
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A file of groups, the run they come from, and `notes` on what could not be read."""
+
+    name: str
+    config: Config
+    groups: list[Group]
+    made: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def trace_policy(
+    policy: Policy, examples: Sequence[Example], config: Config, sampled: int, step: int | None = None, seed: int = 0
+) -> list[Group]:
+    """Trace the first `sampled` examples, G = config.rl.group rollouts each and greedy decoding, token by token.
+
+    Of the others the greedy lists alone.
+    """
+    sampling = sampling_of(config)
+    some = examples[:sampled]
+    groups = []
+    for rows in slices(len(some), config.lm.micro or 16):  # a batch at a time: memory
+        part = some[rows]
+        best = record(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
+        rollouts = rollout(policy, part, sampling, config.rl.group, seed, step or 0, rankings=config.rl.rankings)
+        drawn, g = record(policy, rollouts), config.rl.group
+        of_query = [tuple(drawn[i * g : (i + 1) * g]) for i in range(len(part))]
+        groups += [Group(*some, config.rl.rankings, step) for some in zip(part, best, of_query, strict=True)]
+    rest = examples[sampled:]
+    outputs = greedy(policy, rest, sampling)
+    lists = [listed(o, len(e.candidates)) for e, o in zip(rest, outputs, strict=True)]
+    return [*groups, *(Group(e, x, step=step) for e, x in zip(rest, lists, strict=True))]
+
+
+@torch.no_grad()
+def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
+    """Rollouts token by token."""
+    _, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, rollouts.mask, rollouts.sampling)
+    ends = rollouts.prompts.choices.repeat(rollouts.group).item_ends(rollouts.completions) & rollouts.mask
+    found = []
+    for row, output in enumerate(rollouts.outputs):
+        real = rollouts.mask[row]
+        ids, listed_here, phase, logp, spread = (
+            x[row][real].tolist() for x in (rollouts.completions, ends, rollouts.phase, rollouts.logprobs, entropy)
+        )
+        written = iter(() if output.error else (*output.slate, *output.rank))  # in the order that their labels end
+        items = tuple(next(written, -1) if here else -1 for here in listed_here)
+        texts = tuple(policy.text([t]) or END for t in ids)
+        found.append(Traced(output, texts, items, tuple(phase), tuple(logp), tuple(spread)))
+    return found
+
+
+def listed(output: Output, pool: int) -> Traced:
+    """A rollout of which only the lists are known, its tokens written out one per candidate. `pool`: candidates."""
+    if output.error:
+        return Traced(output, (), (), ())
+    slate, rank = list(output.slate), list(output.rank)
+    items = [-1, *slate, -1, -1, *rank, -1]
+    cut = len(slate) + 2
+    tags = iter(TAGS)
+    tokens = [next(tags) if i < 0 else f"[{i + 1}]" for i in items]
+    phases = [PHASE_SLATE] * cut + [PHASE_RANK] * (len(items) - cut)
+    return Traced(output, tuple(tokens), tuple(items), tuple(phases))
+
+
+def credit_of(group: Group, config: Config) -> tuple[Rewards, Tensor]:
+    """Rewards (1, G) and advantages (G, T) of a group's sampled rollouts, under the credit method of `config`.
+
+    Raises KitError if the method needs what the group does not have: rollouts, or several rankings of one slate.
+    """
+    if len(group.rollouts) < 2:
+        raise KitError("credit compares the rollouts of one query: this one has fewer than two in the trace.")
+    rl = replace(config.rl, group=len(group.rollouts), rankings=group.rankings)
+    if rl.credit != "nested":
+        rl = replace(rl, rankings=1)  # rankings of one slate are rollouts like any others to the other methods
+    elif group.rankings < 2:
+        raise KitError("nested compares rankings of one slate, and this trace has one ranking per slate.")
+    check_credit(rl)
+    rollouts = _as_rollouts(group, config.grammar)
+    rewards = score(rollouts, [group.example], rl)
+    return rewards, assign_credit(rewards, rollouts, rl)
+
+
+def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
+    """Rollouts again, over a vocabulary in which candidate i is token i and all else comes after."""
+    pool, width = len(group.example.candidates), max(1, *(len(r.tokens) for r in group.rollouts))
+    longest = (max(len(r.output[i]) for r in group.rollouts) for i in (0, 1))
+    slate, rank = (max(a, b) for a, b in zip(longest, (grammar.slate_size, grammar.rank_size), strict=True))
+    ids = [[item if item >= 0 else pool + 5 for item in r.items] for r in group.rollouts]
+    phase = [[*r.phases, *[PHASE_PAD] * (width - len(r.phases))] for r in group.rollouts]
+    completions = torch.tensor([row + [pool + 5] * (width - len(row)) for row in ids])
+    phases, empty = torch.tensor(phase), torch.zeros(1, 0, dtype=torch.long)
+    return Rollouts(
+        Prompts(empty, empty.bool(), ItemChoices(torch.arange(pool + 5).unsqueeze(0))), completions, phases != PHASE_PAD,
+        phases, torch.zeros(phases.shape), [r.output for r in group.rollouts], len(group.rollouts),
+        Sampling(replace(grammar, slate_size=max(slate, rank), rank_size=rank)), rankings=group.rankings,
+    )  # fmt: skip
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def write_trace(path: str | Path, trace: Trace, more: bool = False) -> None:
+    """Write a trace, whole or not at all. With `more`, after what is kept of the earlier steps that the file holds."""
+    path, kept = Path(path), ""
+    header = {"trace": VERSION, "name": trace.name, "config": trace.config.to_dict(), "made": trace.made}
+    if more and path.exists():
+        first = min((g.step or 0 for g in trace.groups), default=0)
+        lines = list(io.BytesIO(path.read_bytes()))[1:]  # splitlines would split at a lone \r too
+        try:
+            kept = thinned([(read_object(line).get("step") or 0, line.decode()) for line in lines], first)
+        except KitError as error:
+            raise KitError(f"{path}: {error}; move it away, and --resume goes on.") from None
+    write_text(path, json.dumps(header) + "\n" + kept + "".join(_to_json(g) + "\n" for g in trace.groups))
+
+
+def trace_of(name: str, config: Config, groups: list[Group]) -> Trace:
+    """A trace made here and now."""
+    return Trace(name, config, groups, provenance())
+
+
+def _to_json(group: Group) -> str:
+    row: dict[str, Any] = {"query": to_row(group.example), "step": group.step, "rankings": group.rankings}
+    if group.greedy:
+        row["greedy"] = _rollout_row(group.greedy)
+    row["rollouts"] = [_rollout_row(r) for r in group.rollouts]
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+
+
+def _rollout_row(r: Traced) -> dict[str, Any]:
+    row: dict[str, Any] = {"slate": r.output.slate, "rank": r.output.rank, "error": r.output.error}
+    if r.logprobs or r.output.error:
+        logprobs, entropy = ([round(x, 4) for x in part] for part in (r.logprobs, r.entropy))
+        row |= {"tokens": r.tokens, "items": r.items, "phases": r.phases, "logprobs": logprobs, "entropy": entropy}
+    return row
+
+
+def read_trace(path: str | Path, name: str = "") -> Trace:
+    """Read a trace. A file of examples (fgrpo.data) reads as one without rollouts.
+
+    Raises KitError naming file, line and field; on a newer version; and if no group is whole. A last line that was cut
+    short, as by a kill, is left out and noted.
+    """
+    try:
+        blob = Path(path).read_bytes()
+    except OSError as error:
+        raise KitError(f"{path}: cannot be read ({error.strerror}).") from None
+    return parse_trace(io.BytesIO(blob), name or str(path))
+
+
+def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None) -> Trace:
+    """`read_trace` of lines in memory; `name` stands for the file in messages. With `bad`, broken lines are told there."""
+    trace, groups, notes = Trace(name, Config(), [], {}), [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where, row = f"{name}, line {number}", dict[str, Any]()
+        try:
+            row = read_object(line)
+            if "trace" in row:
+                if number > 1:
+                    raise KitError("a second header; one file holds one trace")
+                trace = _header(row, name)
+            else:
+                groups.append(Group(example_of(row)) if "candidates" in row else _group(row))
+        except KitError as error:
+            if groups and not line.endswith(b"\n") and str(error).startswith("not a JSON object"):
+                notes.append(f"{where}: the last line is cut short and was left out; {len(groups)} queries are whole.")
+                break
+            if bad is None or "trace" in row:
+                raise KitError(f"{where}: {error}") from None
+            bad.append(f"{where}: {error}")
+    if not groups:
+        raise KitError(f"{name}: no query in the file; a trace has a header line and then one line per query.")
+    return replace(trace, groups=groups, notes=tuple(notes))
+
+
+def _header(row: dict[str, Any], name: str) -> Trace:
+    if type(row["trace"]) is not int or row["trace"] < 1:
+        raise KitError("field 'trace' must be the version of the format, a whole number")
+    if row["trace"] > VERSION:
+        raise KitError(f"written by a newer kit (format {row['trace']}, this one reads {VERSION}): update the kit")
+    made = row.get("made", {})
+    if not isinstance(made, dict) or not isinstance(row.get("name", ""), str):
+        raise KitError("field 'name' must be a string and 'made' an object")
+    return Trace(row.get("name") or name, Config.from_dict(row.get("config", {}), "field 'config'"), [], made)
+
+
+def _group(row: dict[str, Any]) -> Group:
+    if not isinstance(row.get("query"), dict):
+        raise KitError("field 'query' must be an object: an example, as in a task file")
+    example, step, rankings = example_of(row["query"]), row.get("step"), row.get("rankings", 1)
+    if step is not None and type(step) is not int:
+        raise KitError("field 'step' must be a whole number")
+    rows = row.get("rollouts", [])
+    if not isinstance(rows, list) or type(rankings) is not int or rankings < 1 or len(rows) % rankings:
+        raise KitError("field 'rollouts' must be a list, and 'rankings' a whole number that divides its length")
+    pool = len(example.candidates)
+    rollouts = tuple(_rollout(r, pool, f"rollouts[{n}]") for n, r in enumerate(rows))
+    best = None if row.get("greedy") is None else _rollout(row["greedy"], pool, "greedy")
+    for i in range(0, len(rollouts), rankings):
+        if len({r.output.slate for r in rollouts[i : i + rankings]}) > 1:
+            raise KitError(f"field 'rollouts': {i} to {i + rankings - 1} must share a slate, as 'rankings' says")
+    return Group(example, best, rollouts, rankings, step)
+
+
+def _rollout(row: Any, pool: int, field: str) -> Traced:
+    if not isinstance(row, dict):
+        raise KitError(f"field '{field}' must be an object")
+
+    def column(name: str, kind: type | tuple[type, ...], what: str) -> tuple:
+        value = row.get(name, [])
+        good = isinstance(value, list) and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
+        if not good or not all(isinstance(x, str) or abs(x) < 1e300 for x in value):
+            raise KitError(f"field '{field}.{name}' must be a list of {what}")
+        return tuple(value)
+
+    slate, rank = (column(name, int, "indices into 'candidates'") for name in ("slate", "rank"))
+    for name, part in (("slate", slate), ("rank", rank)):
+        if len(set(part)) < len(part) or not all(0 <= i < pool for i in part):
+            raise KitError(f"field '{field}.{name}' must hold distinct indices into the {pool} candidates")
+    error = row.get("error", "")
+    if error not in ERRORS:
+        raise KitError(f"field '{field}.error' must be one of {', '.join(ERRORS[1:])}, or empty")
+    if (slate or rank) if error else not (rank and set(rank) <= set(slate)):
+        raise KitError(f"field '{field}.rank' must hold candidates of the slate, both empty only with an error")
+    output, tokens = Output(slate, rank, error), column("tokens", str, "strings")
+    if not tokens:
+        return listed(output, pool)
+    items, phases = column("items", int, "indices"), column("phases", int, "phases")
+    logprobs, entropy = (column(name, (int, float), "numbers") for name in ("logprobs", "entropy"))
+    for name, part in (("items", items), ("phases", phases), ("logprobs", logprobs), ("entropy", entropy)):
+        if len(part) != len(tokens) and (part or name in ("items", "phases")):
+            raise KitError(f"field '{field}.{name}' has {len(part)} entries for {len(tokens)} tokens")
+    if not all(-1 <= i < pool for i in items) or not set(phases) <= {PHASE_SLATE, PHASE_RANK}:
+        raise KitError(f"field '{field}': 'items' must be candidates or -1, 'phases' 1 (slate) or 2 (rank)")
+    return Traced(output, tokens, items, phases, logprobs, entropy)

@@ -1,0 +1,1 @@
+"""Several processes, TRL, speed and memory."""

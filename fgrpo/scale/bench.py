@@ -1,0 +1,264 @@
+"""Speed and memory of one training step: the prompt shared, the prompt repeated, and TRL's GRPOTrainer.
+
+All run on the same random Qwen3-architecture model, prompts, group size, optimizer, dtype and thread count, and write
+completions of the same length (our grammar with full lists, TRL with min_new_tokens). Runs are interleaved, a first
+round is thrown away, and each figure is the median of the others with its least and largest. `loss` is the loss with its
+backward pass and the optimizer's step; in a whole `step` of ours a long prompt is encoded once for sampling and loss
+together, so that a step may cost less than its parts.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import trainer
+from ..config import Config, KitError
+from ..data import Example
+from ..policy import Policy
+
+OURS = ("shared", "unshared")
+PARTS = ("loss", "rollout", "step")
+RANK = 5
+TIMED = ("rollout", "score", "assign_credit", "policy_loss", "update")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the benchmark: tokens of the prompt (P) and of each completion (C), rollouts per query (G)."""
+
+    prompt: int = 512
+    completion: int = 48
+    group: int = 8
+    pool: int = 64
+    queries: int = 2
+    layers: int = 4
+    hidden_size: int = 256
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        slate = self.completion - RANK - 5
+        if not RANK <= slate <= self.pool:
+            least, most = 2 * RANK + 5, self.pool + RANK + 5
+            raise KitError(
+                f"completion {self.completion} must lie between {least} and {most} for a pool of {self.pool}."
+            )
+        if self.prompt < self.pool + 3:
+            raise KitError(f"prompt {self.prompt} must hold the pool of {self.pool}, two tags and some history.")
+
+    @property
+    def ceiling(self) -> float:
+        """How many times fewer tokens sharing leaves: G (P + C) / (P + G C)."""
+        p, c, g = self.prompt, self.completion, self.group
+        return g * (p + c) / (p + g * c)
+
+    def config(self) -> Config:
+        """The training configuration of this case."""
+        return Config.from_flat(
+            slate_size=self.completion - RANK - 5, rank_size=RANK, full=True, group=self.group, queries=self.queries,
+            hidden_size=self.hidden_size, layers=self.layers, heads=4, lr=1e-6, device=self.device,
+        )  # fmt: skip
+
+    @property
+    def items(self) -> list[str]:
+        """The catalogue."""
+        return [f"item {n}" for n in range(max(1000, self.prompt))]
+
+    def policy(self) -> Policy:
+        """The same random weights at every call."""
+        policy = Policy.tiny(self.items, self.config().model)
+        policy.model.config.max_position_embeddings = 4 * self.prompt
+        return policy.to(self.device).cast(getattr(torch, self.dtype))
+
+    def batch(self, number: int) -> list[Example]:
+        """Fresh queries for each round; every prompt has exactly `prompt` tokens."""
+        rng, queries = random.Random(number), []
+        for n in range(self.queries):
+            items = rng.sample(self.items, self.prompt - 2)
+            queries.append(
+                Example(f"{number}-{n}", "", tuple(items[self.pool :]), tuple(items[: self.pool]), frozenset([0, 1]))
+            )
+        return queries
+
+
+@dataclass
+class Spent:
+    """Seconds by name of one step, and what each function last returned."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def timed(owner: Any, names: Sequence[str], device: str) -> Iterator[Spent]:
+    """Accumulate the seconds spent in the named functions of a module or object while the block runs."""
+    spent, originals = Spent(), {name: getattr(owner, name) for name in names}
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_function(*args: Any, **kwargs: Any) -> Any:
+            began = _now(device)
+            result = function(*args, **kwargs)
+            spent.seconds[name] = spent.seconds.get(name, 0.0) + _now(device) - began
+            spent.results[name] = result
+            return result
+
+        return timed_function
+
+    for name, function in originals.items():
+        setattr(owner, name, wrap(name, function))
+    began = _now(device)
+    try:
+        yield spent
+        spent.seconds["step"] = _now(device) - began
+    finally:
+        for name, function in originals.items():
+            setattr(owner, name, function)
+
+
+def ours(case: Case, method: str) -> Callable[[int], dict[str, float]]:
+    """A function that runs step `number` of the kit's own trainer and returns the seconds of its parts."""
+    policy, config = case.policy(), case.config()
+    policy.share = method == "shared"
+    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-6)
+
+    def run(number: int) -> dict[str, float]:
+        with timed(trainer, TIMED, case.device) as spent:
+            logs = trainer.step(policy, optimizer, case.batch(number), config, number)
+        if logs["tokens"] != case.queries * case.group * case.completion:
+            raise KitError(f"{method}: completions have another length than {case.completion} tokens.")
+        s, began = spent.seconds, _now(case.device)
+        alone = replace(spent.results["rollout"], tree=None)  # the loss by itself encodes the prompt as well
+        loss, _ = trainer.policy_loss(policy, alone, spent.results["assign_credit"], config.rl)
+        trainer.update(policy, optimizer, loss, config.rl.max_grad_norm)
+        s["loss"] = _now(case.device) - began
+        return {"loss": s["loss"], "rollout": s["rollout"], "step": s["step"],
+                "credit": s["score"] + s["assign_credit"]}  # fmt: skip
+
+    return run
+
+
+def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
+    """The same for TRL's GRPOTrainer, with its Dr. GRPO loss and no gradient checkpointing."""
+    try:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError as error:
+        raise KitError(f"--peers trl needs the extra `peers`: pip install -e '.[peers]' ({error}).") from None
+    policy = case.policy()
+    prompts = [[policy.labels.prompt(e) for e in case.batch(n)] for n in range(50)]
+    folder = tempfile.mkdtemp(prefix="fgrpo-bench-")
+    options = GRPOConfig(
+        output_dir=folder, use_cpu=case.device == "cpu", per_device_train_batch_size=case.queries * case.group,
+        num_generations=case.group, max_completion_length=case.completion, loss_type="dr_grpo", scale_rewards="none",
+        beta=0.0, temperature=1.0, gradient_checkpointing=False, bf16=case.dtype == "bfloat16", report_to=[],
+        generation_kwargs={"min_new_tokens": case.completion}, learning_rate=1e-6, logging_steps=10_000,
+    )  # fmt: skip
+    rng = random.Random(0)
+    peer = GRPOTrainer(
+        model=deepcopy(policy.model), args=options, processing_class=policy.tokenizer,
+        reward_funcs=lambda completions, **_: [rng.random() for _ in completions],  # type: ignore[arg-type]
+        train_dataset=Dataset.from_list([{"prompt": p} for row in prompts for p in row]),
+    )  # fmt: skip
+    peer.create_optimizer()
+    peer.current_gradient_accumulation_steps = 1
+
+    def run(number: int) -> dict[str, float]:
+        rows = [{"prompt": p} for p in prompts[number] for _ in range(case.group)]
+        with timed(peer, ("_generate_and_score_completions",), case.device) as spent:
+            peer.training_step(peer.model, rows, None)
+            peer.optimizer.step()  # type: ignore[union-attr]
+            peer.optimizer.zero_grad()  # type: ignore[union-attr]
+        rollout = spent.seconds["_generate_and_score_completions"]
+        return {"loss": spent.seconds["step"] - rollout, "rollout": rollout, "step": spent.seconds["step"]}
+
+    return run
+
+
+def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True) -> list[dict[str, Any]]:
+    """Rows of one case: each method's loss with backward and update, rollout, and whole step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    makers = {**dict.fromkeys(OURS, ours), **({"trl": trl} if "trl" in peers else {})}
+    runs = {method: make(case, method) for method, make in makers.items()}
+    rounds: dict[str, list[dict[str, float]]] = {method: [] for method in runs}
+    for number in range(repeats + 1):
+        for method, run in runs.items():
+            rounds[method].append(run(number))
+    torch.set_num_threads(threads)
+    peaks = {method: peak_memory(case, method) if memory else 0.0 for method in runs}
+    middle = {m: {p: statistics.median(r[p] for r in rounds[m][1:]) for p in rounds[m][0]} for m in runs}
+    rows = []
+    for part in PARTS:
+        for method in runs:
+            seconds = [r[part] for r in rounds[method][1:]]
+            share = middle[method].get("credit", 0.0) / middle[method]["step"]
+            gain = middle["unshared"][part] / middle[method][part]
+            rows.append({
+                "prompt": case.prompt, "completion": case.completion, "group": case.group, "pool": case.pool,
+                "part": part, "method": method, "seconds": round(middle[method][part], 4),
+                "min": round(min(seconds), 4), "max": round(max(seconds), 4), "runs": repeats,
+                "trl_over_this": round(middle["trl"][part] / middle[method][part], 2) if "trl" in runs else "",
+                "unshared_over_this": round(gain, 2), "ceiling": round(case.ceiling, 2),
+                "of_ceiling": round(gain / case.ceiling, 3) if method == "shared" and part == "loss" else "",
+                "peak_mb": round(peaks[method], 1) if memory and part == "step" else "",
+                "credit_share": round(share, 5) if method in OURS and part == "step" else "",
+            })  # fmt: skip
+    return rows
+
+
+def peak_memory(case: Case, method: str) -> float:
+    """Most memory (MB) that one step needs above what lay there before it: model, prompts, libraries.
+
+    Each method runs in a process of its own, so that none inherits what another left. CPU: resident set; GPU:
+    allocated memory.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_memory, case, method).result()
+
+
+def _peak_memory(case: Case, method: str) -> float:
+    torch.set_num_threads(case.threads)
+    run = trl(case) if method == "trl" else ours(case, method)
+    if case.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = float(torch.cuda.memory_allocated())
+        run(0)
+        return float(torch.cuda.max_memory_allocated() - before) / 1e6
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        raise KitError("peak memory on the CPU is read from /proc, which this system lacks: pass --no-memory.")
+    reset.write_text("5")
+    before = _status("VmRSS")
+    run(0)
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(name + ":")).split()[1])
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def format_bench(rows: list[dict[str, Any]]) -> str:
+    """The rows as an aligned text table."""
+    head = list(rows[0])
+    lines = [[str(row[name]) for name in head] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in lines)) for i, name in enumerate(head)]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines])

@@ -1,0 +1,1 @@
+"""Comparisons, statistics, the exact oracle, figures."""

@@ -1,0 +1,287 @@
+"""Figures. Every function returns a matplotlib Figure; `save` writes it as PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from ..config import KitError
+from ..prompt import PHASE_RANK, PHASE_SLATE
+
+# Okabe and Ito's colours, told apart by the colour-blind; markers and dashes carry the same meaning in grey.
+STYLES = {
+    "grpo": ("#0072B2", "o", "-"),
+    "fgrpo": ("#D55E00", "s", "--"),
+    "reward_to_go": ("#009E73", "^", "-."),
+    "nested": ("#CC79A7", "D", ":"),
+    "item": ("#E69F00", "v", "-"),
+    "gdpo": ("#56B4E9", "P", "--"),
+}
+STYLES |= {"shared": ("#D55E00", "s", "-"), "unshared": ("#0072B2", "o", "--"), "trl": ("#000000", "X", "-.")}
+OTHERS = (("#000000", "X", "-."), ("#999999", "*", ":"), ("#000000", "p", "--"), ("#999999", "h", "-"))
+
+
+PHASES: dict[int, tuple[str, str, str]] = {
+    PHASE_SLATE: ("slate phase", "#0072B2", ".."),
+    PHASE_RANK: ("rank phase", "#E69F00", "//"),
+}
+"""Name, colour and hatch of each phase."""
+
+
+def style_of(method: str, number: int = 0) -> dict[str, Any]:
+    """Colour, marker and line style of a method; `number` picks one for a method without its own.
+
+    A method with options behind its name has the colour of the plain one and open markers.
+    """
+    name, *options = method.split(":")
+    color, marker, line = STYLES.get(name, OTHERS[number % len(OTHERS)])
+    look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line}
+    if options and name in STYLES:
+        look |= {"markerfacecolor": "white", "linestyle": (0, (1 + 2 * (number % 3), 1.5))}
+    return look
+
+
+def name_of(method: str) -> str:
+    """A method's name for figures: without queries that only make its tokens equal, or where a model lies."""
+    hidden = ("queries=", "model=", "gguf_file=", "dtype=", "passage_tokens=")
+    return " ".join(part for part in method.split(":") if not part.startswith(hidden))
+
+
+def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: int = 10) -> Figure:
+    """Reward of each phase, and slate length, over training steps.
+
+    metrics: per method one list of metrics.jsonl rows per seed. Lines are means over seeds of a running mean over
+    `window` steps, bands reach from the lowest to the highest seed.
+    """
+    panels = (("reward/slate", "slate reward"), ("reward/rank", "rank reward (NDCG)"), ("slate_length", "slate length"))
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for number, (method, runs) in enumerate(metrics.items()):
+            curves = np.array([[row[key] for row in run] for run in runs])
+            width = min(window, curves.shape[1])
+            smooth = np.array([np.convolve(c, np.ones(width) / width, mode="valid") for c in curves])
+            steps = np.arange(width, curves.shape[1] + 1)
+            look = style_of(method, number)
+            axes.plot(
+                steps, smooth.mean(0), label=name_of(method), markevery=max(1, len(steps) // 6), markersize=5, **look
+            )
+            if len(smooth) > 1:
+                axes.fill_between(steps, smooth.min(0), smooth.max(0), color=look["color"], alpha=0.15, linewidth=0)
+        axes.set(xlabel=f"RL step (running mean of {window})", ylabel=label)
+        tidy(axes)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def comparison(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> Figure:
+    """The comparison as a figure: a sweep if one field was varied over numbers, else one row of panels per setting."""
+    chosen = [r for r in rows if r["metric"] == metric]
+    varied = {
+        setting: setting.partition("=")[2].split(":")[0] for setting in dict.fromkeys(r["setting"] for r in chosen)
+    }
+    if len(varied) > 2 and all(value.replace(".", "", 1).isdigit() for value in varied.values()):
+        return _sweep(chosen, {setting: float(value) for setting, value in varied.items()}, metric)
+    return _panels(chosen, metric)
+
+
+def _panels(rows: list[dict[str, Any]], metric: str) -> Figure:
+    """Means with 95 % intervals; differences to the baseline with 95 % intervals (thick) and at Holm's level (thin)."""
+    settings = list(dict.fromkeys(r["setting"] for r in rows))
+    count = max(sum(r["setting"] == s for r in rows) for s in settings)
+    figure = Figure(figsize=(9, (0.9 + 0.3 * count) * len(settings)), layout="constrained")
+    for setting, (left, right) in zip(
+        settings, figure.subplots(len(settings), 2, squeeze=False, sharey="row"), strict=True
+    ):
+        chosen = [r for r in rows if r["setting"] == setting][::-1]
+        for number, row in enumerate(chosen):
+            look = style_of(row["method"], number) | {"linestyle": "none", "markersize": 5}
+            interval(left, number, row["mean"], row["low"], row["high"], look)
+            if row["seeds"] and row["method"] != row["baseline"]:
+                interval(right, number, row["diff"], row["holm_low"], row["holm_high"], look)
+                right.plot(
+                    [row["diff_low"], row["diff_high"]], [number] * 2, color=look["color"], linewidth=3, alpha=0.5
+                )
+        right.axvline(0, color="0.5", linewidth=1)
+        left.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen])
+        left.set_title(setting, fontsize=10, loc="left")
+        left.set_xlabel(f"{metric}, 95 % interval")
+        right.set_xlabel(f"difference to {rows[0]['baseline']}: 95 % (thick), at Holm's level (thin)")
+        for axes in (left, right):
+            tidy(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.set_ylim(-0.6, len(chosen) - 0.4)
+    return figure
+
+
+def _sweep(rows: list[dict[str, Any]], values: dict[str, float], metric: str) -> Figure:
+    """A metric against the varied field, and the difference to the baseline, one line per method, 95 % intervals."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    methods = list(dict.fromkeys(r["method"] for r in rows if r["seeds"] or r["method"] == "sft"))
+    places = {setting: place for place, setting in enumerate(values)}
+    for number, method in enumerate(methods):
+        own = [r for r in rows if r["method"] == method]
+        shift = 0.08 * (number - len(methods) / 2)
+        for axes, key, low, high in ((left, "mean", "low", "high"), (right, "diff", "diff_low", "diff_high")):
+            if axes is right and (method == own[0]["baseline"] or not own[0]["seeds"]):
+                continue
+            x, y = [places[r["setting"]] + shift for r in own], [r[key] for r in own]
+            spread = [[r[key] - r[low] for r in own], [r[high] - r[key] for r in own]]
+            axes.errorbar(x, y, yerr=np.maximum(spread, 0), label=name_of(method), capsize=2, markersize=5,
+                          **style_of(method, number))  # fmt: skip
+    right.axhline(0, color="0.5", linewidth=1)
+    left.set_ylabel(f"{metric}, 95 % interval")
+    right.set_ylabel(f"difference to {rows[0]['baseline']}")
+    for axes in (left, right):
+        axes.set_xlabel(next(iter(values)).partition("=")[0])
+        axes.set_xticks(range(len(values)), [f"{v:g}" for v in values.values()])
+        axes.legend(frameon=False, fontsize=8)
+        tidy(axes)
+    return figure
+
+
+def efficiency(curves: list[dict[str, Any]], reached: list[dict[str, Any]]) -> Figure:
+    """NDCG@5 against sampled tokens per method, with the level that the baseline ends at."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for number, method in enumerate(dict.fromkeys(r["method"] for r in curves)):
+        own, look = [r for r in curves if r["method"] == method], style_of(method, number)
+        tokens = [r["tokens"] / 1e6 for r in own]
+        axes.plot(tokens, [r["mean"] for r in own], label=name_of(method), markersize=4, **look)
+    axes.axhline(reached[0]["target"], color="0.5", linewidth=1)
+    axes.set(xlabel="sampled tokens (millions)", ylabel="NDCG@5, mean over seeds and queries")
+    axes.legend(frameon=False)
+    tidy(axes)
+    return figure
+
+
+def oracle(rows: list[dict[str, Any]]) -> Figure:
+    """Bias of each method by phase, and its signal against group size and at equal sampled tokens.
+
+    rows: means over queries, as `python -m fgrpo analyse` writes them.
+    """
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    bias, signal, paid = figure.subplots(1, 3)
+    exact, drawn = ([r for r in rows if r["exact"] == flag] for flag in (True, False))
+    bars = list({r["method"]: r for r in sorted(exact, key=lambda r: r["group"])}.values())[::-1]  # the largest groups
+    for shift, key, color, hatch in ((0.2, "angle_slate", "#0072B2", ".."), (-0.2, "angle_rank", "#E69F00", "//")):
+        bias.barh(
+            [i + shift for i in range(len(bars))], [r[key] for r in bars], height=0.38, color=color, hatch=hatch,
+            edgecolor="white", label=key.replace("angle_", "") + " tokens",
+        )  # fmt: skip
+    bias.set_yticks(range(len(bars)), [name_of(r["method"]) for r in bars])
+    bias.set_xlabel("angle to the true gradient (degrees), exact")
+    bias.legend(frameon=False)
+    for axes, key, label in (
+        (signal, "signal", "signal-to-noise of one group"),
+        (paid, "signal_1k", "signal-to-noise per 1,000 sampled tokens"),
+    ):
+        for number, method in enumerate(dict.fromkeys(r["method"] for r in drawn)):
+            points = sorted((r["group"], r[key]) for r in drawn if r["method"] == method)
+            axes.plot(*zip(*points, strict=True), label=name_of(method), markersize=5, **style_of(method, number))
+        ticks = sorted({r["group"] for r in drawn})
+        axes.set(xlabel="rollouts per query (G)", ylabel=label, xscale="log")
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+    paid.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in (bias, signal, paid):
+        tidy(axes)
+    return figure
+
+
+def error_types(rows: list[dict[str, Any]]) -> Figure:
+    """What became of the relevant candidates, per method: right, slate miss, rank drop, format error."""
+    parts = (("right", "ranked first", "#009E73", ""), ("rank_drop", "rank drop", "#E69F00", "//"),
+             ("slate_miss", "slate miss", "#0072B2", ".."), ("format_error", "format error", "#CC79A7", "xx"))  # fmt: skip
+    methods = list(dict.fromkeys(r["method"] for r in rows))[::-1]
+    cells, names = {(r["method"], r["metric"]): r["mean"] for r in rows}, [name_of(m) for m in methods]
+    figure = Figure(figsize=(8, 1 + 0.45 * len(methods)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(methods))
+    for key, label, color, hatch in parts:
+        share = np.array([100 * cells[m, key] for m in methods])
+        axes.barh(names, share, left=left, label=label, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)
+        left += share
+    axes.set(xlabel="share of relevant candidates (%)", xlim=(0, 100))
+    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    tidy(axes)
+    axes.grid(visible=False)
+    return figure
+
+
+def bench(rows: list[dict[str, Any]]) -> Figure:
+    """Seconds of a whole step against prompt length at the middle group size, and peak memory beside it."""
+    groups = sorted({r["group"] for r in rows})
+    group, completion = groups[len(groups) // 2], max(r["completion"] for r in rows)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("seconds", "peak_mb"), ("seconds", "peak memory (MB)"), strict=True
+    ):
+        for number, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
+            chosen = [
+                r
+                for r in rows
+                if (r["method"], r["part"], r["group"], r["completion"]) == (method, "step", group, completion)
+            ]
+            points = [(r["prompt"], r[key]) for r in chosen if r[key] != ""]
+            _line(axes, points, method, number)
+        axes.set(xlabel="prompt (tokens)", ylabel=f"{label} per step", yscale="log", xscale="log")
+        _named_ticks(axes, sorted({r["prompt"] for r in rows}))
+    figure.suptitle(f"One training step, G = {group}, completions of {completion} tokens", fontsize=10)
+    return figure
+
+
+def scaling(rows: list[dict[str, Any]]) -> Figure:
+    """Seconds of a whole step against group size and against pool size."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    step = [r for r in rows if r["part"] == "step"]
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("group", "pool"), ("rollouts per query (G)", "pool size"), strict=True
+    ):
+        chosen = [r for r in step if (r["completion"] == 48) == (key == "group")]
+        for number, method in enumerate(dict.fromkeys(r["method"] for r in chosen)):
+            _line(axes, [(r[key], r["seconds"]) for r in chosen if r["method"] == method], method, number)
+        axes.set(xlabel=label, ylabel="seconds per step", xscale="log", yscale="log")
+        _named_ticks(axes, sorted({r[key] for r in chosen}))
+    return figure
+
+
+def _line(axes: Axes, points: list[tuple[float, float]], method: str, number: int) -> None:
+    if points:
+        axes.plot(*zip(*sorted(points), strict=True), label=method, **style_of(method, number))
+
+
+def _named_ticks(axes: Axes, values: list[int]) -> None:
+    axes.set_xticks(values, [str(v) for v in values])
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.margins(y=0.1)
+    axes.legend(frameon=False)
+    tidy(axes)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, with its folder. Raises KitError if it cannot."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, facecolor="white")
+    except OSError as error:
+        raise KitError(f"{path}: cannot be written ({error.strerror}).") from None
+    return path
+
+
+def interval(axes: Axes, y: float, mean: float, low: float, high: float, look: dict[str, Any]) -> None:
+    """A mean with its interval, at height `y`."""
+    axes.errorbar(mean, y, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **look)
+
+
+def tidy(axes: Axes) -> None:
+    """The look of every plot: two spines, a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)

@@ -1,0 +1,46 @@
+"""Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own. -> Splits."""
+
+import sys
+from pathlib import Path
+
+from ..config import Config, KitError
+from ..data import Splits, read_jsonl
+from .lab import build_lab, lab_catalogue
+from .multihop import load_hotpotqa, load_musique
+from .reading import Notes, catalogue, split_by_position
+from .recommendation import load_lastfm, load_movielens
+
+DATA = Path(__file__).parents[2] / "data"
+TASKS = ("lab-rec", "movielens", "lastfm", "hotpotqa", "musique")
+
+
+def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None = None) -> tuple[Splits, list[str]]:
+    """Splits of a task, and the catalogue of item keys that its policies know. Raises KitError on an unknown task.
+
+    `bad` collects broken rows of a JSONL, HotpotQA or MuSiQue file instead of raising (`--skip-bad`). Rows that a real
+    data set loses are counted in `notes`; without it, what was lost is said on stderr.
+    """
+    if config.task == "lab-rec":
+        items = [film.title for film in lab_catalogue()]
+        if config.one_relevant or config.pool != 20:
+            return build_lab(config.one_relevant, pool=config.pool), items
+        return Splits(*(read_jsonl(DATA / "lab-rec" / f"{split}.jsonl") for split in Splits._fields)), items
+    lost = Notes() if notes is None else notes
+    if config.task in TASKS and not config.data:
+        raise KitError(f"task {config.task} needs its data: name the folder or file with --data.")
+    if config.task == "movielens":
+        splits = load_movielens(config.data, lost)
+    elif config.task == "lastfm":
+        splits = load_lastfm(config.data, lost)
+    elif config.task == "hotpotqa":
+        splits = load_hotpotqa(config.data, lost, bad)
+    elif config.task == "musique":
+        splits = load_musique(config.data, lost, bad)
+    elif config.task.endswith(".jsonl"):
+        splits = Splits(*map(list, split_by_position(read_jsonl(config.task, bad))))
+    else:
+        raise KitError(f"task {config.task!r} is not known: use {', '.join(TASKS)}, or the path of a .jsonl file.")
+    if notes is None:
+        for line in lost.sentences():
+            print(line, file=sys.stderr)
+    return splits, catalogue(splits)

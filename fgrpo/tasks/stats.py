@@ -1,0 +1,72 @@
+"""What a task holds, in numbers: `statistics` of its splits, and the table that the command line prints."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..data import Example, Splits
+from .reading import Notes, catalogue
+
+if TYPE_CHECKING:  # counting words needs no torch
+    from ..lm.index_labels import PromptSize
+
+Numbers = dict[str, float]
+
+
+def statistics(
+    splits: Splits, notes: Notes | None = None, count_tokens: "Callable[[Example], PromptSize] | None" = None
+) -> dict[str, Any]:
+    """Sizes of a task: items in the catalogue, rows of each file (read, dropped by reason), and figures of each split.
+
+    Of a split: the number of examples; `duplicates`, the pools in which a text stands more than once; and least,
+    median, 95th percentile (nearest rank) and greatest per example of: candidates in the pool, relevant among them,
+    items of history, characters and words of the texts that a prompt is made of (query, history, candidates; no
+    instructions). With `count_tokens` also of: tokens of the prompt, passages cut short, tokens cut.
+    """
+
+    def of(examples: Sequence[Example]) -> dict[str, Any]:
+        columns = {
+            "pool": [len(e.candidates) for e in examples],
+            "relevant": [len(e.relevant) for e in examples],
+            "history": [len(e.history) for e in examples],
+            "characters": [sum(map(len, _texts(e))) for e in examples],
+            "words": [sum(len(t.split()) for t in _texts(e)) for e in examples],
+        }
+        if count_tokens:
+            counts = [count_tokens(e) for e in examples]
+            columns["tokens"] = [c.prompt for c in counts]
+            columns["passages cut"] = [c.truncated for c in counts]
+            columns["tokens cut"] = [c.cut_tokens for c in counts]
+        duplicates = sum(len(set(e.candidates)) < len(e.candidates) for e in examples)
+        spread = {name: _spread(values) for name, values in columns.items()}
+        return {"examples": len(examples), "duplicates": duplicates, **spread}
+
+    return {
+        "items": len(catalogue(splits)),
+        "files": notes.to_dict() if notes else {},
+        "splits": {name: of(part) for name, part in splits._asdict().items() if part},
+    }
+
+
+def _texts(example: Example) -> tuple[str, ...]:
+    return (example.query, *example.history, *example.candidates)
+
+
+def _spread(values: Sequence[int]) -> Numbers:
+    ordered, n = sorted(values), len(values)
+    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return {"min": ordered[0], "median": median, "p95": ordered[-(-95 * n // 100) - 1], "max": ordered[-1]}
+
+
+def format_statistics(found: dict[str, Any]) -> str:
+    """`statistics` as a table for a terminal."""
+    lines = [f"{found['items']:,} items in the catalogue"]
+    for name, file in found["files"].items():
+        lost = "".join(f", {count:,} left out ({reason})" for reason, count in file["dropped"].items())
+        lines.append(f"{name}: {file['read']:,} rows read{lost}")
+    for split, part in found["splits"].items():
+        lines.append(f"\n{split}: {part['examples']:,} examples, {part['duplicates']:,} pools with a text twice")
+        lines.append(f"  {'per example':<14}{'min':>10}{'median':>10}{'p95':>10}{'max':>10}")
+        for name, spread in part.items():
+            if isinstance(spread, dict):
+                lines.append(f"  {name:<14}" + "".join(f"{value:>10,.10g}" for value in spread.values()))
+    return "\n".join(lines)

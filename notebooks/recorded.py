@@ -1,0 +1,197 @@
+"""Recorded results, read and drawn: the tables of data/results and what the oracle measures, for the notebooks."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fgrpo.config import KitError
+from fgrpo.evaluate import FATES
+from fgrpo.study.plots import STYLES, interval, name_of, style_of, tidy
+from fgrpo.tasks import DATA
+
+Rows = list[dict[str, Any]]
+AXES = {
+    "lam": "lambda",
+    "slate_size": "slate size (items)",
+    "group": "rollouts a query (G)",
+    "pool": "pool (candidates)",
+}
+
+
+def recorded(name: str) -> tuple[dict[str, Any], Rows]:
+    """How a table of data/results was made, and its rows, numbers as numbers. Raises KitError, naming the file."""
+    try:
+        first, *lines = (DATA / "results" / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+        rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+        return json.loads(first.removeprefix("# ")), rows
+    except FileNotFoundError:
+        raise KitError(f"data/results/{name}.csv is missing: data/results/README.md says what makes it.") from None
+    except ValueError as error:
+        raise KitError(f"data/results/{name}.csv cannot be read ({error}).") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+def pick(rows: Rows, **wanted: Any) -> Rows:
+    """The rows that hold these values: `pick(rows, method="fgrpo", metric="ndcg@5")`."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def differences(rows: Rows, digits: int = 3) -> str:
+    """Rows of one metric as a Markdown table: mean, difference to the baseline at Holm's level, p-value, verdict."""
+    metric, baseline, wide = rows[0]["metric"], rows[0]["baseline"], any(r["setting"] for r in rows)
+    lines = [f"| {'setting | ' * wide}method | {metric} | difference to {baseline} | p (Holm) | verdict |"]
+    lines.append("|---" * (5 + wide) + "|")
+    for r in rows:
+        diff, low, high = (f"{r[key]:+.{digits}f}" for key in ("diff", "holm_low", "holm_high"))
+        apart = f"{diff} [{low}, {high}] | {r['p_holm']:.3f} | {shown(r)}" if r["method"] != baseline else " | | "
+        name = f"{r['setting']} | " * wide + name_of(r["method"])
+        lines.append(f"| {name} | {r['mean']:.{digits}f} | {apart} |")
+    return "\n".join(lines)
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """What Holm's p-value of a row allows to say."""
+    return "not shown" if row["p_holm"] >= 0.05 else "shown: higher" if row["diff"] > 0 else "shown: lower"
+
+
+def value_of(setting: str) -> float:
+    """The number behind a setting's first field: 4 for `group=4:queries=32`."""
+    return float(setting.partition("=")[2].split(":")[0])
+
+
+def small_multiples(tables: Mapping[str, Rows], metric: Mapping[str, str]) -> Figure:
+    """A column per varied field, rows by field: `metric`, recall of the slates, `metric` minus the baseline (Holm)."""
+    figure = Figure(figsize=(3.1 * len(tables), 8), layout="constrained")
+    every = figure.subplots(3, len(tables), squeeze=False)
+    for column, (field, rows) in zip(every.T, tables.items(), strict=True):
+        kinds = ((metric[field], ""), ("slate_recall", ""), (metric[field], "holm_"))
+        for axes, (name, bounds) in zip(column, kinds, strict=True):
+            _lines(axes, pick(rows, metric=name), bounds)
+            axes.set_ylabel("recall of the slate" if name == "slate_recall" else name.upper())
+        column[-1].set(xlabel=AXES.get(field, field), ylabel=f"{metric[field].upper()}, minus {rows[0]['baseline']}")
+        column[-1].axhline(0, color="0.4", linewidth=1)
+    most = max((axes.get_legend_handles_labels() for axes in every[0]), key=lambda found: len(found[1]))
+    figure.legend(*most, frameon=False, loc="outside upper center", ncols=len(most[1]))
+    return figure
+
+
+def _lines(axes: Axes, rows: Rows, bounds: str) -> None:
+    key, values = "diff" if bounds else "mean", sorted({value_of(r["setting"]) for r in rows})
+    names = ["sft_full", *(r["method"] for r in rows if r["seeds"])] if key == "mean" else [
+        r["method"] for r in rows if r["seeds"] and r["method"] != r["baseline"]]  # fmt: skip
+    for number, method in enumerate(names := list(dict.fromkeys(names))):
+        own = sorted(pick(rows, method=method), key=lambda r: value_of(r["setting"]))
+        x = [values.index(value_of(r["setting"])) + 0.1 * (number - (len(names) - 1) / 2) for r in own]
+        spread = [[r[key] - r[f"{bounds}low"] for r in own], [r[f"{bounds}high"] - r[key] for r in own]]
+        axes.errorbar(x, [r[key] for r in own], yerr=np.maximum(spread, 0), capsize=2, markersize=5, **style_of(method, 1),
+                      label="warm start, lists filled" if method == "sft_full" else name_of(method))  # fmt: skip
+    axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
+    tidy(axes)
+
+
+def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
+    """Queries by slate misses and rank drops, a panel per policy. fates: indices into FATES, (Q, N) each."""
+    figure = Figure(figsize=(4.9 * len(fates), 4.9), layout="constrained")
+    most = int(max((f >= 0).sum(1).max() for f in fates.values()))
+    for axes, (title, fate) in zip(figure.subplots(1, len(fates), squeeze=False)[0], fates.items(), strict=True):
+        miss, drop = ((fate == FATES.index(name)).sum(1) for name in ("slate_miss", "rank_drop"))
+        count = torch.zeros(most + 1, most + 1).index_put_((drop, miss), torch.ones(len(fate)), accumulate=True)
+        axes.imshow(count.sqrt(), origin="lower", cmap="Blues", vmax=1.4 * float(count.max()) ** 0.5)
+        for (y, x), n in np.ndenumerate(count.int().numpy()):
+            axes.text(x, y, str(n) if n else "", ha="center", va="center")
+        axes.plot([0.5, 0.5, np.nan, -0.5, most + 0.5], [-0.5, most + 0.5, np.nan, 0.5, 0.5], "black", linewidth=2)
+        for name, missed, dropped in (("neither", 0, 0), ("slate only", 1, 0), ("ranking only", 0, 1), ("both", 1, 1)):
+            share = float((((miss > 0) == missed) & ((drop > 0) == dropped)).double().mean())
+            x, y = missed * (most + 1) - 0.5, dropped * (most + 1.6) - 0.8
+            axes.text(x, y, f"{name}: {share:.0%}", ha=("left", "right")[missed], va="center", weight="bold")
+        axes.set(xlabel="relevant candidates missed by the slate", ylabel="relevant candidates dropped by the ranking",
+                 ylim=(-1.1, most + 1.1), yticks=range(most + 1), title=f"{title}: number of queries")  # fmt: skip
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def bias_and_signal(pools: Sequence[Rows]) -> Figure:
+    """Bias against signal-to-noise, mean and range over queries. pools: rows of analysis.oracle_table per query."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for number, first in enumerate(pools[0]):
+        own = np.array([[rows[number]["signal_1k"], rows[number]["angle"]] for rows in pools])
+        (x, y), (least, most), look = own.mean(0), (own.min(0), own.max(0)), style_of(first["method"], number)
+        bars: dict[str, Any] = {"xerr": [[x - least[0]], [most[0] - x]], "yerr": [[y - least[1]], [most[1] - y]]}
+        axes.errorbar(x, y, **bars, **look | {"linestyle": "none"}, markersize=9, elinewidth=0.8)
+        axes.annotate(name_of(first["method"]), (x, y), (5, 8), textcoords="offset points", rotation=30 if y < 1 else 0)
+    axes.set(xlabel="signal-to-noise per 1,000 sampled tokens", ylabel="bias: angle to the true gradient (degrees)")
+    tidy(axes)
+    return figure
+
+
+def bias_over_lambda(curves: Mapping[str, Sequence[float]], values: Sequence[float]) -> Figure:
+    """Bias of each method against lambda: `{method: angles in degrees}`."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for number, (method, angles) in enumerate(curves.items()):
+        axes.plot(values, angles, label=name_of(method), markersize=6, **style_of(method, number))
+    axes.set(xlabel="lambda (weight of the rank reward)", ylabel="bias: angle to the true gradient (degrees)")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    tidy(axes)
+    return figure
+
+
+def places(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[float, float]]) -> Figure:
+    """How often each place of the pool is in the slate, a row per policy; and whether slates follow texts or numbers.
+
+    shares: per policy one share for each place. agreement: per policy the overlap of its slates for one pool in two
+    orders, (of the numbers, of the candidates).
+    """
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
+    values = np.array(list(shares.values()))
+    image = left.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        look: dict[str, Any] = {"fontsize": 7, "color": "white" if value < 0.55 else "black"}
+        left.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", **look)
+    left.set_yticks(range(len(shares)), list(shares))
+    left.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
+    left.set(xlabel="number in the pool", title="share of slates that hold it")
+    left.spines[:].set_visible(False)
+    figure.colorbar(image, ax=left, pad=0.01)
+    for number, (name, (by_number, by_text)) in enumerate(agreement.items()):
+        color, marker, _ = list(STYLES.values())[number % len(STYLES)]
+        right.plot(by_number, by_text, marker, color=color, markersize=10, label=name, alpha=0.8)
+    right.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
+    for x, y, word in ((0.03, 0.97, "reads"), (0.97, 0.03, "counts")):
+        right.text(x, y, word, ha="left" if x < 0.5 else "right", va="center", weight="bold")
+    right.set(xlim=(0, 1), ylim=(0, 1), xlabel="same numbers in two orders", ylabel="same candidates in two orders",
+              title="overlap of two slates for one pool")  # fmt: skip
+    right.legend(frameon=False, loc="upper right", fontsize=8)
+    tidy(right)
+    return figure
+
+
+def tasks(tables: Mapping[str, Rows], metric: str = "ndcg@5") -> Figure:
+    """Recorded means with their 95 % intervals, a panel per task and a row per method."""
+    figure = Figure(figsize=(3.2 * len(tables), 3.6), layout="constrained")
+    every = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
+    for axes, (title, rows) in zip(every, tables.items(), strict=True):
+        chosen = pick(rows, metric=metric)[::-1]
+        for y, r in enumerate(chosen):
+            color, marker, _ = STYLES.get(r["method"], ("0.45", "o", "-"))
+            interval(axes, y, r["mean"], r["low"], r["high"], {"fmt": marker, "color": color})
+        first = title == next(iter(tables))
+        axes.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen] if first else [""] * len(chosen))
+        axes.set(title=title, xlabel=metric)
+        tidy(axes)
+    return figure

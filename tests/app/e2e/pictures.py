@@ -1,0 +1,48 @@
+"""The pictures of the README, taken anew, and how long the first view takes: `python -m tests.app.e2e.pictures`."""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from app.__main__ import launch
+
+from .conftest import FLAGS, tab
+
+FOLDER = Path(__file__).parents[3] / "app" / "pictures"
+SHOTS = (("inspect", "Inspect", 1180, "light"), ("group", "Group", 1180, "dark"), ("narrow", "Inspect", 360, "light"))
+
+
+def main() -> None:
+    """Write every picture of SHOTS, then open the page in five fresh contexts and print the seconds of each."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
+        page_of = launch("127.0.0.1", 7862, Path(folder), Path(folder))
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        FOLDER.mkdir(exist_ok=True)
+        for name, at, width, scheme in SHOTS:
+            page = browser.new_context(viewport={"width": width, "height": 1180}, color_scheme=scheme).new_page()
+            page.goto(f"{page_of.local_url}?rollout=4")
+            page.locator("#at-pool table").wait_for()
+            tab(page, at)
+            page.locator(f"#at-{'plane img' if at == 'Group' else 'strip .flipped'}").first.wait_for()
+            if width < 480:
+                page.locator("#at-strip").scroll_into_view_if_needed()
+                page.evaluate("document.querySelector('#at-query').scrollIntoView()")
+            page.screenshot(path=FOLDER / f"{name}.png")
+        seconds = []
+        for _ in range(5):
+            page = browser.new_context().new_page()
+            began = time.perf_counter()
+            page.goto(page_of.local_url)
+            page.locator("#at-pool table").wait_for()
+            seconds.append(round(time.perf_counter() - began, 2))
+            page.context.close()
+        print("first view, seconds:", *sorted(seconds))
+        browser.close()
+        page_of.close()
+
+
+if __name__ == "__main__":
+    main()

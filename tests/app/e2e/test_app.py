@@ -1,0 +1,363 @@
+"""What a visitor does: look at rollouts, switch colouring and credit, compare, generate, upload, share."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fgrpo.runs.trace import read_trace
+
+from .conftest import Served, tab
+
+TESTED = Path(__file__).parents[3] / "data" / "checkpoints" / "lab-rec-fgrpo" / "trace.jsonl"
+
+
+def radio(page: Any, group: str, name: str) -> None:
+    page.get_by_role("group", name=group).get_by_label(name, exact=True).check()
+
+
+def choose(page: Any, label: str, option: str) -> None:
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def offered(page: Any, label: str, option: str) -> bool:
+    """Whether the list `label` holds the option; it is closed again."""
+    page.get_by_label(label, exact=True).click()
+    page.get_by_role("option").first.wait_for()
+    there = page.get_by_role("option", name=option, exact=True).count() == 1
+    page.keyboard.press("Escape")
+    page.get_by_label(label, exact=True).blur()
+    return there
+
+
+def at(page: Any) -> str:
+    """The address as the browser shows it now."""
+    return page.evaluate("location.href")
+
+
+def values(page: Any) -> list[str]:
+    return page.locator("#at-strip .token small").all_inner_texts()
+
+
+def until(what: Any, seconds: float = 20) -> None:
+    """Wait until `what()` is true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.05)
+
+
+def test_opens_on_a_bundled_trace(visit) -> None:
+    page = visit()
+    assert page.locator("#at-pool tbody tr").count() == 20
+    assert page.locator("#at-strip .token").count() > 10
+    assert "slate miss: 2 of 4 relevant never entered" in page.locator("#at-verdict").inner_text()
+    assert "query=test-0" in at(page) and "run=lab-rec-fgrpo" in at(page)
+
+
+def test_a_rollout_can_be_picked_and_coloured(visit) -> None:
+    page = visit()
+    before = page.locator("#at-pool").inner_text()
+    choose(page, "Rollout", "4 of the group")
+    until(lambda: page.locator("#at-pool").inner_text() != before)
+    trace = read_trace(TESTED)
+    until(lambda: page.locator("#at-strip .token").count() == len(trace.groups[0].rollouts[3].tokens))
+    for colour, legend in (
+        ("phase", "slate phase"),
+        ("log-prob", "nats"),
+        ("entropy", "nats"),
+        ("advantage", "reward"),
+    ):
+        radio(page, "Colour tokens by", colour)
+        until(lambda colour=colour, legend=legend: legend in page.locator("#at-strip .legend").inner_text()
+              and colour.split("-")[0] in page.locator("#at-strip .legend").inner_text().lower())  # fmt: skip
+    shown = values(page)
+    assert len(set(shown)) == 2  # one advantage per phase
+    page.locator("#at-strip .token").nth(3).hover()
+    assert "token 4 of" in page.locator(".readout").first.inner_text()
+
+
+def test_switching_credit_flips_signs(visit) -> None:
+    page = visit(rollout="4")
+    assert page.locator("#at-strip .flipped").count() == 8  # the rank tokens: a good slate, badly ordered
+    ranked = values(page)[-1]
+    assert ranked.startswith("\N{MINUS SIGN}")
+    radio(page, "Credit method", "grpo")
+    until(lambda: page.locator("#at-strip .flipped").count() == 0)
+    assert values(page)[-1].startswith("+")
+    tab(page, "Group")
+    assert "Choose two different methods" in page.locator("#at-group").inner_text()
+    for method in ("reward_to_go", "nested", "item", "gdpo", "fgrpo"):
+        radio(page, "Credit method", method)
+        page.locator("#at-group caption", has_text=f"credit {method}").wait_for()
+    assert "8 tokens (0 slate, 8 rank)" in page.locator("#at-group").inner_text()
+
+
+def test_the_group_sorts_and_opens_a_rollout(visit) -> None:
+    page = visit()
+    tab(page, "Group")
+    head = page.locator("#at-group th", has_text="Rank reward")
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    column = [float(x) for x in page.locator("#at-group tbody tr td:nth-child(4)").all_inner_texts()]
+    assert column == sorted(column) and len(column) == 8 and column[0] < column[-1]
+    page.get_by_role("button", name="Inspect rollout 5").click()
+    page.get_by_role("tab", name="Inspect").and_(page.locator("[aria-selected=true]")).wait_for()
+    until(lambda: "rollout=5" in at(page))
+
+
+def test_two_runs_side_by_side_and_the_queries_behind_a_bar(visit) -> None:
+    page = visit()
+    tab(page, "Compare")
+    assert "only in the slate of" in page.locator("#at-side").inner_text()
+    assert "512 queries" in page.locator("#at-metrics").inner_text()
+    choose(page, "A", "lab-rec")
+    page.locator("#at-metrics th", has_text="A: lab-rec").wait_for()
+    until(lambda: "a=lab-rec&" in at(page))
+    bar = page.get_by_role("button", name="slate miss \N{MIDDLE DOT} B")
+    count = int(bar.inner_text().split("(")[1].split()[0])
+    bar.click()
+    listed = page.locator("#at-listed button")
+    listed.first.wait_for()
+    assert listed.count() == min(count, 200)
+    name = listed.nth(1).inner_text()
+    listed.nth(1).click()
+    until(lambda: f"query={name}&" in at(page))
+
+
+def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> None:
+    page = visit()
+    tab(page, "Playground")
+    pool = page.get_by_label("Pool, a candidate a line")
+    lines = pool.input_value().split("\n")[:8]
+    pool.fill("\n".join(lines))
+    page.get_by_label("number input for Rollouts, besides the greedy one").fill("4")
+    page.get_by_role("button", name="Generate").click()
+    page.locator("#at-status", has_text="4 sampled rollouts and the greedy one").wait_for()
+    assert page.locator("#at-result table").first.locator("tbody tr").count() == 8
+    assert "4 rollouts, credit fgrpo" in page.locator("#at-result").inner_text()
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Save these rollouts").click()
+    file = tmp_path / "mine.jsonl"
+    got.value.save_as(file)
+    (group,) = read_trace(file).groups
+    assert len(group.example.candidates) == 8 and len(group.rollouts) == 4 and group.greedy
+    page.get_by_role("button", name="Open in Inspect").click()
+    until(lambda: page.locator("#at-pool tbody tr").count() == 8)
+    tab(page, "Files")
+    for _ in range(2):  # the same file again takes the place of the first
+        page.locator("input[type=file]").set_input_files(file)
+        page.locator("#at-uploaded", has_text="1 queries").wait_for()
+        page.wait_for_timeout(500)
+        with page.expect_download() as again:
+            page.get_by_role("button", name="Save the trace that is shown").click()
+        assert Path(again.value.path()).read_bytes() == file.read_bytes()
+        page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
+    assert not page.locator("#at-problems .problem").count()
+    tab(page, "Inspect")
+    assert page.locator("#at-pool tbody tr").count() == 8
+
+
+def test_bad_forms_are_said_in_words(visit) -> None:
+    page = visit()
+    tab(page, "Playground")
+    pool, go = page.get_by_label("Pool, a candidate a line"), page.get_by_role("button", name="Generate")
+    good = pool.input_value()
+    for text, told in (
+        ("* Velvet Letter", "the pool has 1 candidates"), ("Velvet Letter\nAmber Embassy", "marked as relevant"),
+        ("* A film nobody made\nAmber Embassy", "not in the policy's vocabulary"),
+        ("* Velvet Letter\nVelvet Letter", "twice"), ("* Velvet Letter\n" + "x" * 3000, "pool, line 2"),
+    ):  # fmt: skip
+        pool.fill(text)
+        go.click()
+        page.locator("#at-status .problem", has_text=told).wait_for()
+    pool.fill(good)
+    page.get_by_label("number input for Rank size (most)").fill("9")
+    page.get_by_label("number input for Slate size (most)").fill("4")
+    go.click()
+    page.locator("#at-status .problem", has_text="rank_size 9 is larger").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([b"not json\n"], "line 1: not a JSON object"),
+        ([b'{"trace": 99}\n'], "newer kit"),
+        ([b'{"trace": 1}\n', b'{"query": {"id": 3}}\n'], "line 2"),
+        ([b""], "no query in the file"),
+        ([b'{"trace": 1, "config": {"rl": {"steps": "many"}}}\n'], "steps"),
+        ([b"\xff\xfe\x00\n"], "line 1"),
+        ([b'{"id": "lone \\ud800 surrogate"}\n'], "line 1: not a JSON object"),
+    ],
+)  # fmt: skip
+def test_a_bad_upload_is_told_by_line(visit, tmp_path, lines, told) -> None:
+    page = visit()
+    tab(page, "Files")
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(b"".join(lines))
+    page.locator("input[type=file]").set_input_files(file)
+    page.locator("#at-uploaded .problem", has_text=told).wait_for()
+    tab(page, "Inspect")
+    assert page.locator("#at-pool tbody tr").count() == 20  # what was shown is still there
+
+
+def test_good_lines_of_an_upload_are_kept_and_a_cut_one_is_noted(visit, tmp_path) -> None:
+    page = visit()
+    lines = TESTED.read_bytes().splitlines(keepends=True)[:5]
+    (tmp_path / "half.jsonl").write_bytes(b"".join([*lines[:2], b'{"query": 7}\n', *lines[2:4], lines[4][:200]]))
+    tab(page, "Files")
+    page.locator("input[type=file]").set_input_files(tmp_path / "half.jsonl")
+    page.locator("#at-uploaded", has_text="3 queries").wait_for()
+    assert "line 3: field 'query'" in page.locator("#at-uploaded .problem").inner_text()
+    page.locator("#at-problems", has_text="cut short").wait_for()
+
+
+def test_an_upload_over_20_mb_is_refused(visit, served: Served, tmp_path) -> None:
+    page = visit()
+    tab(page, "Files")
+    (tmp_path / "large.jsonl").write_bytes(b" " * 21_000_000)
+    page.locator("input[type=file]").set_input_files(tmp_path / "large.jsonl")
+    page.get_by_text("exceed the maximum allowed size of 20").wait_for()
+    files = {"files": ("large.jsonl", b" " * 21_000_000)}
+    assert httpx.post(f"{served.url}/gradio_api/upload", files=files).status_code == 413  # not by the page alone
+
+
+def test_a_click_while_an_answer_is_on_its_way_is_kept(visit, monkeypatch) -> None:
+    from app import wiring
+
+    real, slow = wiring.show, [1.0, 0.0]  # the answer to the first click comes after the second
+
+    def late(*args):
+        time.sleep(slow.pop(0) if slow else 0)
+        return real(*args)
+
+    page = visit()
+    monkeypatch.setattr(wiring, "show", late)
+    choose(page, "Rollout", "3 of the group")
+    radio(page, "Credit method", "item")
+    until(lambda: not slow and "item" in page.locator("#at-advantages").inner_text())
+    page.wait_for_timeout(1500)  # nothing comes after it
+    assert page.get_by_role("group", name="Credit method").get_by_label("item", exact=True).is_checked()
+    assert "rollout=3" in at(page) and "credit=item" in at(page)
+    assert "item" in page.locator("#at-advantages").inner_text()
+
+
+def test_a_link_shows_the_same_in_a_fresh_context(visit) -> None:
+    page = visit()
+    choose(page, "Rollout", "3 of the group")
+    radio(page, "Credit method", "item")
+    until(lambda: "rollout=3" in at(page) and "credit=item" in at(page))
+    tab(page, "Files")
+    page.get_by_role("button", name="Copy a link").click()
+    until(lambda: page.get_by_label("Link", exact=True).input_value() == at(page))
+    tab(page, "Inspect")
+    other = visit(**dict(pair.split("=") for pair in at(page).split("?")[1].split("&")))
+    first, again = (p.locator("#at-strip .token") for p in (page, other))
+    until(lambda: "advantage under item" in (first.last.get_attribute("title") or ""))
+    until(lambda: again.all_inner_texts() == first.all_inner_texts())
+
+
+def test_new_runs_are_found_and_what_was_chosen_stays(visit, served: Served) -> None:
+    page = visit(rollout="2")
+    radio(page, "Credit method", "item")
+    until(lambda: "credit=item" in at(page))
+    tab(page, "Training")
+    choose(page, "Run to follow", "lab-rec-grpo")
+    run = served.runs / "later"
+    run.mkdir()
+    for name in ("config.json", "trace.jsonl"):
+        (run / name).write_bytes((TESTED.parent / name).read_bytes())
+    time.sleep(1.1)  # the list of runs is kept for a second
+    tab(page, "Files")
+    page.get_by_role("button", name="Look for new runs").click()
+    until(lambda: offered(page, "Run", "runs/later"))
+    tab(page, "Training")
+    assert page.get_by_label("Run to follow", exact=True).input_value() == "lab-rec-grpo"
+    tab(page, "Inspect")
+    assert page.get_by_role("group", name="Credit method").get_by_label("item", exact=True).is_checked()
+    assert "advantage under item" in (page.locator("#at-strip .token").last.get_attribute("title") or "")
+    assert "rollout=2" in at(page) and "credit=item" in at(page)
+
+
+def test_a_run_that_is_gone_leaves_the_page_usable(visit, served: Served) -> None:
+    run = served.runs / "gone"
+    run.mkdir()
+    for name in ("config.json", "trace.jsonl"):
+        (run / name).write_bytes((TESTED.parent / name).read_bytes())
+    time.sleep(1.1)  # the list of runs is kept for a second
+    page = visit(run="runs/gone")
+    shutil.rmtree(run)
+    time.sleep(1.1)
+    radio(page, "Credit method", "item")
+    until(lambda: page.get_by_label("Run", exact=True).input_value() == "")
+    assert "runs/gone" in page.locator("#at-problems .problem, #at-problems .message").first.inner_text()
+    choose(page, "Run", "lab-rec")
+    until(lambda: "run=lab-rec&" in at(page))
+    page.locator("#at-strip .token").first.wait_for()
+
+
+def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, monkeypatch) -> None:
+    from app import form
+
+    real = form.generate
+
+    def slow(*args):
+        for found in real(*args):
+            yield found
+            time.sleep(0.5)
+
+    def broken(*args):
+        yield from list(real(*args))[:2]
+        raise MemoryError("no room")
+
+    page = visit()
+    tab(page, "Playground")
+    go = page.get_by_role("button", name="Generate")
+    monkeypatch.setattr(form, "generate", slow)
+    go.click()
+    page.locator("#at-status", has_text="1 of 8").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.locator("#at-status", has_text="Stopped").wait_for()
+    time.sleep(1.2)
+    assert "Stopped" in page.locator("#at-status").inner_text()
+    monkeypatch.setattr(form, "generate", broken)
+    go.click()
+    page.locator("#at-status .problem", has_text="generation failed (MemoryError: no room)").wait_for()
+    monkeypatch.setattr(form, "generate", real)
+    go.click()
+    page.locator("#at-status", has_text="8 sampled rollouts and the greedy one").wait_for()
+
+
+def test_training_is_followed_live(visit, served: Served) -> None:
+    source = TESTED.parent
+    rows = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    run = served.runs / "live" / "fgrpo-seed0"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text((source / "config.json").read_text())
+    (run / "metrics.jsonl").write_text("".join(rows[:20]))
+    time.sleep(1)  # the list of runs is kept for a second
+    page = visit()
+    tab(page, "Training")
+    choose(page, "Run to follow", "runs/live/fgrpo-seed0")
+    page.locator("#at-curves", has_text="Step 20 of 300").wait_for()
+    (run / "metrics.jsonl").write_text("".join(rows[:45]) + rows[45][:30])  # a line half written
+    page.locator("#at-curves", has_text="Step 45 of 300").wait_for()
+    assert "reward/slate" in (page.locator("#at-curves img").get_attribute("alt") or "")
+    (run / "metrics.jsonl").write_text("x\n")
+    page.locator("#at-curves .problem", has_text="line 1: not a JSON object").wait_for()
+
+
+def test_examples_without_rollouts_open_too(visit, tmp_path) -> None:
+    row = json.dumps({"id": "q1", "query": "Which?", "history": [], "candidates": ["a", "b"], "relevant": [0]})
+    (tmp_path / "task.jsonl").write_text(row + "\n")
+    page = visit()
+    tab(page, "Files")
+    page.locator("input[type=file]").set_input_files(tmp_path / "task.jsonl")
+    page.locator("#at-uploaded", has_text="1 queries").wait_for()
+    tab(page, "Inspect")
+    page.locator("#at-strip", has_text="examples without rollouts").wait_for()

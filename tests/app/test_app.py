@@ -1,0 +1,380 @@
+"""The app without a browser: what it says, what it computes, what it refuses."""
+
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import library as library_module
+from app import measures
+from app.charts import training_curves
+from app.library import Cache, Library, open_trace
+from app.markup import shown, signed, table, tag
+from app.measures import METHODS, METRICS, compare, credit, flips, scores, verdict, zero_phases
+from app.playground import Asked, config_of, example_from, generate, typed
+from app.show import PLACES, Chosen, listed, show, training
+from app.token_strip import COLOURS, PHASES, css, paint, tokens_of
+from app.views import fate_bars, group_panel, pool_table, side_by_side
+from fgrpo.config import Config, KitError
+from fgrpo.data import Example
+from fgrpo.evaluate import evaluate, greedy
+from fgrpo.policy import Policy, Sampling
+from fgrpo.prompt import Output
+from fgrpo.runs.run import read_metrics
+from fgrpo.runs.trace import Group, Trace, credit_of, read_trace, write_trace
+from fgrpo.runs.trace import listed as lists_only
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = Example("q", "Which?", ("h",), tuple("abcdef"), frozenset({0, 1, 2}))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Library:
+    return Library(tmp_path_factory.mktemp("runs"))
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_escaped_and_what_cannot_be_seen_is_shown() -> None:
+    assert tag("<p>{}</p>", "<b>&${x}`") == "<p>&lt;b&gt;&amp;&#36;&#123;x&#125;&#96;</p>"
+    assert shown("a\x1b[31m\u202e\ud800\n") == "a⌈1B⌉[31m⌈202E⌉⌈D800⌉ "
+    assert shown("x" * 1_000_000, 5) == "xxxxx… (1,000,000 characters)"
+    assert shown("Amélie · 千と千尋 ★ 👩") == "Amélie · 千と千尋 ★ 👩"
+    assert "<td>&lt;i&gt;</td>" in table("c", ("a", "b"), [("x", "<i>")])
+    assert [signed(x) for x in (0.25, -0.25, 0.0, -0.001)] == ["+0.25", "−0.25", "0.00", "0.00"]
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_every_text_can_be_sent(text) -> None:
+    html = tag('<a title="{}">{}</a>', text, text)
+    html.encode("utf-8")
+    inner = html.removeprefix('<a title="').removesuffix("</a>")
+    assert "<" not in inner and inner.count('"') == 1 and "{" not in inner
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_tokens_can_be_read_on_every_colour() -> None:
+    colours = [css(c) for c in PHASES.values()]
+    colours += [css(paint(v, c, 1.0)) for c in COLOURS[1:] for v in (-2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 5.0)]
+    assert all((luminance(c) + 0.05) / (luminance("#111111") + 0.05) >= 4.5 for c in colours)
+    assert css(paint(1.0, "advantage", 1.0)) != css(paint(-1.0, "advantage", 1.0)) != css(paint(None, "advantage", 1.0))
+
+
+# --- runs and traces --------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_by_name_alone(library, tmp_path) -> None:
+    assert library.having("trace.jsonl")[:3] == ["lab-rec", "lab-rec-fgrpo", "lab-rec-grpo"]
+    assert library.with_policy()[:3] == ["lab-rec", "lab-rec-fgrpo", "lab-rec-grpo"]
+    for name in ("", ".", "..", "../checkpoints/lab-rec", str(ROOT), "runs/..", "lab-rec/../lab-rec", "lab-rec\0"):
+        for read in (library.folder, library.policy, library.metrics, lambda n: library.trace(n, {})):
+            with pytest.raises(KitError, match="is not here"):
+                read(name)
+    run = library.runs / "deep" / "er"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{")
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "checkpoints" / "step-000001" / "config.json").write_text("{}")
+    library = Library(library.runs)  # the list is kept for a second
+    assert [n for n in library.folders() if n.startswith("runs/")] == ["runs/deep/er"]
+    with pytest.raises(KitError, match="not the configuration of a run"):
+        library.policy("runs/deep/er")
+    with pytest.raises(KitError, match="its trace cannot be read"):
+        library.trace("runs/deep/er", {})
+    with pytest.raises(KitError, match="no longer kept"):
+        library.trace("yours: x", {"yours: x": str(tmp_path / "gone.jsonl")})
+
+
+def test_a_trace_is_read_again_when_it_changed_and_not_before(library, tmp_path, monkeypatch) -> None:
+    bundled = (ROOT / "data/checkpoints/lab-rec/trace.jsonl").read_bytes().splitlines(keepends=True)
+    path, own = tmp_path / "t.jsonl", {"mine": str(tmp_path / "t.jsonl")}
+    path.write_bytes(b"".join(bundled[:3]))
+    first = library.trace("mine", own)
+    assert library.trace("mine", own) is first and len(first.keys) == 2
+    path.write_bytes(b"".join(bundled[:5]))
+    assert len(library.trace("mine", own).keys) == 4
+    monkeypatch.setattr(library_module, "LARGEST", 10)
+    with pytest.raises(KitError, match="opens up to 10"):
+        library.trace("mine", own)
+
+
+def test_the_cache_is_bounded_by_number_and_by_bytes() -> None:
+    cache, made = Cache(3, 100), []
+    for key in (1, 2, 1, 3, 4):
+        cache.get(key, lambda key=key: made.append(key), size=10)
+    assert made == [1, 2, 3, 4] and list(cache._kept) == [1, 3, 4]
+    cache.get(5, lambda: None, size=95)
+    assert list(cache._kept) == [5]
+    with pytest.raises(KitError):
+        cache.get(6, lambda: (_ for _ in ()).throw(KitError("x")))
+    assert list(cache._kept) == [5]
+
+
+def test_queries_have_names_even_where_ids_come_again_or_cannot_be_shown(tmp_path) -> None:
+    groups = [
+        Group(replace(EXAMPLE, id=i), step=s) for i, s in (("a", 1), ("a", 2), ("a", 2), ("\x00", 1), ("z" * 99, 1))
+    ]
+    write_trace(tmp_path / "t.jsonl", Trace("t", Config(), groups, {}))
+    opened = open_trace(tmp_path / "t.jsonl", "t")
+    assert list(opened.keys) == ["a", "a@2", "#3", "#4", "#5"]
+    assert opened.group("a@2").step == 2 and opened.find(replace(EXAMPLE, id="a")).step == 2
+    with pytest.raises(KitError, match="query 'b' is not in t"):
+        opened.group("b")
+
+
+def test_broken_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
+    lines = (ROOT / "data/checkpoints/lab-rec/trace.jsonl").read_bytes().splitlines(keepends=True)[:4]
+    path, bad = tmp_path / "t.jsonl", []
+    path.write_bytes(b"".join([lines[0], lines[1], b"[]\n", lines[2], b'{"query": {}}\n']))
+    assert len(open_trace(path, "t", bad).trace.groups) == 2
+    assert [b.split(":")[0] for b in bad] == ["t, line 3", "t, line 5"]
+    with pytest.raises(KitError, match="t, line 3"):
+        open_trace(path, "t")
+    path.write_bytes(b'{"trace": 9}\n' + lines[1])
+    with pytest.raises(KitError, match="newer kit"):
+        open_trace(path, "t", bad)
+
+
+def test_a_query_too_large_to_show_is_told(tmp_path) -> None:
+    wide = replace(EXAMPLE, candidates=tuple(map(str, range(3000))))
+    long = lists_only(Output(tuple(range(600)), (1,)), 2000)
+    for group, told in (
+        (Group(wide), "query 2: 3,000 candidates; the app shows up to 2,000"),
+        (Group(replace(wide, candidates=wide.candidates[:2000]), long), "600 candidates in a list"),
+        (Group(EXAMPLE, None, (lists_only(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
+    ):
+        write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE), group], {}))
+        with pytest.raises(KitError, match=told):
+            open_trace(tmp_path / "t.jsonl", "t")
+
+
+# --- numbers and words ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (Output((0, 3), (0, 3)), ["slate miss: 2 of 3 relevant never entered"]),
+        (
+            Output((0, 1, 2, 3), (3, 0, 1)),
+            ["rank drop: 3 of 3 relevant in the slate, but not ranked or below an irrelevant one"],
+        ),
+        (Output((2, 1, 0), (1, 0, 2)), ["right: all 3 relevant are ranked above every irrelevant candidate"]),
+        (Output(error="duplicate"), ["format error (duplicate): a candidate stands twice in a list; both rewards are 0"]),
+    ],
+)  # fmt: skip
+def test_errors_are_said_in_words(output, words) -> None:
+    assert verdict(EXAMPLE, output) == words
+    assert shown(EXAMPLE.candidates[0]) in pool_table(EXAMPLE, output)
+
+
+def test_scores_are_those_of_training(library) -> None:
+    opened = library.trace("lab-rec-fgrpo", {})
+    group = opened.trace.groups[0]
+    rewards, _ = credit_of(group, opened.config)
+    for n, traced in enumerate(group.rollouts):
+        slate, rank, form = scores(group.example, traced.output, opened.config).values()
+        assert (slate, rank, form) == pytest.approx(
+            [float(x[0, n]) for x in (rewards.slate, rewards.rank, rewards.format)]
+        )
+    assert scores(EXAMPLE, Output(error="foreign"), Config())["format"] == -0.5
+
+
+def test_signs_flip_where_a_phase_is_blamed_for_the_other(library) -> None:
+    opened = library.trace("lab-rec-fgrpo", {})
+    group = opened.trace.groups[0]
+    one, other = (credit(group, opened.config, m) for m in ("fgrpo", "grpo"))
+    slate, rank = one.rewards.slate[0], one.rewards.rank[0]
+    own, joint = [x - x.mean() for x in (slate, rank)], slate + rank - (slate + rank).mean()
+    for n, (s, r) in enumerate(flips(group, one, other)):
+        phases = group.rollouts[n].phases
+        assert s == (phases.count(1) if own[0][n] * joint[n] < 0 else 0)
+        assert r == (phases.count(2) if own[1][n] * joint[n] < 0 else 0)
+        marked = [t.flips for t in tokens_of(group.example, group.rollouts[n], one.row(n), other.row(n))]
+        assert sum(marked) == s + r
+    assert flips(group, one, one) == [(0, 0)] * 8
+    same = replace(group, rollouts=(group.rollouts[0],) * 2, rankings=1)
+    alike = credit(same, opened.config, "fgrpo")
+    assert zero_phases(alike.rewards) == ["slate", "rank"]
+    assert "zero variance" in group_panel(same, opened.config, alike, alike)
+
+
+def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
+    a, b = (library.trace(name, {}) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
+    found = compare(a, b)
+    assert len(found.keys) == 512 and [row[0] for row in found.rows] == list(METRICS)
+    measured = evaluate(library.policy("lab-rec-fgrpo"), lab.test[:64], b.config)
+    part = compare(cut(a, 64), cut(b, 64))
+    assert {row[0]: row[2] for row in part.rows}["ndcg@5"] == pytest.approx(float(measured["ndcg@5"].mean()))
+    for _, mean_a, mean_b, difference, low, high in found.rows:
+        assert difference == pytest.approx(mean_b - mean_a) and low <= difference <= high
+    assert sum(found.shares[0].values()) == pytest.approx(1.0)
+    misses = [float(x) for x in measured["slate_miss"]]
+    assert len(part.with_fate(1, "slate_miss")) == sum(x > 0 for x in misses)
+    assert all(row[3:] == (0.0, 0.0, 0.0) for row in compare(a, a).rows)
+    assert fate_bars(found, ("<a>", "b")).count("&lt;a&gt;") == 4
+    other = replace(b, trace=replace(b.trace, groups=[Group(EXAMPLE)]), keys={"q": 0})
+    with pytest.raises(KitError, match="choose runs on one task"):
+        compare(a, other)
+
+
+def test_metrics_in_parts_are_those_of_the_whole(library, monkeypatch) -> None:
+    a, b = (cut(library.trace(name, {}), 40) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
+    whole = compare(a, b)
+    monkeypatch.setattr(measures, "AT_ONCE", 10 * 20 * 7)
+    assert compare(cut(a, 40), b) == whole
+
+
+def cut(opened, count):
+    return replace(opened, trace=replace(opened.trace, groups=opened.trace.groups[:count]),
+                   keys=dict(list(opened.keys.items())[:count]))  # fmt: skip
+
+
+def test_differences_of_two_outputs_are_marked() -> None:
+    html = side_by_side(EXAMPLE, Output((0, 1, 2), (0, 1)), Output((0, 1, 3), (1, 3)), ("x", "y"))
+    for words in ("only in the slate of A", "only in the slate of B", "↑ 2 to 1 in B", "only in the rank of A"):
+        assert words in html
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_something_for_every_method_and_colour(library) -> None:
+    for method in METHODS:
+        for colour in COLOURS:
+            page = show(
+                library, Chosen("lab-rec", "test-1", "2", colour, method, "grpo", "lab-rec", "lab-rec-grpo"), {}
+            )
+            assert not page.problems and set(page.html) == set(PLACES) and all(page.html[p] for p in PLACES)
+
+
+JUNK = st.sampled_from(["", "lab-rec", "test-3", "greedy", "9", "-1", "nested", "../..", "\x00", "a" * 2000]) | st.text(
+    max_size=20
+)
+
+
+@given(st.lists(JUNK, min_size=8, max_size=8), st.sampled_from(["lab-rec", ""]))
+@settings(max_examples=60, deadline=None)
+def test_no_choice_raises(library, names, run) -> None:
+    page = show(library, Chosen(run or names[0], *names[1:]), {})
+    assert page.problems or all(page.html.values())
+    assert listed(library, names[0], names[1], {}, "0", "slate_miss")
+    assert training(library, names[0])
+
+
+def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> None:
+    only = Group(EXAMPLE, lists_only(Output((0, 3), (3,)), 6), (lists_only(Output((1,), (1,)), 6),) * 3)
+    write_trace(tmp_path / "l.jsonl", Trace("l", Config(), [only, Group(replace(EXAMPLE, id="none"))], {}))
+    own = {"mine": str(tmp_path / "l.jsonl")}
+    page = show(library, Chosen("mine", "q", "1", "entropy", "item", "nested", "mine", "mine"), own)
+    assert "not recorded" in page.html["strip"] and "nested compares rankings" in page.html["group"]
+    assert "examples without rollouts" in show(library, Chosen("mine", "none"), own).html["strip"]
+
+
+def test_training_draws_what_was_logged(library) -> None:
+    assert "Step 300 of 300" in training(library, "lab-rec-fgrpo") and "image/png" in training(library, "lab-rec")
+    rows = read_metrics(ROOT / "data/checkpoints/lab-rec-grpo")
+    for some in (rows[:1], rows):
+        figure = training_curves(some)
+        assert figure.axes[0].get_title() == "reward"
+        assert len(figure.axes[0].lines) == 2 and len(figure.axes[0].lines[0].get_xdata()) == max(1, len(some) - 9)
+
+
+# --- the playground ---------------------------------------------------------------------------------------------------
+
+FORM = Asked("Which?", "h", "* a\nb\n* c", 1.0, 3, 2, "constrained", 4, 0)
+
+
+def test_a_typed_query_is_an_example_and_back() -> None:
+    example = example_from(FORM)
+    assert example.candidates == ("a", "b", "c") and example.relevant == {0, 2} and example.history == ("h",)
+    assert typed(example) == (FORM.query, FORM.history, FORM.pool)
+    source = replace(example, candidate_ids=("7", "8", "9"), history_ids=("1",))
+    assert example_from(replace(FORM, pool="* c\na"), source).candidate_ids == ("9", "7")
+    assert example_from(replace(FORM, pool="* c\nnew"), source).candidate_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pool": ""}, "0 candidates"),
+        ({"pool": "* a\n" * 300}, "300 candidates"),
+        ({"pool": "a\nb"}, "marked as relevant"),
+        ({"pool": "* \nb"}, "pool, line 1"),
+        ({"history": "x\n" * 60}, "60 entries"),
+        ({"query": "q" * 3000}, "query, line 1"),
+    ],
+)
+def test_a_bad_form_is_told(changes, told) -> None:
+    with pytest.raises(KitError, match=told):
+        example_from(replace(FORM, **changes))
+
+
+@pytest.mark.parametrize("decoding", ["constrained", "free"])
+def test_rollouts_come_one_by_one_and_the_greedy_one_is_that_of_evaluation(policy: Policy, lab, decoding) -> None:
+    config = config_of(replace(FORM, decoding=decoding, slate_size=6, rank_size=3), Config())
+    found = list(generate(policy, lab.test[0], config, 3, seed=1))
+    assert [done for done, _ in found] == [0, 1, 2, 3] and [len(g.rollouts) for _, g in found] == [0, 1, 2, 3]
+    group = found[-1][1]
+    sampling = Sampling(config.grammar, decoding == "constrained")
+    assert group.greedy.output == greedy(policy, [lab.test[0]], sampling)[0]
+    again = list(generate(policy, lab.test[0], config, 3, seed=1))[-1][1]
+    assert again == group and len({r.tokens for r in group.rollouts}) > 1
+    small = example_from(
+        replace(FORM, pool="* " + "\n".join(lab.test[0].candidates[:3]), history=lab.test[0].history[0])
+    )
+    assert len(list(generate(policy, small, config, 1, 0))[-1][1].greedy.output.slate) <= 3
+    assert torch.isfinite(torch.tensor(group.rollouts[0].logprobs)).all()
+
+
+def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
+    pytest.importorskip("gradio")
+    from app.form import OWN, keep
+
+    own: dict[str, str] = {}
+    for n in range(OWN + 2):
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n) / "t.jsonl").write_text("x")
+        own = keep(own, f"t{n}", tmp_path / str(n) / "t.jsonl")
+    assert list(own) == [f"t{n}" for n in range(2, OWN + 2)] and len(list(tmp_path.iterdir())) == OWN
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def app(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "app", *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_taken_port_and_a_folder_that_cannot_be_written_are_told(tmp_path) -> None:
+    pytest.importorskip("gradio")
+    (tmp_path / "file").write_text("")
+    done = app("--runs", str(tmp_path / "file"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--runs" in done.stderr
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        done = app("--runs", str(tmp_path), "--port", str(s.getsockname()[1]))
+    assert done.returncode == 2 and "choose another --port" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob(".app-*"))  # nothing is left behind
+
+
+def test_bundled_traces_are_those_that_make_sh_writes() -> None:
+    for name in ("lab-rec", "lab-rec-grpo", "lab-rec-fgrpo"):
+        trace = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl")
+        assert "trace" in trace.made["command"] and len(trace.groups) == 512
+        assert json.dumps(trace.config.to_dict())

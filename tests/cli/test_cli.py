@@ -1,0 +1,280 @@
+"""The command line: status, one line of error, JSON alone on stdout, and what the commands write."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fgrpo.cli.main import COMMANDS, main
+from fgrpo.cli.options import config_of, parser_of
+from fgrpo.runs.run import read_metrics
+from fgrpo.runs.trace import read_trace
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--sft-steps", "3", "--sft-batch", "8", "--steps", "3",
+        "--queries", "4", "--group", "4"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def call(capsys, *argv: str) -> tuple[int, str, str]:
+    status = main(list(argv))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "demo",
+        "train",
+        "evaluate",
+        "compare",
+        "analyse",
+        "bench",
+        "data",
+        "data build",
+        "data check",
+        "data stats",
+        "data fetch",
+        "data fetch-model",
+    ],
+)
+def test_help(command) -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "fgrpo", *command.split(), "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert out.returncode == 0 and out.stdout.startswith("usage: python -m fgrpo") and not out.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, fgrpo.__main__ as m; m.parser_of(m.COMMANDS); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_train_evaluate_resume(capsys) -> None:
+    status, out, err = call(capsys, "train", "--out", "runs/a", "--json", *TINY)
+    report = json.loads(out)
+    assert status == 0 and err == "" and report["task"] == "lab-rec" and report["queries"] == 512
+    assert len(read_metrics("runs/a")) == 3 and len(read_metrics("runs/a/warm-start")) == 3
+    assert all({g.step for g in read_trace(f"runs/{x}/trace.jsonl").groups} == {3} for x in ("a", "a/warm-start"))
+    made = json.loads(Path("runs/a/config.json").read_text())["made"]
+    assert made["command"].startswith("python -m fgrpo") and made["versions"]["torch"] and made["hardware"]
+    status, out, _ = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)
+    assert status == 0 and json.loads(out)["metrics"] == report["metrics"]
+    status, out, _ = call(capsys, "train", "--out", "runs/a", "--resume", "--json", *TINY)
+    assert status == 0 and json.loads(out) == report
+
+
+def test_a_policy_alone_is_kept_of_an_rl_run(capsys) -> None:
+    start = ["--init", str(ROOT / "data/checkpoints/lab-rec"), "--policy-only", "--save-every", "1"]
+    status, out, _ = call(capsys, "train", "--out", "runs/a", "--json", *start, *TINY)
+    (left,) = Path("runs/a/checkpoints").iterdir()
+    assert status == 0 and left.name == "step-000003" and not list(left.glob("trainer*"))
+    assert {g.step for g in read_trace("runs/a/trace.jsonl").groups} == {1, 2, 3}
+    again = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)[1]
+    assert json.loads(again) == json.loads(out)
+
+
+def test_trace_writes_what_a_checkpoint_does(capsys) -> None:
+    argv = [
+        "--checkpoint",
+        str(ROOT / "data/checkpoints/lab-rec"),
+        "--limit",
+        "5",
+        "--sampled",
+        "2",
+        "--out",
+        "t.jsonl",
+    ]
+    status, out, err = call(capsys, "trace", "--json", *argv, "--rankings", "2", "--credit", "nested")
+    assert status == 0 and err == "" and json.loads(out)["queries"] == 5
+    found = read_trace("t.jsonl")
+    assert [len(g.rollouts) for g in found.groups] == [8, 8, 0, 0, 0] and found.config.rl.credit == "nested"
+    assert found.made["command"].startswith("python -m fgrpo")
+
+
+def test_compare_gives_the_documented_json_and_files(capsys) -> None:
+    status, out, err = call(
+        capsys, "compare", "--credits", "grpo,fgrpo", "--seeds", "2", "--jobs", "1", "--out", "runs/c", "--json", *TINY
+    )
+    report = json.loads(out)
+    assert status == 0 and err == "" and {"task", "rows", "tokens", "seconds"} <= set(report)
+    rows = {(r["method"], r["metric"]): r for r in report["rows"]}
+    assert {m for m, _ in rows} == {"random", "popularity", "sft_full", "sft", "grpo", "fgrpo"}
+    for row in report["rows"]:
+        assert {"method", "metric", "mean", "low", "high", "diff", "diff_low", "diff_high", "seeds"} <= set(row)
+        assert row["low"] - 1e-9 <= row["mean"] <= row["high"] + 1e-9
+    assert rows["grpo", "ndcg@5"]["diff"] == 0 and rows["fgrpo", "ndcg@5"]["verdict"]
+    assert rows["fgrpo", "ndcg@5"]["seeds"] == 2
+    made, header, *lines = Path("runs/c/comparison.csv").read_text().splitlines()
+    assert json.loads(made[2:])["command"].startswith("python -m fgrpo")
+    assert header.startswith("setting,method,metric,mean,low")
+    assert len(lines) == len(report["rows"])
+    files = {p.name for p in Path("runs/c").iterdir()}
+    assert {"comparison.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0", "fgrpo-seed1"} <= files
+
+
+def test_analyse_says_who_is_biased(capsys) -> None:
+    call(capsys, "train", "--sft", "--policy-only", "--out", "p", "--json", *TINY)
+    argv = ["--checkpoint", "p", "--pools", "1", "--batches", "1", "--groups", "2", "--credits", "grpo,fgrpo", *TINY]
+    status, out, err = call(capsys, "analyse", "--json", "--out", "o/oracle.csv", *argv)
+    report = json.loads(out)
+    assert status == 0 and err == "" and set(report) == {"rows", "separability", "interference"}
+    exact = {r["method"]: r for r in report["rows"] if r["exact"] and r["group"] == 3}
+    assert exact["grpo"]["angle"] < 0.1 < exact["fgrpo"]["angle_slate"]
+    assert Path("o/oracle.png").stat().st_size and Path("o/oracle.csv").read_text().startswith('# {"command"')
+    _, out, _ = call(capsys, "analyse", *argv)
+    assert "Angles in degrees" in out and "fgrpo" in out
+    assert "'who' is not known" in call(capsys, "analyse", *argv, "--credits", "who")[2]
+
+
+def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
+    reports = []
+    for jobs in ("1", "2"):
+        argv = ["--seeds", "1", "--credits", "grpo,fgrpo", "--jobs", jobs, "--out", f"runs/{jobs}", "--json", *TINY]
+        reports.append(json.loads(call(capsys, "compare", *argv)[1])["rows"])
+    for row in [*reports[0], *reports[1]]:
+        del row["seconds"]
+    assert reports[0] == reports[1]
+
+
+def test_build_writes_the_committed_files(capsys) -> None:
+    assert call(capsys, "data", "build", "--out", "lab")[0] == 0
+    for path in (ROOT / "data/lab-rec").iterdir():
+        assert (Path("lab") / path.name).read_bytes() == path.read_bytes()
+    assert call(capsys, "data", "build", "--out", "one", "--one-relevant")[0] == 0
+    status, out, _ = call(capsys, "data", "check", "one/train.jsonl")
+    assert status == 0 and "4000 good lines, 0 bad" in out and "1 to 1 relevant" in out
+
+
+GOOD = '{"id": "a", "query": "q", "history": [], "candidates": ["a", "b"], "relevant": [0]}\n'
+NO_RELEVANT = GOOD.replace("[0]", "[]")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train"], "--out"),
+        (["train", "--out", "x", "--task", "nope"], "task 'nope' is not known"),
+        (["train", "--out", "x", "--task", "none.jsonl"], "none.jsonl: cannot be read (No such file or directory)"),
+        (["train", "--out", "x", "--task", "broken.jsonl"], "broken.jsonl, line 17: field 'relevant' is empty"),
+        (["train", "--out", "x", "--task", "small.jsonl", *TINY], "smaller than slate_size 10"),
+        (["train", "--out", "x", "--task", "movielens", "--data", "nowhere"], "no MovieLens here"),
+        (["train", "--out", "x", "--lr", "fast"], "invalid float value: 'fast'"),
+        (["train", "--out", "x", "--lr", "nan"], "lr nan must be at least 0.0"),
+        (["train", "--out", "x", "--group", "1"], "group 1 must be at least 2"),
+        (["train", "--out", "x", "--slate-reward", "mrr"], "slate_reward 'mrr' is not known; choose from recall"),
+        (["train", "--out", "x", "--rank-size", "20"], "larger than slate_size"),
+        (["train", "--out", "x", "--credit", "who"], "credit 'who' is not known"),
+        (
+            ["evaluate", "--checkpoint", str(ROOT / "data/checkpoints/lab-rec"), "--device", "abacus"],
+            "device 'abacus' cannot",
+        ),
+        (["compare", "--ratio", "sequence"], "averages the phases"),
+        (["compare", "--credits", ","], "name at least one method"),
+        (["compare", "--init", "nowhere"], "no policy here"),
+        (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
+        (["trace", "--checkpoint", "nowhere", "--out", "t.jsonl"], "nowhere: no policy here"),
+        (["compare", "--seeds", "0"], "'0' must be whole numbers above 0"),
+        (["demo", "--jobs", "-3"], "'-3' must be whole numbers above 0"),
+        (["train", "--out", "x", "--save-every", "1,2"], "'1,2' must be one whole number"),
+        (["bench", "--prompt", "a,b"], "'a,b' must be whole numbers"),
+        (["bench", "--prompt", "20"], "prompt 20 must hold the pool of 64"),
+        (["bench", "--completion", "400"], "completion 400 must lie between 15 and 74"),
+        (["bench", "--peers", "verl"], "the one peer is trl"),
+        (["data", "check", "broken.jsonl"], "1 bad lines"),
+        (["data", "build", "--out", "/proc/none"], "cannot be written"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["train", "--out", "x", "--task", "lastfm", "--data", "nowhere"], "nowhere: no LastFM here"),
+        (["train", "--out", "x", "--task", "musique", "--data", "nowhere"], "nowhere: cannot be read (No such file"),
+        (["train", "--out", "x", "--task", "hotpotqa", "--data", "."], "no file hotpot_train*.json*"),
+        (["data", "stats", "--task", "hotpotqa"], "task hotpotqa needs its data: name the folder or file with --data"),
+        (["data", "stats", "--task", "broken.jsonl"], "broken.jsonl, line 17: field 'relevant' is empty"),
+        (["data", "fetch", "netflix"], "invalid choice: 'netflix'"),
+        (["data", "fetch-model", "gpt"], "invalid choice: 'gpt'"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_status_2(capsys, argv, message) -> None:
+    Path("broken.jsonl").write_text(GOOD * 16 + NO_RELEVANT + GOOD * 3)
+    Path("small.jsonl").write_text(GOOD * 20)
+    status, out, err = call(capsys, *argv)
+    assert status == 2 and message in err and (out == "" or argv[:2] == ["data", "check"])
+    lines = [line for line in err.splitlines() if line.startswith("fgrpo: ")]
+    assert len(lines) == 1 and "Traceback" not in err
+
+
+def test_a_call_that_failed_before_training_may_be_repeated(capsys) -> None:
+    argv = ["train", "--out", "runs/a", "--json", *TINY]
+    assert call(capsys, *argv, "--device", "abacus")[0] == 2
+    assert call(capsys, *argv)[0] == 0
+    assert "already holds a run" in call(capsys, *argv)[2]
+
+
+def test_skip_bad_counts_and_goes_on(capsys) -> None:
+    good = GOOD.replace('["a", "b"]', json.dumps([f"c{n}" for n in range(12)]))
+    Path("x.jsonl").write_text(good * 16 + NO_RELEVANT + good * 10)
+    status, out, err = call(capsys, "train", "--task", "x.jsonl", "--out", "runs/x", "--json", "--skip-bad", *TINY)
+    assert status == 0 and json.loads(out)["queries"] == 3
+    assert err.startswith("x.jsonl, line 17: field 'relevant' is empty")
+    assert err.endswith("skipped 1 broken lines of x.jsonl\n")
+
+
+def test_stats_counts_what_a_task_holds(capsys) -> None:
+    row = {"id": "a", "query": "Which?", "history": ["x y"], "candidates": ["one", "two", "two"], "relevant": [0]}
+    rows = [row | {"candidates": ["one", "two", "three"][: 1 + n // 8], "history": ["x y"] * n} for n in range(18)]
+    Path("x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [row, *rows, row]) + NO_RELEVANT)
+    status, out, err = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad", "--json")
+    found = json.loads(out)
+    assert status == 0 and err.endswith("skipped 1 broken lines of x.jsonl\n") and found["items"] == 4
+    train = found["splits"]["train"]
+    assert train["examples"] == 16 and train["duplicates"] == 1 and found["splits"]["test"]["duplicates"] == 1
+    assert train["history"] == {"min": 0, "median": 6.5, "p95": 14, "max": 14}
+    assert train["pool"]["max"] == 3 and train["relevant"] == {"min": 1, "median": 1, "p95": 1, "max": 1}
+    assert train["words"]["max"] == 1 + 2 * 14 + 2 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
+        "onetwo"
+    )
+    status, out, _ = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad")
+    assert status == 0 and "train: 16 examples, 1 pools with a text twice" in out
+    status, out, _ = call(capsys, "data", "stats")
+    assert status == 0 and "300 items in the catalogue" in out and "test: 512 examples, 0 pools" in out
+
+
+def test_stats_says_what_was_left_out(capsys) -> None:
+    row = {"question": "q?", "supporting_facts": [["A", 0]]}
+    rows = [row | {"_id": str(n), "context": [[t, ["s."]] for t in ("A", f"B{n}", f"C{n}")]} for n in range(20)]
+    rows[3]["supporting_facts"] = [["D", 0]]
+    Path("wiki.json").write_text(json.dumps(rows))
+    argv = ["data", "stats", "--task", "hotpotqa", "--data", "wiki.json"]
+    status, out, err = call(capsys, *argv, "--json")
+    assert status == 0 and err == "wiki.json: 20 rows read, 1 left out (a supporting passage is absent: 1)\n"
+    assert json.loads(out)["files"] == {"wiki.json": {"read": 20, "dropped": {"a supporting passage is absent": 1}}}
+    assert "20 rows read, 1 left out (a supporting passage is absent)" in call(capsys, *argv)[1]
+
+
+def test_token_columns_stand_where_tokens_can_be_counted(lab) -> None:
+    from types import SimpleNamespace
+
+    from fgrpo.tasks.stats import format_statistics, statistics
+
+    def count(example):
+        return SimpleNamespace(prompt=len(example.query), truncated=len(example.relevant), cut_tokens=7)
+
+    with_tokens, without = statistics(lab, None, count), statistics(lab)
+    test = with_tokens["splits"]["test"]
+    assert test["tokens"]["max"] == len(lab.test[0].query) and test["passages cut"] == test["relevant"]
+    assert test["tokens cut"]["min"] == 7 and "tokens cut" in format_statistics(with_tokens)
+    assert "tokens" not in without["splits"]["test"] and "tokens" not in format_statistics(without)
+
+
+def test_every_field_of_a_run_reaches_its_configuration() -> None:
+    """`model` is a concern and a field of another one, `sft` a concern and a flag."""
+    args = parser_of(COMMANDS).parse_args(["train", "--out", "x", "--sft", "--model", "some/folder", "--lam", "0.5"])
+    found = config_of(args)
+    assert (found.lm.model, found.rl.lam, found.sft.sft_batch) == ("some/folder", 0.5, 16)

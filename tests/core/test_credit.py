@@ -1,0 +1,194 @@
+"""Credit methods against plain loops, and what must hold between them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgrpo.config import KitError, RLConfig
+from fgrpo.credit import CREDITS, JOINT, assign_credit, check_credit, zero_variance
+from fgrpo.policy import Prompts, Sampling
+from fgrpo.prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, ItemChoices
+from fgrpo.rewards import Rewards
+from fgrpo.rollout import Rollouts
+
+Q, G, T = 3, 4, 7
+
+
+@pytest.fixture
+def rollouts() -> Rollouts:
+    """Phases of different lengths: row b has 3 + b % 2 slate tokens, 2 rank tokens, then padding."""
+    phase = torch.full((Q * G, T), PHASE_PAD)
+    for b in range(Q * G):
+        phase[b, : 3 + b % 2] = PHASE_SLATE
+        phase[b, 3 + b % 2 : 5 + b % 2] = PHASE_RANK
+    mask = phase != PHASE_PAD
+    # tokens 0 to 3 are the pool; every phase begins with a tag (9) and, but for long slates, ends with one
+    tokens = torch.tensor([9, 0, 1, 9, 2, 9, 9]).repeat(Q * G, 1)
+    tokens[1::2, :5] = torch.tensor([9, 3, 2, 9, 9])
+    tokens[1::2, 5] = 2
+    choices = ItemChoices(torch.tensor([[0, 1, 2, 3, 9, 9, 9, 9, 9]]).repeat(Q, 1))
+    prompts = Prompts(torch.zeros(Q, 1).long(), torch.ones(Q, 1).bool(), choices)
+    return Rollouts(prompts, tokens, mask, phase, torch.zeros(Q * G, T), [], G, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def rewards() -> Rewards:
+    generator = torch.Generator().manual_seed(0)
+    slate, rank = torch.rand(2, Q, G, generator=generator)
+    slate[1] = 0.1  # a group that the slate reward cannot tell apart
+    form = torch.zeros(Q, G)
+    form[2, 3] = -0.5
+    return Rewards(slate, rank, form, *torch.rand(2, Q, G, 2, generator=generator))
+
+
+def by_loop(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> torch.Tensor:
+    """The methods that pay by phase, one token at a time."""
+    out = torch.zeros(Q * G, T)
+    for q in range(Q):
+        slate, rank, form = (x[q].tolist() for x in (rewards.slate, rewards.rank, rewards.format))
+        joint = [s + config.lam * r + f for s, r, f in zip(slate, rank, form, strict=True)]
+        own_slate = [s + f for s, f in zip(slate, form, strict=True)]
+        own_rank = [r + f for r, f in zip(rank, form, strict=True)]
+        paid_rank = [config.lam * r + f for r, f in zip(rank, form, strict=True)]
+        for g in range(G):
+
+            def spread(values: list[float]) -> float:
+                mean = sum(values) / G
+                return (sum((v - mean) ** 2 for v in values) / (G - 1)) ** 0.5 + 1e-4 if config.scale == "std" else 1.0
+
+            def centred(values: list[float], over: list[float], g: int = g) -> float:
+                return (values[g] - sum(values) / G) / spread(over)
+
+            pay = {
+                "grpo": (centred(joint, joint), centred(joint, joint)),
+                "fgrpo": (centred(own_slate, own_slate), centred(paid_rank, own_rank)),
+                "reward_to_go": (centred(joint, joint), centred(paid_rank, own_rank)),
+            }[config.credit]
+            for t in range(T):
+                phase = int(rollouts.phase[q * G + g, t])
+                out[q * G + g, t] = pay[0] if phase == PHASE_SLATE else pay[1] if phase == PHASE_RANK else 0.0
+    return out
+
+
+@pytest.mark.parametrize("credit", ["grpo", "fgrpo", "reward_to_go"])
+@pytest.mark.parametrize("scale", ["none", "std"])
+@pytest.mark.parametrize("lam", [1.0, 0.5])
+def test_agrees_with_the_plain_loop(rewards, rollouts, credit, scale, lam) -> None:
+    config = RLConfig(credit=credit, scale=scale, lam=lam, group=G)
+    found = assign_credit(rewards, rollouts, config)
+    assert torch.allclose(found, by_loop(rewards, rollouts, config), atol=1e-6)
+    assert (found[~rollouts.mask] == 0).all()
+
+
+def test_equal_rewards_in_both_phases_make_fgrpo_equal_grpo(rewards, rollouts) -> None:
+    """The joint reward is then (1 + lambda) times each phase's own, a scale that dividing by the spread removes."""
+    same = replace(rewards, rank=rewards.slate, format=torch.zeros(Q, G))
+    plain = {c: assign_credit(same, rollouts, RLConfig(credit=c)) for c in ("grpo", "fgrpo")}
+    assert torch.allclose(plain["grpo"], 2 * plain["fgrpo"], atol=1e-6)
+    scaled = {c: assign_credit(same, rollouts, RLConfig(credit=c, scale="std")) for c in ("grpo", "fgrpo")}
+    assert torch.allclose(scaled["grpo"], scaled["fgrpo"], atol=2e-3)
+    assert scaled["grpo"].abs().max() > 0.5
+
+
+def test_fgrpo_keeps_the_phases_apart(rewards, rollouts) -> None:
+    before = assign_credit(rewards, rollouts, RLConfig(credit="fgrpo"))
+    after = assign_credit(replace(rewards, rank=rewards.rank.flip(1)), rollouts, RLConfig(credit="fgrpo"))
+    slate = rollouts.phase == PHASE_SLATE
+    assert torch.equal(before[slate], after[slate]) and not torch.equal(before, after)
+
+
+def test_groups_are_centred_and_rewards_left_alone(rewards, rollouts) -> None:
+    kept = replace(rewards, slate=rewards.slate.clone(), rank=rewards.rank.clone())
+    for credit in ("grpo", "gdpo", "fgrpo", "reward_to_go"):
+        first = assign_credit(rewards, rollouts, RLConfig(credit=credit))[:, 0].view(Q, G)
+        assert first.sum(1).abs().max() < 1e-6
+    assert torch.equal(kept.slate, rewards.slate) and torch.equal(kept.rank, rewards.rank)
+
+
+def test_a_group_without_variance_gives_exactly_zero(rewards, rollouts) -> None:
+    assert zero_variance(rewards.slate).tolist() == [False, True, False]
+    for scale in ("none", "std"):
+        found = assign_credit(rewards, rollouts, RLConfig(credit="fgrpo", scale=scale))
+        assert (found[G : 2 * G][rollouts.phase[G : 2 * G] == PHASE_SLATE] == 0).all()
+
+
+def test_gdpo_by_hand(rewards, rollouts) -> None:
+    """Each reward loses its scale before the sum, so that stretching one changes nothing; the batch has spread one."""
+    rewards = replace(rewards, format=torch.zeros(Q, G))
+    found = assign_credit(rewards, rollouts, RLConfig(credit="gdpo"))[:, 0].view(Q, G)
+    z = [(x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4) for x in (rewards.slate, rewards.rank)]
+    z[0][1] = 0  # the group without variance
+    joint = z[0] + z[1]
+    assert torch.allclose(found, joint / joint.std(), atol=1e-3)
+    assert found.std().item() == pytest.approx(1, abs=1e-3)
+    stretched = assign_credit(replace(rewards, slate=100 * rewards.slate), rollouts, RLConfig(credit="gdpo"))[:, 0]
+    assert torch.allclose(found.flatten(), stretched, atol=5e-3)
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.5])
+def test_nested_by_loop(rewards, rollouts, lam) -> None:
+    """Rows 2m and 2m + 1 of a query share a slate."""
+    rewards = replace(rewards, slate=rewards.slate[:, ::2].repeat_interleave(2, dim=1))
+    config = RLConfig(credit="nested", rankings=2, group=G, lam=lam)
+    found = assign_credit(rewards, replace(rollouts, rankings=2), config)
+    for q in range(Q):
+        paid = [(rewards.slate + lam * rewards.rank + rewards.format)[q, 2 * m : 2 * m + 2].mean() for m in range(2)]
+        own = (lam * rewards.rank + rewards.format)[q]
+        for g in range(G):
+            slate = (paid[g // 2] - (paid[0] + paid[1]) / 2) * 2  # M / (M - 1)
+            rank = (own[g] - own[g - g % 2 : g - g % 2 + 2].mean()) * 2  # K / (K - 1)
+            row = found[q * G + g]
+            assert row[0] == pytest.approx(slate.item(), abs=1e-6)
+            assert row[5 - (g + 1) % 2] == pytest.approx(rank.item(), abs=1e-6)
+
+
+def test_item_by_hand(rewards, rollouts) -> None:
+    """A token is paid for the item at its place, against the group's mean at this place; a closed list counts 0."""
+    rewards = replace(rewards, slate=torch.rand(Q, G), format=torch.zeros(Q, G))
+    found = assign_credit(rewards, rollouts, RLConfig(credit="item", lam=0.5))
+    to_go = torch.stack((rewards.places.sum(-1), rewards.places[..., 1]), dim=-1)
+    for b in range(Q * G):
+        q, g = divmod(b, G)
+        slate = [(rewards.items[q, g, j] - rewards.items[q, :, j].mean()).item() for j in range(2)] + [0.0]
+        rank = [0.5 * (to_go[q, g, j] - to_go[q, :, j].mean()).item() for j in range(2)]
+        if b % 2 == 0:  # <SLATE> 0 1 | </SLATE>-less: 9 0 1, then rank 9 2
+            expected = [slate[0], slate[0], slate[1], rank[0], rank[0], 0, 0]
+        else:  # slate 9 3 2 9, then rank 9 2
+            expected = [slate[0], slate[0], slate[1], slate[2], rank[0], rank[0], 0]
+        assert found[b].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    for credit in CREDITS:
+        rankings = 2 if credit == "nested" else 1
+        for ratio in ("token", "item", "phase"):
+            check_credit(RLConfig(credit=credit, ratio=ratio, rankings=rankings))
+        if credit in JOINT:
+            check_credit(RLConfig(credit=credit, ratio="sequence"))
+        else:
+            with pytest.raises(KitError, match="averages the phases"):
+                check_credit(RLConfig(credit=credit, ratio="sequence", rankings=rankings))
+    for options, message in (
+        ({"credit": "who"}, "'who' is not known"),
+        ({"credit": "nested"}, "--rankings 2 or more"),
+        ({"credit": "fgrpo", "rankings": 2}, "--rankings 2 or more"),
+        ({"credit": "nested", "rankings": 3}, "must be a multiple of rankings 3"),
+        ({"credit": "nested", "rankings": 8}, "two slates at least"),
+        ({"credit": "item", "rank_noise": 0.5}, "leave out one"),
+    ):
+        with pytest.raises(KitError, match=message):
+            check_credit(RLConfig(**options))
+
+
+def test_phases_of_real_rollouts_get_their_own_number(policy, queries) -> None:
+    from fgrpo.config import GrammarConfig
+    from fgrpo.rewards import score
+    from fgrpo.rollout import rollout
+
+    r = rollout(policy, queries, Sampling(GrammarConfig()), 6, 0)
+    rewards = score(r, queries, RLConfig())
+    advantages = assign_credit(rewards, r, RLConfig(credit="fgrpo"))
+    end = r.mask.sum(1) - 1
+    rank = (rewards.rank - rewards.rank.mean(1, keepdim=True)).flatten()
+    assert torch.allclose(advantages[torch.arange(len(end)), end], rank, atol=1e-6)  # the end token has credit

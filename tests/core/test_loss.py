@@ -1,0 +1,134 @@
+"""The loss by hand on three tokens, against a plain loop, and what clipping and ratio levels do."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgrpo.config import GrammarConfig, RLConfig
+from fgrpo.loss import RATIOS, clipped_surrogate, clips, k3, policy_loss
+from fgrpo.policy import Sampling
+from fgrpo.prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, max_tokens
+from fgrpo.rollout import Rollouts, rollout
+
+
+class ThreeTokens:
+    """A policy with one distribution over a vocabulary of three: logits are its only parameters."""
+
+    def __init__(self, logits: list[float]):
+        self.logits = torch.tensor(logits, requires_grad=True)
+
+    def logprobs(self, prompts, completions, mask, sampling, shared=True, tree=None, begun=0):
+        logp = self.logits.log_softmax(-1)
+        entropy = -(logp.exp() * logp).sum()
+        return torch.where(mask, logp[completions], 0.0), entropy * mask
+
+
+def rollouts_of(tokens: list[list[int]], old: list[list[float]], phase: list[list[int]]) -> Rollouts:
+    phases = torch.tensor(phase)
+    return Rollouts(
+        None, torch.tensor(tokens), phases != PHASE_PAD, phases, torch.tensor(old), [], 2, Sampling(GrammarConfig(1, 1))
+    )  # type: ignore[arg-type]
+
+
+def test_gradient_by_hand_on_three_tokens() -> None:
+    """Two rollouts of one token each, advantages +1 and -1, ratio 1.
+
+    loss = -(r_0 - r_1) / (B L) with B = 2 rollouts and L = 7 tokens at most; the gradient of log softmax is
+    onehot - p, so d loss / d logits = -[(onehot_0 - p) - (onehot_2 - p)] / 14 = (-1, 0, 1) / 14.
+    """
+    policy = ThreeTokens([0.3, -0.2, 0.5])
+    old = policy.logits.detach().log_softmax(-1)
+    r = rollouts_of([[0], [2]], [[old[0].item()], [old[2].item()]], [[PHASE_SLATE], [PHASE_SLATE]])
+    loss, logs = policy_loss(policy, r, torch.tensor([[1.0], [-1.0]]), RLConfig())
+    loss.backward()
+    assert max_tokens(GrammarConfig(1, 1)) == 7
+    assert torch.allclose(policy.logits.grad, torch.tensor([-1.0, 0.0, 1.0]) / 14, atol=1e-7)
+    assert loss.item() == pytest.approx(0.0, abs=1e-7)
+    assert logs["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_gradient_with_one_sided_advantage_by_hand() -> None:
+    """One rollout: d loss / d logits = -A (onehot - p) / (B L), here with A = 2 and p worked out by hand."""
+    policy = ThreeTokens([0.0, math.log(2), 0.0])  # p = (1/4, 1/2, 1/4)
+    r = rollouts_of([[1]], [[math.log(0.5)]], [[PHASE_RANK]])
+    loss, _ = policy_loss(policy, r, torch.tensor([[2.0]]), RLConfig())
+    loss.backward()
+    assert torch.allclose(policy.logits.grad, -2 * torch.tensor([-0.25, 0.5, -0.25]) / 7, atol=1e-7)
+
+
+def loss_by_loop(logp, reference, r: Rollouts, advantages, config: RLConfig) -> float:
+    total, rows = 0.0, r.mask.shape[0]
+    for b in range(rows):
+        for t in range(r.mask.shape[1]):
+            if not r.mask[b, t]:
+                continue
+            ratio = math.exp(logp[b, t] - r.logprobs[b, t])
+            a = float(advantages[b, t])
+            value = min(ratio * a, min(max(ratio, 1 - config.clip_low), 1 + config.clip_high) * a)
+            d = float(reference[b, t] - logp[b, t])
+            total += value - config.beta * (math.exp(d) - d - 1)
+    return -total / (rows * max_tokens(r.sampling.grammar))
+
+
+def test_agrees_with_the_plain_loop_off_policy_with_kl(policy, queries) -> None:
+    r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 0)
+    generator = torch.Generator().manual_seed(1)
+    r = replace(r, logprobs=r.logprobs + 0.4 * torch.randn(r.logprobs.shape, generator=generator) * r.mask)
+    advantages = torch.randn(r.logprobs.shape, generator=generator) * r.mask
+    reference = type(policy).tiny(policy.labels.items, _model(), seed=9)
+    config = RLConfig(beta=0.1, clip_low=0.1, clip_high=0.3)
+    loss, logs = policy_loss(policy, r, advantages, config, reference)
+    logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling)
+    reference_logp, _ = reference.logprobs(r.prompts, r.completions, r.mask, r.sampling)
+    expected = loss_by_loop(logp.detach(), reference_logp.detach(), r, advantages, config)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert logs["kl_reference"] > 0 and logs["approx_kl"] > 0
+    clipped = clips((logp - r.logprobs).exp(), advantages, 0.1, 0.3)
+    for name, phase in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
+        share = clipped[r.phase == phase].float().mean().item()
+        assert logs[f"clipfrac/{name}"] == pytest.approx(share, abs=1e-6) and share > 0
+
+
+def _model():
+    from fgrpo.config import ModelConfig
+    from tests.conftest import SMALL
+
+    return ModelConfig(**SMALL)
+
+
+def test_clipping_takes_the_gradient_away_on_the_right_side() -> None:
+    ratio = torch.tensor([0.5, 1.0, 1.5, 0.5, 1.0, 1.5], requires_grad=True)
+    advantages = torch.tensor([1.0, 1, 1, -1, -1, -1])
+    clipped_surrogate(ratio, advantages, 0.2, 0.2).sum().backward()
+    assert ratio.grad.tolist() == [1, 1, 0, 0, -1, -1]
+    assert clips(ratio, advantages, 0.2, 0.2).tolist() == [False, False, True, True, False, False]
+
+
+def test_k3_is_unbiased_and_never_negative() -> None:
+    p, q = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.4, 0.4, 0.2])
+    estimate = k3(p.log(), q.log())
+    assert (estimate >= 0).all()
+    assert (p * estimate).sum().item() == pytest.approx((p * (p / q).log()).sum().item(), abs=1e-6)
+
+
+def test_ratio_levels_by_hand() -> None:
+    phase = [[PHASE_SLATE, PHASE_SLATE, PHASE_RANK, PHASE_PAD]]
+    r = rollouts_of([[0, 0, 0, 0]], [[0.0] * 4], phase)
+    log_ratio = torch.tensor([[0.2, 0.4, -0.6, 0.0]])
+    expected = {
+        "token": [0.2, 0.4, -0.6, 0.0], "item": [0.2, 0.4, -0.6, 0.0],
+        "phase": [0.3, 0.3, -0.6, 0.0], "sequence": [0.0, 0.0, 0.0, 0.0],
+    }  # fmt: skip
+    for name, level in RATIOS.items():
+        assert torch.allclose(level(log_ratio, r), torch.tensor([expected[name]]), atol=1e-7), name
+
+
+def test_a_sequence_ratio_would_average_the_phases() -> None:
+    """Why it is refused: at ratio 1 every token's gradient is the row's mean advantage, whatever its own."""
+    log_ratio = torch.zeros(1, 4, requires_grad=True)
+    r = rollouts_of([[0] * 4], [[0.0] * 4], [[PHASE_SLATE, PHASE_SLATE, PHASE_RANK, PHASE_RANK]])
+    advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    (RATIOS["sequence"](log_ratio, r).exp() * advantages).sum().backward()
+    assert log_ratio.grad.abs().max() == 0

@@ -1,0 +1,174 @@
+"""Training: the same seed gives the same run, a killed run resumes to the same bits, failures name what is needed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fgrpo.config import Config, KitError
+from fgrpo.policy import Policy
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.run import Run, read_metrics
+from fgrpo.tasks.lab import lab_catalogue
+from fgrpo.trainer import batch_of, demonstration, fit
+
+LOGGED = {
+    "step", "loss", "approx_kl", "clipfrac/slate", "clipfrac/rank", "entropy/slate", "entropy/rank", "grad_norm",
+    "reward/slate", "reward/rank", "reward/format", "zero_variance/slate", "zero_variance/rank",
+    "advantage_std/slate", "advantage_std/rank", "slate_length", "format_errors", "tokens", "seconds",
+}  # fmt: skip
+
+
+TINY_MODEL = ["--hidden-size", "32", "--layers", "1", "--heads", "2"]
+
+
+def fresh(config: Config) -> Policy:
+    return Policy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
+
+
+def run_to_end(config, lab, folder, sft=False, save_every=2, resume=False) -> Run:
+    run = Run(folder, config, resume=resume, save_every=save_every)
+    fit(fresh(config), lab.train, config, run, sft=sft, quiet=True)
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.latest() / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def without_times(run: Run) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run.folder)]
+
+
+def test_same_seed_same_metrics_and_another_seed_another(config, lab, tmp_path) -> None:
+    a, b = (run_to_end(config, lab, tmp_path / name) for name in "ab")
+    other = run_to_end(replace(config, seed=1), lab, tmp_path / "c")
+    assert without_times(a) == without_times(b) != without_times(other)
+    assert same(weights(a), weights(b))
+    assert set(read_metrics(a.folder)[0]) == LOGGED and len(read_metrics(a.folder)) == config.rl.steps
+
+
+@pytest.mark.parametrize("sft", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_resumed_run_is_bit_identical(config, lab, tmp_path, sft, beta, monkeypatch) -> None:
+    """Stopped in step 4 of 6, after a checkpoint at 3 and with one more line logged than checkpointed."""
+    config = replace(config, rl=replace(config.rl, steps=6, beta=beta, epochs=2), sft=replace(config.sft, sft_steps=6))
+    whole = run_to_end(config, lab, tmp_path / "whole", sft, save_every=3)
+    logged = Run.log
+    monkeypatch.setattr(Run, "log", lambda self, row: logged(self, row) if row["step"] < 5 else _stop())
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end(config, lab, tmp_path / "cut", sft, save_every=3)
+    monkeypatch.setattr(Run, "log", logged)
+    assert len(read_metrics(tmp_path / "cut")) == 4
+    cut = run_to_end(config, lab, tmp_path / "cut", sft, save_every=3, resume=True)
+    assert same(weights(whole), weights(cut))
+    assert same(*(load_file(r.latest() / "trainer.safetensors") for r in (whole, cut)))
+    assert without_times(whole) == without_times(cut)
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
+def test_training_improves_the_reward(lab, tmp_path) -> None:
+    """From the shipped warm start, forty steps of fgrpo bring the sampled rewards up."""
+    from fgrpo.runs.warm_start import SHIPPED
+
+    config = Config.from_flat(steps=40, lr=1e-3)
+    run = Run(tmp_path / "a", config, save_every=40)
+    fit(load_policy(SHIPPED), lab.train, config, run, quiet=True)
+    rows = read_metrics(run.folder)
+    for name in ("reward/slate", "reward/rank"):
+        first, last = (sum(r[name] for r in part) / 10 for part in (rows[:10], rows[-10:]))
+        assert last > first + 0.02, name
+
+
+def test_a_loss_that_is_not_finite_names_step_queries_and_checkpoint(config, lab, tmp_path, monkeypatch) -> None:
+    from fgrpo import trainer
+
+    calls, real = [], trainer.policy_loss
+
+    def poisoned(*args, **kwargs):
+        loss, logs = real(*args, **kwargs)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) == 4 else loss), logs
+
+    monkeypatch.setattr(trainer, "policy_loss", poisoned)
+    with pytest.raises(KitError) as error:
+        run_to_end(config, lab, tmp_path / "a", save_every=2)
+    expected = [e.id for e in batch_of(lab.train, 4, 3, 0)]
+    assert "step 4" in str(error.value) and "step-000002" in str(error.value)
+    assert all(i in str(error.value) for i in expected)
+    for tensor in load_file(tmp_path / "a/checkpoints/step-000002/model.safetensors").values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_every_epoch_shows_every_example_once(lab) -> None:
+    examples = lab.train[:10]
+    stream = [e.id for number in range(5) for e in batch_of(examples, 4, number, seed=3)]
+    assert sorted(stream[:10]) == sorted(stream[10:]) == sorted(e.id for e in examples)
+    assert stream[:10] != stream[10:]
+
+
+def test_demonstrations_are_good_and_of_every_length(lab) -> None:
+    generator, lengths = torch.Generator().manual_seed(0), set()
+    for example in lab.train[:300]:
+        slate, rank = demonstration(example, Config(), generator)
+        assert example.relevant <= set(slate) and set(rank[: len(example.relevant)]) == example.relevant
+        assert len(set(slate)) == len(slate) <= 10 and len(rank) <= 5 and set(rank) <= set(slate)
+        lengths.add(len(slate))
+    assert lengths == set(range(2, 11))
+
+
+def test_a_run_folder_is_not_overwritten_and_resume_checks_the_options(config, lab, tmp_path) -> None:
+    run_to_end(config, lab, tmp_path / "a")
+    with pytest.raises(KitError, match="already holds a run"):
+        run_to_end(config, lab, tmp_path / "a")
+    with pytest.raises(KitError, match=r"rl.lam = 2.0, it began with 1.0"):
+        Run(tmp_path / "a", replace(config, rl=replace(config.rl, lam=2.0)), resume=True)
+    longer = run_to_end(replace(config, rl=replace(config.rl, steps=6)), lab, tmp_path / "a", resume=True)
+    assert len(read_metrics(longer.folder)) == 6
+    assert json.loads((longer.latest() / "trainer.json").read_text()) == {"step": 6, "position": 24}
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "trainer.safetensors", "items.json", "tokenizer.json", "config.json"]
+)
+def test_a_truncated_checkpoint_gets_one_clear_line(config, lab, tmp_path, file) -> None:
+    run = run_to_end(config, lab, tmp_path / "a")
+    path = run.latest() / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(KitError, match="damaged") as error:
+        run_to_end(config, lab, tmp_path / "a", resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(lab, config) -> None:
+    from fgrpo.evaluate import evaluate
+
+    with pytest.raises(KitError, match="not in the policy's vocabulary of 2 items"):
+        evaluate(Policy.tiny(["a", "b"], config.model), lab.test[:2], config)
+
+
+def test_a_pool_smaller_than_the_slate_is_refused(lab, config, tmp_path) -> None:
+    small = [replace(lab.train[0], candidates=lab.train[0].candidates[:6], relevant=frozenset({0}))]
+    with pytest.raises(KitError, match="pool of 6 candidates is smaller than slate_size 10"):
+        fit(fresh(config), small, config, Run(tmp_path / "a", config), quiet=True)
+
+
+def test_saved_policy_is_the_same_policy(policy, queries, tmp_path) -> None:
+    from fgrpo.config import GrammarConfig
+    from fgrpo.policy import Sampling
+    from fgrpo.rollout import rollout
+
+    policy.save(tmp_path / "p")
+    loaded = load_policy(tmp_path / "p")
+    a, b = (rollout(p, queries, Sampling(GrammarConfig())) for p in (policy, loaded))
+    assert a.outputs == b.outputs and torch.equal(a.logprobs, b.logprobs)
+    assert not list((tmp_path / "p").glob("*.bin")) and (tmp_path / "p/model.safetensors").exists()

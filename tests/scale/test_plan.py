@@ -1,0 +1,206 @@
+"""Plans: what is counted is what a run has, memory and arithmetic against measured steps, recipes and their options."""
+
+import ctypes
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fgrpo.cli.main import COMMANDS, main
+from fgrpo.cli.options import config_of, parser_of
+from fgrpo.config import Config, KitError, ModelConfig
+from fgrpo.data import Example, Splits, write_jsonl
+from fgrpo.policy import Policy
+from fgrpo.runs.policies import new_policy
+from fgrpo.scale.bench import _status
+from fgrpo.scale.estimate import Tokens, memory_of, per_token, seconds_of, shape_of
+from fgrpo.scale.plan import format_plan, model_of, plan, tokens_of
+from fgrpo.scale.recipes import RECIPES
+from fgrpo.tasks.lab import lab_catalogue
+from fgrpo.tasks.reading import catalogue
+from fgrpo.trainer import sft_step, step
+from tests.families import FAMILIES, policy_of, save_model
+
+WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "head_dim": 64}
+
+
+def long_examples(count: int, words: int) -> list[Example]:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(["film", "orbit", "vault", "mesa"], k=words)) for _ in range(20 * count)]
+    return [Example(f"q{n}", "Which?", (), tuple(texts[20 * n : 20 * n + 20]), frozenset({1, 5})) for n in range(count)]
+
+
+def config_for(folder: Path | str, **options) -> Config:
+    return Config.from_flat(
+        model=str(folder), **{"group": 8, "queries": 2, "lora_rank": 4, "passage_tokens": 200, **options}
+    )
+
+
+def run(capsys, *options: str) -> dict:
+    assert main(["train", *options, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_tiny_policy_is_planned(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run(capsys, "--hidden-size", "32", "--heads", "2", "--layers", "1", "--steps", "7", "--queries", "5")
+    assert found["rl"] == {"steps": 7, "queries": 35, "rollouts": 280, "epochs": 0.009}
+    assert found["sft"]["steps"] == 200 and found["examples"]["test"] == 512  # the shipped warm start is of other sizes
+    policy = Policy.tiny([film.title for film in lab_catalogue()], ModelConfig(32, 1, 2))
+    assert found["model"]["weights"] == found["model"]["trained"] == sum(p.numel() for p in policy.model.parameters())
+    memory = found["memory"]
+    assert (
+        memory.pop("total") == sum(memory.values()) and memory["weights"] == 0 and all(x >= 0 for x in memory.values())
+    )
+    assert run(capsys)["sft"]["steps"] == 0 and run(capsys, "--sft")["rl"]["steps"] == 0
+    assert main(["train", "--dry-run"]) == 0
+    assert "4,000 training" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert main(["train"]) == 2 and "--out" in capsys.readouterr().err
+
+
+def test_a_pretrained_model_is_planned(capsys, tmp_path) -> None:
+    folder = save_model("smollm2", tmp_path / "model")
+    write_jsonl(tmp_path / "task.jsonl", long_examples(20, 2))
+    options = ["--task", str(tmp_path / "task.jsonl"), "--model", str(folder), "--lora-rank", "3", "--slate-size", "6"]
+    before = sorted(tmp_path.rglob("*"))
+    found = run(capsys, *options, "--steps", "4", "--queries", "8")
+    policy = policy_of(folder, lora_rank=3)
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    assert found["model"]["trained"] == trained
+    assert found["model"]["weights"] == sum(p.numel() for p in policy.model.parameters()) - trained
+    assert found["tokens"]["counted"] and found["examples"] == {"train": 16, "validation": 2, "test": 2}
+    assert found["rl"]["epochs"] == 2 and found["config"]["rl"]["lr"] == 2e-5
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["train", *options, "--dry-run", "--lora-targets", "nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert main(["train", *options, "--dry-run", "--slate-size", "21"]) == 2
+    assert "slate_size 21" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj"])
+def test_weights_are_counted_as_they_are(tmp_path, name, targets) -> None:
+    folder = save_model(name, tmp_path / name)
+    policy = policy_of(folder, lora_targets=targets)
+    config = config_for(folder, lora_targets=targets)
+    shape = shape_of(model_of(config, []), config.lm)
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    assert shape.trained == trained and shape.shared == policy.shares_prompts
+    assert shape.weights == sum(p.numel() for p in policy.model.parameters()) - trained
+
+
+def peak_of_a_step(config: Config, words: int) -> tuple[float, float]:
+    """(estimated, measured) bytes of an RL step above what lay there before it, weights and trained ones apart."""
+    torch.set_num_threads(1)
+    queries = long_examples(4, words)
+    policy = new_policy([], config)
+    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=0.0)
+    tokens = tokens_of(config, Splits(queries, [], []), [])
+    step(policy, optimizer, long_examples(2, 2), config)  # what the first step alone needs
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    step(policy, optimizer, queries[:2], config, 1)
+    parts = memory_of(shape_of(model_of(config, []), config.lm), tokens, config)
+    parts.pop("weights"), parts.pop("trained")
+    return sum(parts.values()), (_status("VmHWM") - before) * 1e3
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_is_within_a_factor_of_two_of_a_measured_step(tmp_path) -> None:
+    """Once with the prompt's layers kept, once with them run again."""
+    folder = save_model("smollm2", tmp_path / "model", **WIDE)
+    cases = {6: 0, 26: 1}  # words of a candidate: queries held at a time
+    configs = [config_for(folder, micro=micro, full=True) for micro in cases.values()]  # completions of full length
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:  # none inherits memory
+        for estimated, measured in pool.map(peak_of_a_step, configs, cases):
+            assert measured > 2e7 and measured / 2 < estimated < 2 * measured, (estimated, measured)
+
+
+def saved_bytes(model: torch.nn.Module, ids: torch.Tensor) -> int:
+    """Bytes of what a forward pass keeps for its backward pass, weights apart, shared storage counted once."""
+    weights, kept = {p.data_ptr() for p in model.parameters()}, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(ids, use_cache=False, logits_to_keep=1)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("name, dtype", [("qwen3", "float32"), ("qwen3", "bfloat16"), ("smollm2", "bfloat16")])
+def test_a_layer_keeps_what_is_reckoned(tmp_path, name, dtype) -> None:
+    """Tensors saved for the backward pass of one more layer, by size."""
+    kept = []
+    for layers in (2, 3):
+        folder = save_model(name, tmp_path / f"{layers}", num_hidden_layers=layers)
+        policy = policy_of(folder, dtype=dtype)
+        kept.append(saved_bytes(policy.model, torch.arange(512).view(1, 512) % 300) / 512)
+    config = config_for(folder, dtype=dtype)
+    shape, b = shape_of(model_of(config, []), config.lm), 4 if dtype == "float32" else 2
+    reckoned = per_token(shape, b) + 2 * b * (shape.keys + shape.queries)
+    assert 2 / 3 < reckoned / (kept[1] - kept[0]) < 3 / 2
+
+
+def test_time_is_that_of_the_counted_operations(tmp_path) -> None:
+    folder = save_model("smollm2", tmp_path / "model", **WIDE)
+    config = config_for(folder, sft_batch=2, micro=2, lora_rank=1)
+    queries = long_examples(2, 6)
+    policy = new_policy([], config)
+    tokens = tokens_of(config, Splits(queries, [], []), [])
+    shape = shape_of(model_of(config, []), config.lm)
+    optimizer = torch.optim.SGD([p for p in policy.model.parameters() if p.requires_grad], lr=0.0)
+    with FlopCounterMode(display=False) as counter:
+        sft_step(policy, optimizer, queries, config, torch.Generator().manual_seed(0))
+    reckoned = seconds_of(shape, tokens, config, 1.0, 1e30, 0.0)["sft_step"]
+    assert 2 / 3 < reckoned / counter.get_total_flops() < 3 / 2
+
+
+def test_more_of_anything_takes_more(tmp_path) -> None:
+    folder = save_model("qwen3", tmp_path / "model")
+    config = config_for(folder, micro=1)
+    shape, few = shape_of(model_of(config, []), config.lm), Tokens(800, 1000, 60, 30, True)
+    least = sum(memory_of(shape, few, config).values())
+    for more in ({"group": 16}, {"decoding": "free"}):
+        other = replace(config, rl=replace(config.rl, **more))
+        assert sum(memory_of(shape, few, other).values()) > least
+    assert sum(memory_of(shape, few, replace(config, lm=replace(config.lm, micro=2))).values()) > least
+    assert sum(memory_of(shape, few, config, sft=True).values()) < least
+    assert sum(memory_of(replace(shape, shared=False), few, config).values()) > 3 * least
+    slow, fast = (seconds_of(shape, few, config, rate, 1e9, 0.0)["rl_step"] for rate in (1e9, 2e9))
+    assert fast < slow <= 2 * fast
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_papers_and_options_win(name) -> None:
+    given = parser_of(COMMANDS).parse_args(["train", "--preset", name, "--group", "4", "--model", "mine"])
+    config = config_of(given)
+    assert (config.rl.group, config.lm.model, config.rl.lam, config.task) == (4, "mine", 1.0, name[len("paper-") :])
+    plain = config_of(parser_of(COMMANDS).parse_args(["train", "--preset", name]))
+    assert (plain.rl.group, plain.grammar.slate_size, plain.grammar.rank_size) == (8, 10, 5)
+    assert plain.lm.dtype == "bfloat16" and "Qwen3-4B" in plain.lm.model and plain.device == "cuda"
+
+
+def test_a_recipe_is_planned_where_no_hub_answers(monkeypatch) -> None:
+    def no_hub(*args, **options):
+        raise OSError("no hub")
+
+    for kind in ("AutoConfig", "AutoTokenizer"):
+        monkeypatch.setattr(f"fgrpo.lm.{kind}.from_pretrained", no_hub)
+    config = config_of(parser_of(COMMANDS).parse_args(["train", "--preset", "paper-musique"]))
+    splits = Splits(long_examples(4, 80), long_examples(1, 80), [])
+    found = plan(config, splits, catalogue(splits))
+    assert not found["tokens"]["counted"] and found["model"]["weights"] == 4_022_468_096
+    assert found["memory"]["total"] < 80e9 and found["sft"]["steps"] == 200
+    assert "guessed" in format_plan(found) and "not checked on a GPU" in format_plan(found)
+    with pytest.raises(KitError):
+        plan(replace(config, lm=replace(config.lm, model="no/such-model")), splits, [])

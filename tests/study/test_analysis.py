@@ -1,0 +1,186 @@
+"""The oracle against finite differences and Monte Carlo, and what it says of each credit method."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
+from fgrpo.policy import Sampling
+from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
+from fgrpo.rewards import score
+from fgrpo.rollout import rollout
+from fgrpo.study.analysis import interference, measure_method, oracle_table, separability
+from fgrpo.study.oracle import Oracle, enumerate_outputs, small_pool
+
+GRAMMAR = GrammarConfig(slate_size=2, rank_size=2)
+CONFIG = Config(grammar=GRAMMAR)
+
+
+@pytest.fixture
+def oracle(policy, lab) -> Oracle:
+    return enumerate_outputs(policy, small_pool(lab.test[0], 4), CONFIG)
+
+
+def expected_rewards(policy, example) -> tuple[float, float]:
+    o = enumerate_outputs(policy, example, CONFIG)
+    return tuple(float((o.probability * x[0]).sum()) for x in (o.rewards.slate, o.rewards.rank))
+
+
+def test_every_output_is_listed_once(oracle, policy, lab) -> None:
+    """4 candidates: 4 slates of one with 1 ranking each, 12 of two with 2 + 2."""
+    assert len(oracle.probability) == 4 * 1 + 12 * 4 == len(set(oracle.rollouts.outputs))
+    assert oracle.probability.sum().item() == pytest.approx(1, abs=1e-6)
+    assert not any(o.error for o in oracle.rollouts.outputs)
+    six = enumerate_outputs(policy, small_pool(lab.test[0], 6), replace(CONFIG, grammar=GrammarConfig(3, 2)))
+    assert len(six.probability) == 1206 and six.probability.sum().item() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(KitError, match="take fewer"):
+        enumerate_outputs(policy, lab.test[0], CONFIG.from_flat(slate_size=5, rank_size=2))
+
+
+def test_probabilities_and_rewards_are_those_of_sampling(oracle, policy, lab) -> None:
+    example = small_pool(lab.test[0], 4)
+    r = rollout(policy, [example], Sampling(GRAMMAR), 4000, 0)
+    rewards = score(r, [example], RLConfig())
+    for name in ("slate", "rank"):
+        exact = float((oracle.probability * getattr(oracle.rewards, name)[0]).sum())
+        assert getattr(rewards, name).mean().item() == pytest.approx(exact, abs=0.03)
+
+
+def test_the_gradient_is_that_of_the_expected_reward(oracle, policy, lab) -> None:
+    """A small step along the gradient of E[R], in weights, changes E[R] by its squared length."""
+    example = small_pool(lab.test[0], 4)
+    pay = (oracle.rewards.slate + oracle.rewards.rank)[0]
+    logp, _ = policy.logprobs(
+        oracle.rollouts.prompts,
+        oracle.rollouts.completions,
+        oracle.rollouts.mask,
+        oracle.rollouts.sampling,
+        shared=False,
+    )
+    expected = (logp.double().sum(1).exp() * pay).sum()
+    gradient = torch.autograd.grad(expected, list(policy.model.parameters()))
+    squared = sum(float((g.double() ** 2).sum()) for g in gradient)
+    weights = oracle.gradient(pay)
+    assert float(oracle.dot(weights, weights)) == pytest.approx(squared, rel=1e-3)
+    before = sum(expected_rewards(policy, example))
+    step = 1e-3 / squared**0.5
+    with torch.no_grad():
+        for p, g in zip(policy.model.parameters(), gradient, strict=True):
+            p.add_(step * g)
+    assert sum(expected_rewards(policy, example)) - before == pytest.approx(step * squared, rel=0.05)
+
+
+def test_separability_is_what_a_small_step_does(oracle, policy, lab) -> None:
+    """The rank phase's own step moves E[R_slate] by what `rank_on_slate` says."""
+    example, said = small_pool(lab.test[0], 4), separability(oracle)
+    r = oracle.rollouts
+    logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
+    own = (oracle.probability * oracle.rewards.rank[0]).unsqueeze(1) * (r.phase == PHASE_RANK)
+    gradient = torch.autograd.grad((own * logp).sum(), list(policy.model.parameters()))
+    length = sum(float((g.double() ** 2).sum()) for g in gradient) ** 0.5
+    slate = oracle.gradient(oracle.rewards.slate[0])
+    before = expected_rewards(policy, example)[0]
+    with torch.no_grad():
+        for p, g in zip(policy.model.parameters(), gradient, strict=True):
+            p.add_(1e-2 / length * g)
+    moved = (expected_rewards(policy, example)[0] - before) / 1e-2
+    assert moved == pytest.approx(said["rank_on_slate"] * float(oracle.dot(slate, slate)) ** 0.5, rel=0.1, abs=0.01)
+    assert abs(said["rank_on_slate"]) > 0.02  # shared weights: the phases are not separate, to first order
+
+
+@pytest.mark.parametrize(
+    "options", [{"credit": "grpo"}, {"credit": "reward_to_go"}, {"credit": "nested", "rankings": 2, "group": 4}]
+)
+@pytest.mark.parametrize("lam", [1.0, 0.5])
+def test_unbiased_for_the_joint_objective(oracle, options, lam) -> None:
+    """Exactly, over all groups: the direction is the true gradient's, the length 1 - 1/G of it (nested: all of it)."""
+    found = measure_method(oracle, RLConfig(**{"group": 3, "lam": lam, **options}), torch.Generator(), exact=True)
+    assert max(found["angle"], found["angle_slate"], found["angle_rank"]) < 0.1
+    assert found["norm"] == pytest.approx(1.0 if options["credit"] == "nested" else 2 / 3, rel=1e-4)
+
+
+def test_fgrpo_is_biased_in_its_slate_phase_alone(oracle) -> None:
+    """It is never told what the ranker could have used; its rank phase is the true one's."""
+    found = measure_method(oracle, RLConfig(credit="fgrpo", group=3), torch.Generator(), exact=True)
+    assert found["angle_slate"] > 1 and found["angle_rank"] < 0.1
+    slate = oracle.gradient(oracle.rewards.slate[0]) * (oracle.phase == PHASE_SLATE)
+    groups, weights = oracle.all_groups(RLConfig(credit="fgrpo", group=2))
+    mean = weights @ oracle.estimates(groups, RLConfig(credit="fgrpo", group=2))
+    away = mean * (oracle.phase == PHASE_SLATE) - slate / 2  # what it does follow: the gradient of E[R_slate]
+    assert float(oracle.dot(away, away)) < 1e-6 * float(oracle.dot(slate, slate))
+
+
+@pytest.mark.parametrize("options", [{"credit": "grpo", "scale": "std"}, {"credit": "gdpo"}, {"credit": "item"}])
+def test_dividing_by_the_spread_and_item_credit_are_biased(oracle, options) -> None:
+    found = measure_method(oracle, RLConfig(**{"group": 3, **options}), torch.Generator(), exact=True)
+    assert found["angle"] > 0.5
+
+
+def test_sampled_groups_agree_with_all_groups(oracle) -> None:
+    for options in ({"credit": "fgrpo", "group": 2}, {"credit": "nested", "group": 4, "rankings": 2}):
+        config = RLConfig(**options)
+        exact = measure_method(oracle, config, torch.Generator(), exact=True)
+        drawn = measure_method(oracle, config, torch.Generator().manual_seed(0), count=20_000)
+        assert drawn["variance"] == pytest.approx(exact["variance"], rel=0.05)
+        assert drawn["tokens"] == pytest.approx(exact["tokens"], rel=0.02)
+        assert drawn["angle"] < exact["angle"] + 3 * drawn["angle_error"]
+    groups = oracle.sample(50, RLConfig(credit="nested", group=4, rankings=2), 0)
+    slates = oracle.slate_of[groups]
+    assert torch.equal(slates[:, 0], slates[:, 1]) and not torch.equal(slates[:, 0], slates[:, 2])
+
+
+def test_knowing_the_slate_lowers_the_variance_of_the_rank_phase(oracle) -> None:
+    """Law of total variance: K rankings of one slate differ by less than rankings of different slates."""
+    rank = oracle.phase == PHASE_RANK
+    spread = {}
+    for options in ({"credit": "reward_to_go"}, {"credit": "nested", "rankings": 2}):
+        config = RLConfig(group=8, **options)
+        found = oracle.estimates(oracle.sample(6000, config, 0), config) * rank
+        away = found - found.mean(0)
+        spread[options["credit"]] = float(oracle.dot(away, away).mean() / oracle.dot(found.mean(0), found.mean(0)))
+    assert all(map(math.isfinite, spread.values())) and len(set(spread.values())) == 2
+
+
+def test_noise_in_one_reward_is_variance_not_bias_and_reaches_every_token_under_joint_credit(oracle) -> None:
+    clean, rank = {}, oracle.phase == PHASE_RANK
+    for credit in ("grpo", "fgrpo"):
+        clean[credit] = measure_method(oracle, RLConfig(credit=credit), torch.Generator().manual_seed(0))
+        noisy = RLConfig(credit=credit, slate_noise=1.0)
+        found = measure_method(oracle, noisy, torch.Generator().manual_seed(0))
+        assert found["signal"] < 0.7 * clean[credit]["signal"] and found["norm"] == pytest.approx(
+            clean[credit]["norm"], rel=0.2
+        )
+    groups = oracle.sample(500, RLConfig(), 0)
+    for credit, same in (("fgrpo", True), ("grpo", False)):
+        noisy = RLConfig(credit=credit, slate_noise=1.0)
+        a, b = (oracle.estimates(groups, noisy, g)[:, rank] for g in (None, torch.Generator().manual_seed(1)))
+        assert torch.allclose(a, b) == same
+
+
+def test_table_holds_every_method_and_leaves_out_what_cannot_be(oracle) -> None:
+    methods = ["grpo", "nested:rankings=2"]
+    exact = oracle_table([oracle], methods, [2, 3, 4], CONFIG, exact=True)
+    assert [(r["method"], r["group"]) for r in exact] == [("grpo", 2), ("grpo", 3), ("nested:rankings=2", 4)]
+    assert oracle.count_groups(RLConfig(group=3)) == 52**3 and exact[0]["pool"] == 4
+    rows = oracle_table([oracle, oracle], methods, [2, 4], CONFIG)
+    assert [(r["method"], r["group"]) for r in rows] == [("grpo", 2), ("grpo", 4), ("nested:rankings=2", 4)]
+    with pytest.raises(KitError, match="'who' is not known"):
+        oracle_table([oracle], ["who"], [2], CONFIG)
+
+
+def test_interference_on_the_real_task(policy, lab, config) -> None:
+    found = interference(policy, lab.train[:4], config, torch.Generator().manual_seed(0))
+    assert -1 <= found["cosine"] <= 1 and 0 < found["slate_share"] < 1
+    assert 0 < found["flipped_slate"] < 0.5 and 0 < found["flipped_rank"] < 0.8
+    same = interference(policy, lab.train[:4], config, torch.Generator().manual_seed(0))
+    assert same == found and all(p.grad is None for p in policy.model.parameters())
+
+
+def test_small_pool_keeps_order_and_relevance(lab) -> None:
+    e = lab.test[0]
+    small = small_pool(e, 6)
+    assert len(small.candidates) == 6 and len(small.relevant) == 2
+    assert [e.candidates.index(c) for c in small.candidates] == sorted(e.candidates.index(c) for c in small.candidates)
+    assert {small.candidates[i] for i in small.relevant} <= {e.candidates[i] for i in e.relevant}

@@ -1,0 +1,170 @@
+"""LastFM in both layouts: what is held out, and that neither order nor ids give it away."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from fgrpo.baselines.rankers import popularity
+from fgrpo.config import Config, KitError
+from fgrpo.tasks import load_task
+from fgrpo.tasks.reading import Notes, catalogue
+from fgrpo.tasks.recommendation import load_lastfm
+
+REAL = Path(__file__).parents[3] / "shared/data/lastfm"
+ARTISTS = [f"{n}" for n in range(70_001, 70_061)]  # ids that are part of no name
+NAMES = {a: f"Band{'::' if n == 3 else ' '}{chr(65 + n % 26)}{chr(65 + n // 26 % 2)}" for n, a in enumerate(ARTISTS)}
+PLAYED = {str(user): Random(user).sample(ARTISTS, 12) for user in range(501, 531)} | {"599": ARTISTS[:1]}
+
+
+def hetrec(folder: Path) -> Path:
+    lines = ["id\tname\turl\tpictureURL", *(f"{a}\t{n} é\thttp://x/{a}\t" for a, n in NAMES.items())]
+    (folder / "artists.dat").write_bytes("\r\n".join(lines).encode())
+    lines = ["userID\tartistID\tweight"]
+    lines += [f"{u}\t{a}\t{900 - n}" for u, artists in PLAYED.items() for n, a in enumerate(artists)]
+    (folder / "user_artists.dat").write_bytes("\r\n".join(lines).encode())  # CRLF, and none at the end
+    (folder / "tags.dat").write_bytes(b"tagID\ttagValue\r\n1\t\xff\xfe")  # not UTF-8, and not read
+    return folder
+
+
+def llara(folder: Path, **val: object) -> Path:
+    (folder / "id2name.txt").write_text("".join(f"{a}::{n}\n" for a, n in NAMES.items()))
+    sessions = [sorted(int(a) for a in artists) for artists in PLAYED.values()]
+    rows = [{"session": n, "items": items} for n, items in enumerate(sessions)]
+    (folder / "train_sessions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows = []
+    for n in range(6):
+        ids = [int(a) for a in ARTISTS[n : n + 30]]
+        pool = ids[10:]
+        rows.append({"id": n, "history": ids[:10], "next": pool[0], "candidates": pool[::-1], "relevant": [19], **val})
+    (folder / "val.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_hetrec_holds_out_one_artist_of_each_user(tmp_path) -> None:
+    notes = Notes()
+    splits = load_lastfm(hetrec(tmp_path), notes)
+    users = [{e.id.split("-")[0] for e in part} for part in splits]
+    assert [len(u) for u in users] == [24, 3, 3] and len(set.union(*users)) == 30
+    assert notes.to_dict() == {"user_artists.dat": {"read": 361, "dropped": {"the user's only artist": 1}}}
+    for e in (e for part in splits for e in part):
+        played, (positive,) = set(PLAYED[e.id.split("-")[0]]), e.relevant
+        assert len(e.candidates) == len(set(e.candidate_ids)) == 20 and 1 <= len(e.history) <= 10
+        # no negative is an artist that the user played: it would be a wrong label
+        assert set(e.candidate_ids) & played == {e.candidate_ids[positive]} and set(e.history_ids) < played
+        assert e.candidate_ids[positive] not in e.history_ids
+    assert all(len(e.history) == 10 for part in splits[1:] for e in part)
+    assert "Band::DA é" in {c for e in splits.train for c in e.candidates}
+
+
+def test_llara_keeps_the_published_pools(tmp_path) -> None:
+    splits = load_lastfm(llara(tmp_path))
+    assert [e.id for e in splits.validation] == ["val-0", "val-1", "val-2"] and len(splits.test) == 3
+    for n, e in enumerate([*splits.validation, *splits.test]):
+        ids = ARTISTS[n : n + 30]
+        assert e.candidate_ids == tuple(ids[10:][::-1]) and e.relevant == {19}
+        assert set(e.history_ids) == set(ids[:10]) and e.history_ids != tuple(ids[:10])
+    assert len({e.id.split("-")[1] for e in splits.train}) == 30  # the session of one artist gives none
+    assert "Band::DA" in {c for e in splits.train for c in e.candidates}
+
+
+@pytest.mark.parametrize("layout", [hetrec, llara])
+def test_the_order_of_ids_tells_nothing(tmp_path, layout) -> None:
+    """Sessions stand in ascending id. A loader that kept that order would make every positive larger than its history."""
+    splits = load_lastfm(layout(tmp_path))
+    larger = [max(e.history_ids) < e.candidate_ids[next(iter(e.relevant))] for e in splits.train]
+    ascending = [list(e.history_ids) == sorted(e.history_ids) for e in splits.train if len(e.history) > 7]
+    assert sum(larger) / len(larger) < 0.4 and not any(ascending)
+
+
+@pytest.mark.parametrize("layout", [hetrec, llara])
+def test_no_text_holds_an_id(tmp_path, layout) -> None:
+    for part in load_lastfm(layout(tmp_path)):
+        for e in part:
+            assert set(e.candidate_ids) <= set(ARTISTS) and [NAMES[i] for i in e.history_ids] == [
+                h.removesuffix(" é") for h in e.history
+            ]
+            text = "\n".join((e.query, *e.history, *e.candidates))
+            assert not [a for a in ARTISTS if a in text]
+
+
+def test_artists_of_one_name_stay_two_items(tmp_path, config) -> None:
+    from fgrpo.policy import Policy
+
+    splits = load_lastfm(hetrec(tmp_path))
+    assert len(set(NAMES.values())) < len(catalogue(splits)) == len(ARTISTS)
+    assert any(len(set(e.candidates)) < 20 for e in splits.train)
+    Policy.tiny(catalogue(splits), config.model).encode(splits.train)
+
+
+@pytest.mark.parametrize("layout", [hetrec, llara])
+def test_candidates_are_fixed_by_seed(tmp_path, layout) -> None:
+    layout(tmp_path)
+    assert load_lastfm(tmp_path) == load_lastfm(tmp_path) != load_lastfm(tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "text", "message"),
+    [
+        (hetrec, "user_artists.dat", "h\n2\t70001\n", r"user_artists\.dat, line 2: expected 3 columns, found 2"),
+        (hetrec, "user_artists.dat", "h\n2\t70001\tmany\n", r"line 2: field 'weight' must be a whole number"),
+        (hetrec, "user_artists.dat", "h\n2\t5\t1\n", r"line 2: field 'artistID': artist '5' is not in artists\.dat"),
+        (hetrec, "user_artists.dat", "h\n2\t70001\t1\n", r"0 users with more than one artist are too few"),
+        (hetrec, "artists.dat", b"h\n70001\t\xff\n", r"artists\.dat: cannot be read"),
+        (llara, "id2name.txt", "70001:A\n", r"id2name\.txt, line 1: expected 2 columns, found 1"),
+        (llara, "id2name.txt", "70001::A\n70001::B\n", r"line 2: id '70001' stands twice"),
+        (llara, "train_sessions.jsonl", '{"items": [1]}\n', r"line 1: field 'items': artist '1' is not in id2name"),
+        (llara, "train_sessions.jsonl", '{"items": 1}\n', r"line 1: field 'items' must be a list"),
+        (llara, "train_sessions.jsonl", "[]\n", r"0 training examples"),
+        (llara, "train_sessions.jsonl", "{\n", r"train_sessions\.jsonl, line 1: not a JSON object"),
+        (llara, "val.jsonl", "7\n", r"val\.jsonl, line 1: expected a JSON object, found int"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, layout, file, text, message) -> None:
+    layout(tmp_path)
+    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(KitError, match=message):
+        load_lastfm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("val", "message"),
+    [
+        ({"relevant": [20]}, r"val\.jsonl, line 1: field 'relevant' must hold one index"),
+        ({"relevant": [1, 2]}, r"field 'relevant' must hold one index"),
+        ({"next": 70_060}, r"field 'next' must be the artist that 'relevant' points at"),
+        (
+            {"candidates": [70_001, 70_001], "next": 70_001, "relevant": [0]},
+            r"field 'candidates' holds an artist twice",
+        ),
+    ],
+)
+def test_bad_rows_of_held_out_users_are_named(tmp_path, val, message) -> None:
+    with pytest.raises(KitError, match=message):
+        load_lastfm(llara(tmp_path, **val))
+
+
+def test_a_folder_without_lastfm(tmp_path) -> None:
+    with pytest.raises(KitError, match=r"no LastFM here; name with --data"):
+        load_lastfm(tmp_path)
+    with pytest.raises(KitError, match=r"task lastfm needs its data"):
+        load_task(Config(task="lastfm"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="LastFM is not beside the project (../shared/data)")
+def test_popularity_on_the_real_validation_rows() -> None:
+    """122 rows, so that standard errors are 0.02 and 0.04. The leak "next larger id" alone would give HR@1 0.2 to 0.3."""
+    splits = load_lastfm(REAL / "llara")
+    both = splits._replace(test=splits.validation + splits.test)
+    ranks = [order.index(*e.relevant) for order, e in zip(popularity(both), both.test, strict=True)]
+    assert len(ranks) == 122
+    assert abs(sum(r < 1 for r in ranks) / 122 - 0.04) < 0.05 and abs(sum(r < 5 for r in ranks) / 122 - 0.30) < 0.1
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="LastFM is not beside the project (../shared/data)")
+def test_the_real_hetrec2011(capsys) -> None:
+    splits, items = load_task(Config(task="lastfm", data=str(REAL / "hetrec2011-lastfm-2k")))
+    assert [len({e.id.split("-")[0] for e in part}) for part in splits] == [1507, 188, 189] and len(items) == 17_632
+    assert {len(e.relevant) for part in splits for e in part} == {1}
+    assert capsys.readouterr().err == ("user_artists.dat: 92,834 rows read, 8 left out (the user's only artist: 8)\n")
