@@ -13,7 +13,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from fgrpo.config import KitError
-from fgrpo.data import Example, read_jsonl
+from fgrpo.data import Example
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.runs.trace import Group, trace_of, write_trace
 from fgrpo.tasks import DATA
 

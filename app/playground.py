@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fgrpo.config import Config, KitError
-from fgrpo.data import Example, example_of
+from fgrpo.data import Example
+from fgrpo.tasks.jsonl import example_of
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.trace import Group, record

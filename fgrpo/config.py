@@ -9,9 +9,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-LARGEST = 2**62
-"""no number of a run may be larger: tensors and random streams count in 64 bits"""
-
 
 class KitError(Exception):
     """Something the user can mend: one clear sentence. The command line prints it alone and exits with status 2."""
@@ -154,7 +151,7 @@ class RLConfig:
             slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
             ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"),
         )  # fmt: skip
-        if not 0 < self.temperature < LARGEST:
+        if not 0 < self.temperature < 2**62:
             raise KitError(f"temperature {self.temperature} must be above 0 (evaluation decodes greedily by itself).")
 
 
@@ -179,6 +176,8 @@ class Config:
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     pool: int = 20
     """lab-rec: candidates per query"""
+    skip_bad: bool = False
+    """skip broken rows of a JSONL, HotpotQA or MuSiQue task, and count them"""
     seed: int = 0
     """seed of the initial weights, data order and sampling"""
     device: str = "cpu"
@@ -277,6 +276,6 @@ def _check(config: Any, **bounds: tuple) -> None:
         else:
             least, most = bound
             low, high = least is not None and value < least, most is not None and value > most
-            if low or high or not abs(value) < LARGEST:
+            if low or high or not abs(value) < 2**62:  # tensors count in 64 bits; nan is refused too
                 most_text = "" if most is None else f" and at most {most}"
                 raise KitError(f"{name} {value} must be at least {least}{most_text}.")

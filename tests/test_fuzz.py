@@ -20,14 +20,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig, changed
-from fgrpo.data import Example, Splits, parse_example, read_jsonl, to_json, to_row
+from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy
 from fgrpo.prompt import ERRORS, Output, completion_text, parse
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
-from fgrpo.trainer import fit, make_optimizer
+from fgrpo.tasks.jsonl import parse_example, read_jsonl, to_json, to_row
+from fgrpo.trainer import fit, make_optimizer, rl_stage
 
 CASES = int(os.environ.get("FGRPO_FUZZ", "300"))
 fuzz = settings(
@@ -313,7 +314,7 @@ def newborn() -> Policy:
 
 def state_of(run: Run) -> tuple[Any, ...]:
     """All that a run goes on from."""
-    policy, optimizer, done = run.restore(newborn(), lambda p: make_optimizer(p, run.config, False))
+    policy, optimizer, done = run.restore(newborn(), lambda p: make_optimizer(p, rl_stage(run.config)))
     moments = [x for fields in optimizer.state_dict()["state"].values() for x in fields.values()]
     tensors = [*policy.model.state_dict().values(), *moments]
     return policy.labels.items, policy.tokenizer.get_vocab(), policy.model.config.to_dict(), done, tensors

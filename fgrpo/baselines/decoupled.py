@@ -19,7 +19,8 @@ from ..policy import Policy, Sampling
 from ..prompt import PHASE_RANK, PHASE_SLATE, Output
 from ..runs.policies import new_policy
 from ..runs.run import Run
-from ..trainer import fit, sft_step
+from ..runs.sft import sft_stage
+from ..trainer import fit
 
 
 def decoupled(
@@ -37,7 +38,7 @@ def decoupled(
     def train(name: str, seed: int, again: bool, **options: Any) -> Policy:
         run = Run(folder / name, replace(config, seed=seed), resume=again, save_every=config.sft.sft_steps)
         new = new_policy(items, config, seed)
-        return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=partial(sft_step, **options))
+        return fit(new, splits.train, run.config, run, sft_stage(config, **options), quiet)
 
     sampling = Sampling(config.grammar)
     selector = train("selector", 0, True, learn=[PHASE_SLATE])

@@ -21,7 +21,8 @@ def data_build(args: argparse.Namespace) -> None:
 
 def data_check(args: argparse.Namespace) -> None:
     """Validate a JSONL file and summarise it; broken lines are listed and give status 2."""
-    from ..data import Splits, read_jsonl
+    from ..data import Splits
+    from ..tasks.jsonl import read_jsonl
     from ..tasks.stats import format_statistics, statistics
 
     bad: list[str] = []

@@ -29,6 +29,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 LM_PRESET: dict[str, Any] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
 """Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
 
+RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm", "temperature")
+"""Fields of a run that are set in Python only."""
+
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -49,12 +52,14 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
 
     def command(name: str, under: Any = top, config: bool = False) -> Parser:
         run = commands[name]
-        p = under.add_parser(name.split()[-1], help=run.__doc__, description=run.__doc__)
+        usage = f"python -m fgrpo {name} [options]" if config else None
+        p = under.add_parser(
+            name.split()[-1], help=run.__doc__, description=run.__doc__, usage=usage, formatter_class=_wide
+        )
         p.set_defaults(run=run)
         if config:
-            add_arguments(p, Config, *CONCERNS.values())
+            add_arguments(p, Config, *CONCERNS.values(), skip=RARE)
             p.add_argument("--preset", choices=RECIPES, help="an experiment of the paper; options that are given win")
-            p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
         if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return p
@@ -77,8 +82,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
-    p = command("evaluate", config=True)
-    _add_measured(p)
+    p = command("evaluate")
+    _add_checkpoint(p)
     p = command("compare", config=True)
     p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas; RL options may "
                    "stand behind a name: nested:rankings=2:queries=24 (default grpo,fgrpo,reward_to_go)")  # fmt: skip
@@ -99,12 +104,11 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
     p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
-    p = command("trace", config=True)
-    _add_measured(p)
+    p = command("trace")
+    _add_checkpoint(p)
     p.add_argument("--out", required=True, help="JSONL file to write")
-    p.add_argument("--limit", type=_count, help="trace the first so many queries only")
-    p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "
-                   "(default 24); of the others the greedy lists alone")  # fmt: skip
+    p.add_argument("--sampled", type=_count, default=24, help="number of queries traced token by token, each with the "
+                   "run's number of rollouts (default 24); of the others the greedy lists alone")  # fmt: skip
     p = command("analyse", config=True)
     p.add_argument(
         "--checkpoint", default="data/checkpoints/lab-rec", help="policy or run folder (default the shipped one)"
@@ -153,6 +157,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     return parser
 
 
+def _wide(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=28, width=118)
+
+
 def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str, ...] = ()) -> None:
     """One option per field of each dataclass, its help taken from the docstring under the field.
 
@@ -172,13 +180,19 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
             group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
 
 
-def _add_measured(p: argparse.ArgumentParser) -> None:
-    """What is decoded, and on which queries."""
-    p.add_argument(
-        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
-    )
+def _add_checkpoint(p: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Which checkpoint, and on which queries; all else comes from the run's config.json."""
+    p.add_argument("--checkpoint", required=default is None, default=default, help="folder of a run, a checkpoint in it, "
+                   "or base: the untuned model of --model" + (f" (default {default})" if default else ""))  # fmt: skip
+    p.add_argument("--task", help="another task than the run's")
+    p.add_argument("--data", help="folder or file of its data")
     splits = ("train", "validation", "test", "all")
-    p.add_argument("--split", choices=splits, default="test", help="which split, or all (default test)")
+    p.add_argument("--split", choices=splits, default="test", help="queries to use (default test)")
+    p.add_argument("--limit", type=_count, help="maximum number of queries")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 or mps")
+    p.add_argument("--model", default="", help="path or name of the pretrained model, where it is elsewhere now")
+    p.add_argument("--gguf-file", default="", help="GGUF file in its folder")
+    p.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
 def _field_docs(kind: type) -> dict[str, str]:
@@ -224,7 +238,7 @@ def load(args: argparse.Namespace, config: Config, notes: Any = None) -> tuple[A
     """
     from ..tasks import load_task
 
-    bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
+    bad: list[str] | None = [] if config.skip_bad else None
     loaded = load_task(config, bad, notes)
     for line in notes.sentences() if notes else ():
         print(line, file=sys.stderr)

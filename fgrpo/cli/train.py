@@ -63,7 +63,7 @@ def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[
                 start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again, stop)
             except Stopped as error:  # raised below, where no other process waits for this one
                 stopped = error
-        if team.any(stopped is not None):
+        if team.sum(stopped is not None):
             raise stopped or Stopped(f"{out}: stopped in the warm start")
         policy = load_policy(start, lm=config.lm)
     look = tracer(run, splits.validation)

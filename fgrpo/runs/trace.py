@@ -24,7 +24,8 @@ from torch import Tensor
 from .run import provenance, thinned
 from ..config import Config, GrammarConfig, KitError
 from ..credit import assign_credit, check_credit
-from ..data import Example, example_of, read_object, to_row, write_text
+from ..data import Example, write_text
+from ..tasks.jsonl import example_of, read_object, to_row
 from ..evaluate import greedy
 from ..policy import Policy, Prompts, Sampling
 from ..prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, ItemChoices, Output

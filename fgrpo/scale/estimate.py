@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..config import Config, KitError, LMConfig
-from ..prefix import RECOMPUTE_FROM, branches_at_once, why_unshared
+from ..lm.pretrained import RECOMPUTE_FROM
+from ..prefix import branches_at_once, why_unshared
 
 GPU = {"bfloat16": 312e12, "float32": 19.5e12}, 2.0e12, 0.3
 """an A100 of 80 GB: peak FLOP/s by type, memory bandwidth (bytes/s), and the share of the peak that is reckoned with"""

@@ -65,7 +65,8 @@ class Processes(Team):
 
     def reduce(self, logs: Logs, rollouts: Rollouts | None) -> Logs:
         """Numbers of the whole batch: a mean over tokens by the tokens that it is about, a root mean square through the
-        squares, counts of tokens as a sum, anything else as a plain mean."""
+        squares, counts of tokens as a sum, anything else as a plain mean.
+        """
         weights = torch.tensor([1.0 if rollouts is None else _weight(name, rollouts) for name in logs])
         values, squared = torch.tensor(list(logs.values())), torch.tensor(["_std" in name for name in logs])
         values = torch.where(squared, values.square(), values)

@@ -76,7 +76,7 @@ class FGRPOTrainer(GRPOTrainer):
         advantages = assign_credit(rewards, rollouts, self.rl)
         self.own = {name: getattr(rewards, name).flatten()[rows] for name in ("slate", "rank", "format")}
         self.own["advantages"] = advantages[rows]
-        for name, value in describe(rollouts, rewards, advantages, self.rl).items():
+        for name, value in describe(rollouts, rewards, advantages).items():
             self._metrics[mode][name].append(value)
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 

@@ -15,7 +15,8 @@ from ..loss import policy_loss
 from ..policy import Policy
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..rewards import score
-from ..trainer import sample, sampled_tokens
+from ..rollout import rollout
+from ..trainer import sampled_tokens, sampling_of
 from .oracle import Oracle
 
 MOST_GROUPS = 200_000
@@ -104,7 +105,7 @@ def interference(policy: Policy, queries: Sequence[Example], config: Config, num
     both norms. `flipped_slate`, `flipped_rank`: share of rollouts whose joint advantage (grpo) has the opposite sign of
     the phase's own; `blind_slate`, `blind_rank`: share where the phase's own is zero and the joint one is not.
     """
-    rollouts = sample(policy, queries, replace(config, rl=replace(config.rl, rankings=1)), number)
+    rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, config.seed, number)
     rewards = score(rollouts, queries, config.rl)
     joint, own = (
         assign_credit(rewards, rollouts, replace(config.rl, credit=name, rankings=1)) for name in ("grpo", "fgrpo")

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from ..config import Config, KitError
-from ..data import Splits, read_jsonl
+from ..data import Splits
+from .jsonl import read_jsonl
 from .lab import build_lab, lab_catalogue
 from .multihop import load_hotpotqa, load_musique
 from .reading import Notes, catalogue, split_by_position

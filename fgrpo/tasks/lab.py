@@ -6,7 +6,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from ..data import Example, Splits, to_json
+from ..data import Example, Splits
+from .jsonl import to_json
 
 GENRES = {
     "noir": ("Alibi", "Alley", "Ledger", "Gunsel", "Dahlia"),

@@ -44,7 +44,7 @@ FIGURES = ROOT / "runs" / "notebooks"
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo.data import read_jsonl
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
 
 generator = torch.Generator().manual_seed(SEED)

@@ -47,7 +47,7 @@ from notebooks import checks
 # and a bad ranked list. (After a bad slate, "good" means: as good as that slate allowed.)
 
 # %%
-from fgrpo.data import read_jsonl
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
 
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")

@@ -161,7 +161,7 @@ from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
 from fgrpo.credit import assign_credit
-from fgrpo.data import read_jsonl
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
 from fgrpo.policy import Policy
 from fgrpo.rewards import score

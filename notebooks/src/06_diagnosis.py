@@ -109,7 +109,7 @@ from fgrpo.runs.policies import policy_folder
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
-from fgrpo.data import read_jsonl
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
 from fgrpo.evaluate import FATES, fates
 from fgrpo.policy import Policy, Sampling

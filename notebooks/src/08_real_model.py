@@ -51,7 +51,7 @@ from notebooks import checks
 # its pool in three orders**. You will see why.
 
 # %%
-from fgrpo.data import read_jsonl
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
 
 TASKS = ("questions", "films")

@@ -32,7 +32,7 @@ from fgrpo import trainer
 from fgrpo.cli.main import main
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.tasks.lab import build_lab
-from fgrpo.data import write_jsonl
+from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.policy import Policy
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.seal import SUMS

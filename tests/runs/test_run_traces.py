@@ -21,6 +21,7 @@ from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
 from fgrpo.runs.trace import credit_of, read_trace
+from fgrpo.runs.sft import sft_stage
 from fgrpo.trainer import fit
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def train(config: Config, lab: Splits, folder: Path, sft=False, resume=False, tr
     run = Run(folder, config, resume=resume, save_every=2)
     look = {"after_save": tracer(run, lab.validation)} if trace else {}
     policy = Policy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
-    fit(policy, lab.train, config, run, sft=sft, quiet=True, **look)
+    fit(policy, lab.train, config, run, sft_stage(config) if sft else None, quiet=True, **look)
     return run
 
 

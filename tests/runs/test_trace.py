@@ -9,7 +9,7 @@ import torch
 
 from fgrpo.config import Config, KitError, with_method
 from fgrpo.credit import CREDITS, assign_credit
-from fgrpo.data import write_jsonl
+from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.policy import Sampling
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout

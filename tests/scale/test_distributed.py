@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
-from fgrpo.data import Example, write_jsonl
+from fgrpo.data import Example
 from fgrpo.policy import Policy
 from fgrpo.runs.run import Run, read_metrics
+from fgrpo.runs.sft import sft_stage
 from fgrpo.scale import processes as distributed
 from fgrpo.scale.processes import launched
+from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import ALONE, Team, fit
 from tests.families import examples, policy_of, save_model
@@ -66,7 +68,7 @@ def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Ru
         run = Run(folder / case, some, resume=steps > stop > 0, save_every=2, writes=team.main)
         new = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
         data = examples(8) if case == "lora" else queries()
-        fit(new, data, some, run, sft=case == "sft", quiet=True, team=team)
+        fit(new, data, some, run, sft_stage(config) if case == "sft" else None, quiet=True, team=team)
     return run
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fgrpo.config import Config, GrammarConfig, KitError, LMConfig, RLConfig
 from fgrpo.credit import zero_variance
-from fgrpo.data import Example, write_jsonl
+from fgrpo.data import Example
 from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Prompts, Sampling
@@ -21,8 +21,9 @@ from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, parse
 from fgrpo.rewards import ndcg, pad, pool_gains, recall
 from fgrpo.rollout import Rollouts
 from fgrpo.runs.policies import load_policy
+from fgrpo.runs.sft import sft_step
 from fgrpo.scale.trl_options import TESTED, check_options, check_version, grpo_options, trl_rows
-from fgrpo.trainer import sft_step
+from fgrpo.tasks.jsonl import write_jsonl
 from tests.families import examples, policy_of, save_model
 from tests.processes import launch
 
