@@ -1,0 +1,41 @@
+"""Policies of a run, tiny or pretrained: `new_policy`, `save_policy`, `load_policy`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import Config, KitError, LMConfig
+from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
+from ..policy import Policy
+from .seal import check_seal, seal
+
+
+def new_policy(items: Sequence[str], config: Config, seed: int = 0) -> Policy:
+    """The policy that a run begins with: a pretrained model if the configuration names one, else a tiny one."""
+    return PretrainedPolicy.new(config.lm, seed) if config.lm.model else Policy.tiny(items, config.model, seed)
+
+
+def policy_folder(path: str | Path) -> Path:
+    """The folder that holds a policy: the path itself, or the latest checkpoint of a run's folder."""
+    path = Path(path)
+    if (path / "items.json").is_file() or (path / POLICY_FILE).is_file():
+        return path
+    return max(path.glob("checkpoints/step-*"), default=path)
+
+
+def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = None) -> Policy:
+    """The policy of a checkpoint, or of the latest one of a run's folder.
+
+    An adapter is put on the model that its policy.json names, or on that of `lm` if it names one. Raises KitError if
+    nothing is there, or if it is incomplete, damaged, or differs from its SHA256SUMS.
+    """
+    folder = policy_folder(path)
+    check_seal(folder)
+    if (folder / POLICY_FILE).is_file():
+        return PretrainedPolicy.load(folder, device, lm)
+    return Policy.load(folder, device)
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """Write a policy with its SHA256SUMS."""
+    policy.save(folder)
+    seal(folder)

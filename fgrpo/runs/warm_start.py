@@ -1,0 +1,57 @@
+"""The warm start of a run, and the traces that are taken along the way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import Config
+from ..data import Example, Splits
+from ..policy import Policy
+from ..trainer import Callback, fit
+from .policies import new_policy, policy_folder
+from .run import Run, read_config
+from .trace import trace_of, trace_policy, write_trace
+
+DATA = Path(__file__).parents[2] / "data"
+SHIPPED = DATA / "checkpoints" / "lab-rec"
+"""the warm start of the lab task that comes with the kit"""
+TRACED = 4
+"""queries of a run that are traced token by token"""
+MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")
+"""fields of a run that its warm start depends on"""
+
+
+def warm_start(
+    config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:  # fmt: skip
+    """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here."""
+    if fits_shipped(config):
+        return policy_folder(SHIPPED)
+    run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
+    callback = tracer(run, splits.validation)
+    fit(new_policy(items, config), splits.train, run.config, run, sft=True, quiet=quiet, after_save=callback, stop=stop)
+    latest = run.latest()
+    assert latest is not None
+    return latest
+
+
+def fits_shipped(config: Config) -> bool:
+    """Whether the shipped warm start was made with these options."""
+    return SHIPPED.is_dir() and made_by(read_config(SHIPPED)) == made_by(config)
+
+
+def made_by(config: Config) -> tuple[object, ...]:
+    """The part of a configuration that its warm start depends on."""
+    return tuple(getattr(config, part) for part in MADE_BY)
+
+
+def tracer(run: Run, examples: Sequence[Example]) -> Callback:
+    """For `fit`: traces the first few examples at every checkpoint, and adds them to the run's trace.jsonl."""
+
+    def callback(policy: Policy, step: int) -> None:
+        groups = trace_policy(policy, examples[:TRACED], run.config, TRACED, step, run.config.seed)
+        if groups:
+            write_trace(run.trace, trace_of(run.name, run.config, groups), more=True)
+
+    return callback
