@@ -59,9 +59,7 @@ def _read(folder: Path) -> tuple[dict[str, str], Iterator[tuple[str, str, float,
     return titles, _ratings(rows, titles), path
 
 
-def _ratings(
-    rows: Iterator[tuple[str, list[str]]], titles: dict[str, str]
-) -> Iterator[tuple[str, str, float, float]]:
+def _ratings(rows: Iterator[tuple[str, list[str]]], titles: dict[str, str]) -> Iterator[tuple[str, str, float, float]]:
     same = {film: film for film in titles}  # one string per film, not one per rating: less memory
     for where, (user, film, rating, time, *_) in rows:
         try:
