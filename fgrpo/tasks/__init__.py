@@ -7,9 +7,10 @@ from ..config import Config, KitError
 from ..data import Splits
 from .jsonl import read_jsonl
 from .lab import build_lab, lab_catalogue
+from .lastfm import load_lastfm
+from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
 from .reading import Notes, catalogue, split_by_position
-from .recommendation import load_lastfm, load_movielens
 
 DATA = Path(__file__).parents[2] / "data"
 TASKS = ("lab-rec", "movielens", "lastfm", "hotpotqa", "musique")

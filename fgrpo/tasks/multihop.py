@@ -98,7 +98,7 @@ def _questions(
             question = _located(where, parse, row, seen)
         except KitError as error:
             if bad is None:
-                raise KitError(f"{error} Mend the row, or pass --skip-bad.") from None
+                raise KitError(f"{error} Fix the row, or pass --skip-bad.") from None
             bad.append(str(error))
             notes.drop(path, "broken row")
             continue
