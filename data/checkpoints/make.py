@@ -1,4 +1,4 @@
-"""Makes data/checkpoints/lab-rec{,-grpo,-fgrpo}/trace.jsonl, the traces that the app opens on: `python data/checkpoints/make.py`.
+"""Makes data/checkpoints/lab-rec{,-grpo,-fgrpo}/trace.jsonl, which the app opens on: `python data/checkpoints/make.py`.
 
 Each trace holds the greedy lists of the lab's 512 test queries, and of the first 24 also 8 sampled rollouts, token by
 token: four slates with two rankings each, so that every credit method can be computed on them. All else is as the run's
