@@ -70,7 +70,7 @@ class Playground:
             self.temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature")
             self.slate_size = gr.Slider(1, 20, 10, step=1, label="Maximum slate size")
             self.rank_size = gr.Slider(1, 10, 5, step=1, label="Maximum rank size")
-            self.group = gr.Slider(1, GROUP, 8, step=1, label="Number of sampled rollouts")
+            self.group = gr.Slider(1, GROUP, 8, step=1, label="Sampled rollouts")
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
             self.decoding = gr.Radio(["constrained", "free"], value="constrained", label="Decoding")
         with gr.Row():

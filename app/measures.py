@@ -105,10 +105,11 @@ def error_words(example: Example, output: Output) -> list[str]:
     fate = list(fate_of(example, output).values())
     words, n = [], len(fate)
     if misses := fate.count("slate_miss"):
-        words.append(f"slate miss: {misses} of {n} relevant candidates are not in the slate")
+        words.append(f"slate miss: {misses} of {n} relevant candidates not in the slate")
     if drops := fate.count("rank_drop"):
-        where = "in the slate, but not ranked or ranked below an irrelevant one"
-        words.append(f"rank drop: {drops} of {n} relevant candidates are {where}")
+        words.append(
+            f"rank drop: {drops} of {n} relevant candidates in the slate, but not ranked or ranked below an irrelevant one"
+        )
     return words or [f"no error: all {n} relevant candidates are ranked above every irrelevant one"]
 
 

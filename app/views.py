@@ -44,7 +44,7 @@ def pool_table(example: Example, output: Output, caption: str = "Pool") -> Marku
         (
             str(i + 1), printable(text), _position(slate.get(i)), _position(rank.get(i)),
             "\N{BLACK STAR} relevant" if i in example.relevant else "no", "1" if i in example.relevant else "0",
-            FATE_WORDS[fate[i]].split(":")[0] if i in fate else "",
+            fate[i].replace("_", " ") if i in fate else "",
         )
         for i, text in enumerate(example.candidates)
     ]  # fmt: skip

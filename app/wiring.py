@@ -56,8 +56,9 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         own = gr.State({}, time_to_live=7200, delete_callback=lambda mine: remove_files(list(mine.values())))
         gr.HTML("<h1>F-GRPO: inspect subsets, rankings and credit</h1>")
         with gr.Row():
-            run = dropdown_of([], label="Run", info="a run with a trace, or a trace of your own (tab Files)")
-            query = dropdown_of([], label="Query", info="type to search")
+            run = dropdown_of([], label="Run", info="or a trace of your own (tab Files)")
+            query = dropdown_of([], label="Query", info="type to search", scale=2)
+        with gr.Row():
             method = gr.Radio(METHODS, value="fgrpo", label="Credit method")
             against = gr.Radio(METHODS, value="grpo", label="Compared with")
         problems = gr.HTML(elem_id="at-problems")

@@ -175,11 +175,11 @@ def test_a_query_that_is_too_large_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (Output((0, 3), (0, 3)), ["slate miss: 2 of 3 relevant candidates are not in the slate"]),
+        (Output((0, 3), (0, 3)), ["slate miss: 2 of 3 relevant candidates not in the slate"]),
         (
             Output((0, 1, 2, 3), (3, 0, 1)),
             [
-                "rank drop: 3 of 3 relevant candidates are in the slate, "
+                "rank drop: 3 of 3 relevant candidates in the slate, "
                 "but not ranked or ranked below an irrelevant one"
             ],
         ),

@@ -56,7 +56,7 @@ def test_opens_on_a_bundled_trace(visit) -> None:
     page = visit()
     assert page.locator("#at-pool tbody tr").count() == 20
     assert page.locator("#at-strip .token").count() > 10
-    assert "slate miss: 2 of 4 relevant candidates are not in the slate" in page.locator("#at-errors").inner_text()
+    assert "slate miss: 2 of 4 relevant candidates not in the slate" in page.locator("#at-errors").inner_text()
     assert "query=test-0" in at(page) and "run=lab-rec-fgrpo" in at(page)
 
 
@@ -135,7 +135,7 @@ def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> 
     pool = page.get_by_label("Pool, one candidate per line")
     lines = pool.input_value().split("\n")[:8]
     pool.fill("\n".join(lines))
-    page.get_by_label("number input for Number of sampled rollouts").fill("4")
+    page.get_by_label("number input for Sampled rollouts").fill("4")
     page.get_by_role("button", name="Generate").click()
     page.locator("#at-status", has_text="4 sampled rollouts and the greedy one").wait_for()
     assert page.locator("#at-result table").first.locator("tbody tr").count() == 8

@@ -118,7 +118,7 @@ def test_twenty_users_at_once_each_see_their_own(served: Served) -> None:
                 "Model": "lab-rec", "Credit method": "fgrpo", "Compared with": "grpo", "Query": "Which?",
                 "History, one entry per line": catalogue[299], "Pool, one candidate per line, * before relevant ones":
                 "* " + "\n".join(mine), "Temperature": 1.0, "Maximum slate size": 4, "Maximum rank size": 2,
-                "Decoding": "constrained", "Number of sampled rollouts": 3, "Seed": number,
+                "Decoding": "constrained", "Sampled rollouts": 3, "Seed": number,
             }  # fmt: skip
             session = f"user{number}"
             made = ask(session, making, form)
