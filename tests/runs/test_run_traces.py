@@ -20,8 +20,8 @@ from fgrpo.data import Splits
 from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
-from fgrpo.runs.trace import credit_of, read_trace
 from fgrpo.runs.sft import sft_stage
+from fgrpo.runs.trace import credit_of, read_trace, trace_policy
 from fgrpo.trainer import fit
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +143,8 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     policy = load_policy(folder)
     own = evaluate(policy, lab.test, config)["ndcg@5"]
     assert torch.equal(measure_outputs(outputs, lab.test, config.grammar)["ndcg@5"], own)
+    again = trace_policy(policy, lab.test[:2], found.config, 2, seed=found.config.seed)
+    assert [[r.output for r in g.rollouts] for g in again] == [[r.output for r in g.rollouts] for g in found.groups[:2]]
 
 
 def test_shipped_runs_say_how_they_were_made() -> None:
@@ -152,5 +154,6 @@ def test_shipped_runs_say_how_they_were_made() -> None:
         assert (
             made["command"].startswith("python -m fgrpo train ") and f"--out data/checkpoints/{name}" in made["command"]
         )
+        assert name in script
         traced = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl").made["command"]
-        assert "--sampled 24 --group 8 --rankings 2 --credit nested" in traced and name in script
+        assert traced == "python data/checkpoints/make.py"
