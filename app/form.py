@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from fgrpo.config import KitError
 from fgrpo.data import Example
-from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.runs.trace import Group, trace_of, write_trace
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 from . import views
 from .library import Library

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from fgrpo.config import Config, KitError
 from fgrpo.data import Example
-from fgrpo.tasks.jsonl import example_of
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.trace import Group, record
+from fgrpo.tasks.jsonl import example_of
 
 POOL, HISTORY, TEXT = 200, 50, 2000
 """maximum number of candidates, of history entries, of characters of each text"""

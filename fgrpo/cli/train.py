@@ -17,9 +17,9 @@ def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     config = config_of(args)
     if args.dry_run:
-        from ..scale.plan import format_plan, plan
+        from ..scale.estimate import format_plan, plan
 
-        found = plan(config, *load(args, config), not args.init, not args.sft)
+        found = plan(config, *load(args, config), args.sft or not args.init, not args.sft)
         print(json.dumps(found) if args.json else format_plan(found))
         return
     if not (args.out or args.preset):

@@ -30,9 +30,9 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from ..config import Config, KitError
-from ..tasks.jsonl import read_object
 from ..data import write_text
 from ..policy import Policy
+from ..tasks.jsonl import read_object
 from .seal import check_seal, seal
 from .signals import processes
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Example
 from ..loss import accumulated
-from ..policy import Policy, Policy, slices
+from ..policy import Policy, slices
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
 

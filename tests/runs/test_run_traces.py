@@ -9,19 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.runs.run import Run, read_config, read_metrics
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import TRACED, tracer
-from fgrpo.study.compare import train_and_test
 from fgrpo.config import Config, with_method
 from fgrpo.credit import CREDITS
 from fgrpo.data import Splits
-from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.sft import sft_stage
 from fgrpo.runs.trace import credit_of, read_trace, trace_policy
+from fgrpo.runs.warm_start import TRACED, tracer
+from fgrpo.study.compare import train_and_test
+from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import fit
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ import torch
 
 from fgrpo.config import Config, KitError, with_method
 from fgrpo.credit import CREDITS, assign_credit
-from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.policy import Sampling
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
 from fgrpo.runs.trace import Group, credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
+from fgrpo.tasks.jsonl import write_jsonl
 
 
 def traced(policy, queries, config: Config) -> list[Group]:
