@@ -4,7 +4,7 @@ The command line is made from these classes (fgrpo.options), so that a field, it
 """
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -210,39 +210,6 @@ class Config:
         if whole := [name for name in values if name in CONCERNS]:
             raise KitError(f"options: {whole[0]!r} is no field; name those in it.")
         return cls.from_dict({**values, **nested}, "options")
-
-
-def changed(config: Config, texts: dict[str, str]) -> Config:
-    """The run with some flat fields replaced, given as on the command line: `{"lam": "0.5", "credit": "grpo"}`."""
-    for name, text in texts.items():
-        concern = next((c for c in CONCERNS if name in CONCERNS[c].__dataclass_fields__), "")
-        kind = CONCERNS[concern] if concern else Config
-        if name not in kind.__dataclass_fields__ or (name in CONCERNS and not concern):
-            raise KitError(f"field {name!r} is not known (in {name}={text}).")
-        wanted: Any = kind.__dataclass_fields__[name].type
-        try:
-            value = {"true": True, "false": False}[text.lower()] if wanted is bool else wanted(text)
-        except (ValueError, KeyError):
-            raise KitError(f"{name}={text}: field {name!r} must be of type {wanted.__name__}.") from None
-        new: dict[str, Any] = {name: value}
-        if concern:
-            new = {concern: replace(getattr(config, concern), **new)}
-        config = replace(config, **new)
-    return config
-
-
-def with_method(config: Config, method: str) -> Config:
-    """The run under a method: its credit, and the options behind its name (`grpo:scale=std`)."""
-    name, *options = method.split(":")
-    return changed(config, {"credit": name, **dict(pair(o) for o in options)})
-
-
-def pair(text: str) -> tuple[str, str]:
-    """`lam=0.5` as its two sides. Raises KitError on anything else."""
-    name, equals, value = text.partition("=")
-    if not equals or not value:
-        raise KitError(f"{text!r} must be FIELD=VALUE, as in lam=0.5.")
-    return name.replace("-", "_"), value
 
 
 def _from_dict(kind: type[T], values: Any, where: str) -> T:

@@ -31,7 +31,16 @@ def warm_start(
         return policy_folder(SHIPPED)
     run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
     callback = tracer(run, splits.validation)
-    fit(new_policy(items, config), splits.train, run.config, run, sft_stage(config), quiet, after_save=callback, stop=stop)
+    fit(
+        new_policy(items, config),
+        splits.train,
+        run.config,
+        run,
+        sft_stage(config),
+        quiet,
+        after_save=callback,
+        stop=stop,
+    )
     latest = run.latest()
     assert latest is not None
     return latest

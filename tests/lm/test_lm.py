@@ -244,7 +244,14 @@ def run_to_end(
 ) -> Run:
     config = Config.from_flat(**{**TINY, "model": model, **more})
     run = Run(folder, config, resume=resume, save_every=2)
-    fit(start or new_policy([], config, config.seed), examples(6), config, run, sft_stage(config) if sft else None, quiet=True)
+    fit(
+        start or new_policy([], config, config.seed),
+        examples(6),
+        config,
+        run,
+        sft_stage(config) if sft else None,
+        quiet=True,
+    )
     return run
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.config import Config, with_method
-from fgrpo.credit import CREDITS
+from fgrpo.config import Config
+from fgrpo.credit import CREDITS, with_credit
 from fgrpo.data import Splits
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
@@ -136,7 +136,7 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     assert [len(g.rollouts) for g in found.groups] == [8] * 24 + [0] * (len(lab.test) - 24)
     assert found.groups[0].rankings == 2 and not list(folder.glob("checkpoints/*/trainer*"))
     for method in CREDITS:
-        rewards, advantages = credit_of(found.groups[0], with_method(found.config, method))
+        rewards, advantages = credit_of(found.groups[0], replace(found.config, rl=with_credit(found.config.rl, method)))
         assert rewards.rank.shape == (1, 8) and advantages.isfinite().all() and advantages.any()
     outputs = [g.greedy.output for g in found.groups]
     policy = load_policy(folder)
