@@ -6,6 +6,7 @@ The fields of a run come from the dataclasses of fgrpo.config.
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import sys
@@ -208,6 +209,7 @@ def _add_checkpoint(p: argparse.ArgumentParser, default: str = "") -> None:
     p.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
+@functools.cache
 def _field_docs(kind: type) -> dict[str, str]:
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     docs = {}

@@ -144,7 +144,7 @@ def test_questions_without_an_answer_are_counted(tmp_path) -> None:
         (load_hotpotqa, hotpot(2, supporting_facts=[["T"]]), r"row 3: field 'supporting_facts' must be a list of"),
         (load_hotpotqa, hotpot(2, context={"title": ["T"], "sentences": []}), r"row 3: field 'context' must be a list of"),
         (load_hotpotqa, hotpot(2, context=[["T", [1]]]), r"row 3: field 'context' must hold lists of sentences"),
-        (load_hotpotqa, hotpot(1), r"row 3: the id 'q1' stands in an earlier row too"),
+        (load_hotpotqa, hotpot(1), r"row 3: the id 'q1' is in an earlier row too"),
         (load_musique, {"id": "x", "question": "q"}, r"row 3: field 'paragraphs' must be a list"),
         (load_musique, musique(2, paragraphs=[{"title": "T"}]), r"row 3: field 'paragraphs', paragraph 0: field 'para"),
         (load_musique, musique(2, answerable="no"), r"row 3: field 'answerable' must be true or false"),
