@@ -41,13 +41,6 @@ class Prompts:
     mask: Tensor
     choices: Choices
 
-    @staticmethod
-    def join(parts: Sequence["Prompts"], pad: int) -> "Prompts":
-        """The queries of all parts in one batch."""
-        ids = join_rows([p.ids for p in parts], pad, left=True)
-        mask = join_rows([p.mask for p in parts], 0, left=True)
-        return Prompts(ids, mask, type(parts[0].choices).join([p.choices for p in parts]))
-
 
 @dataclass(frozen=True)
 class Sampling:

@@ -24,7 +24,10 @@ class PrefixTree:
     def __init__(self, model: Any, ids: Tensor, mask: Tensor):
         """Encode prompts, padded on the left; mask (Q, P) bool."""
         self.model, self.windows = model, sliding_windows(model.config)
-        self.weights, self.spent = _versions(model), False
+        self.spent = False
+        self.versions = [
+            p._version for p in model.parameters()
+        ]  # grow with every change in place, as an optimizer makes
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
@@ -61,7 +64,11 @@ class PrefixTree:
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
-        usable = self.logits.requires_grad and not self.spent and self.weights == _versions(self.model)
+        usable = (
+            self.logits.requires_grad
+            and not self.spent
+            and self.versions == [p._version for p in self.model.parameters()]
+        )
         self.spent = True
         return usable
 
@@ -124,10 +131,6 @@ def branches_at_once(prompt: int, length: int) -> int:
     prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
     """
     return max(1, max(CHUNK, prompt // 2) // max(1, length))
-
-
-def _versions(model: Any) -> int:
-    return sum(p._version for p in model.parameters())  # grows with every change in place, as an optimizer makes
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def test_micro_batches_are_the_same_step(models, name) -> None:
 def test_joined_rollouts_are_rows_of_the_whole(models) -> None:
     policy = policy_of(models / "smollm2")
     parts = [rollout(policy, [e], SAMPLING, 3, n) for n, e in enumerate(examples())]
-    whole = Rollouts.join(parts, policy.pad)
+    whole = Rollouts.join(parts, policy.encode(examples(), SAMPLING.grammar), policy.pad)
     logp, _ = policy.logprobs(whole.prompts, whole.completions, whole.mask, SAMPLING)
     assert (logp - whole.logprobs).abs().max() < 1e-4
     for n, part in enumerate(parts):
