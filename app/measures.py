@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fgrpo.config import Config, GrammarConfig, KitError, with_method
-from fgrpo.credit import CREDITS, zero_variance
+from fgrpo.config import Config, GrammarConfig, KitError
+from fgrpo.credit import CREDITS, with_credit, zero_variance
 from fgrpo.data import Example
 from fgrpo.evaluate import FATES, fates, measure_outputs
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, Output
@@ -59,7 +59,7 @@ class Credit:
 
 def credit(group: Group, config: Config, method: str) -> Credit:
     """Credit of a group under a method. Raises KitError if the group lacks what the method needs."""
-    rewards, advantages = credit_of(group, with_method(config, method))
+    rewards, advantages = credit_of(group, replace(config, rl=with_credit(config.rl, method)))
     return Credit(method, rewards, advantages.tolist())
 
 

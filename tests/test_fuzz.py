@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig, changed
+from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig
 from fgrpo.data import Example, Splits, parse_example, read_jsonl, to_json, to_row
 from fgrpo.policy import Policy
 from fgrpo.prompt import ERRORS, Output, completion_text, parse
@@ -27,6 +27,7 @@ from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
+from fgrpo.study.experiments import parse_vary, with_fields
 from fgrpo.trainer import fit, make_optimizer
 
 CASES = int(os.environ.get("FGRPO_FUZZ", "300"))
@@ -225,7 +226,8 @@ def test_flat_options_are_read_right_or_refused(values: dict[str, Any]) -> None:
 )
 def test_options_as_text_are_read_right_or_refused(texts: dict[str, str]) -> None:
     with contextlib.suppress(KitError):
-        found = changed(Config(), texts)
+        vary = parse_vary([f"{name}={text}" for name, text in texts.items()])
+        found = with_fields(Config(), **{name: values[0] for name, values in vary.items()})
         assert Config.from_dict(found.to_dict()) == found
 
 

@@ -130,7 +130,9 @@ def test_no_position_sees_a_later_one_or_another_row(kind: str) -> None:
     before = model(ids, rows, positions)
     after = model(torch.tensor([[9, 1, 2, 7, 8], [9, 5, 6, 0, 0]]), rows, positions)
     assert torch.allclose(before, after, atol=1e-5) and before.shape == (3, 9)
-    assert not torch.allclose(before, model(torch.tensor([[9, 3, 2, 3, 4], [9, 8, 6, 9, 9]]), rows, positions), atol=1e-3)
+    assert not torch.allclose(
+        before, model(torch.tensor([[9, 3, 2, 3, 4], [9, 8, 6, 9, 9]]), rows, positions), atol=1e-3
+    )
 
 
 def test_an_empty_split_is_said() -> None:

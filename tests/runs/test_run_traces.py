@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.runs.run import Run, read_config, read_metrics
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import TRACED, tracer
-from fgrpo.study.compare import train_and_test
-from fgrpo.config import Config, with_method
-from fgrpo.credit import CREDITS
+from fgrpo.config import Config
+from fgrpo.credit import CREDITS, with_credit
 from fgrpo.data import Splits
-from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.trace import credit_of, read_trace
+from fgrpo.runs.warm_start import TRACED, tracer
+from fgrpo.study.compare import train_and_test
+from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import fit
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +135,7 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     assert [len(g.rollouts) for g in found.groups] == [8] * 24 + [0] * (len(lab.test) - 24)
     assert found.groups[0].rankings == 2 and not list(folder.glob("checkpoints/*/trainer*"))
     for method in CREDITS:
-        rewards, advantages = credit_of(found.groups[0], with_method(found.config, method))
+        rewards, advantages = credit_of(found.groups[0], replace(found.config, rl=with_credit(found.config.rl, method)))
         assert rewards.rank.shape == (1, 8) and advantages.isfinite().all() and advantages.any()
     outputs = [g.greedy.output for g in found.groups]
     policy = load_policy(folder)
@@ -144,12 +143,12 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     assert torch.equal(measure_outputs(outputs, lab.test, config.grammar)["ndcg@5"], own)
 
 
-def test_shipped_runs_say_how_they_were_made() -> None:
-    script = (ROOT / "data/checkpoints/make.sh").read_text(encoding="utf-8")
+def test_shipped_runs_name_the_command_that_made_them() -> None:
+    script = (ROOT / "data/results/make.py").read_text(encoding="utf-8")
     for name in SHIPPED:
         made = json.loads((ROOT / "data/checkpoints" / name / "config.json").read_text(encoding="utf-8"))["made"]
-        assert (
-            made["command"].startswith("python -m fgrpo train ") and f"--out data/checkpoints/{name}" in made["command"]
-        )
-        traced = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl").made["command"]
-        assert "--sampled 24 --group 8 --rankings 2 --credit nested" in traced and name in script
+        assert made["command"].startswith("python -m fgrpo train ")
+        assert f"--out data/checkpoints/{name}" in made["command"] and f'"{name}": ' in script
+        found = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl")
+        rl = found.config.rl
+        assert found.made["command"] and (rl.credit, rl.group, rl.rankings) == ("nested", 8, 2)

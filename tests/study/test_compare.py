@@ -71,7 +71,12 @@ def test_a_grid_is_every_method_under_every_combination() -> None:
         "one_relevant=true slate_size=5", "one_relevant=true slate_size=10",
     ]  # fmt: skip
     config = found["one_relevant=true slate_size=5"]["nested"]
-    assert (config.one_relevant, config.grammar.slate_size, config.rl.credit, config.rl.rankings) == (True, 5, "nested", 2)
+    assert (config.one_relevant, config.grammar.slate_size, config.rl.credit, config.rl.rankings) == (
+        True,
+        5,
+        "nested",
+        2,
+    )
     assert grid(Config(), ["fgrpo"]) == {"": {"fgrpo": Config()}}
     assert list(grid(Config(), ["grpo"], {"lr": [1e-4, 0.5]})) == ["lr=0.0001", "lr=0.5"]
 
@@ -132,7 +137,12 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
     alone = compare({"": {"by hand": wide, "other": other}}, 1, tmp_path / "b", load, {}, jobs=1, quiet=True)
     first, second = alone[""]["by hand"][0], found["slate_size=8 lam=1"]["grpo"][0]
     assert all(torch.equal(first.metrics[name], second.metrics[name]) for name in first.metrics)
-    assert {p.name for p in (tmp_path / "b").iterdir()} == {"warm-start", "warm-start-2", "by_hand-seed0", "other-seed0"}
+    assert {p.name for p in (tmp_path / "b").iterdir()} == {
+        "warm-start",
+        "warm-start-2",
+        "by_hand-seed0",
+        "other-seed0",
+    }
 
 
 def test_table_says_when_no_difference_is_shown() -> None:
