@@ -146,13 +146,12 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     assert [[r.output for r in g.rollouts] for g in again] == [[r.output for r in g.rollouts] for g in found.groups[:2]]
 
 
-def test_shipped_runs_say_how_they_were_made() -> None:
-    script = (ROOT / "data/checkpoints/make.sh").read_text(encoding="utf-8")
+def test_shipped_runs_name_the_command_that_made_them() -> None:
+    script = (ROOT / "data/results/make.py").read_text(encoding="utf-8")
     for name in SHIPPED:
         made = json.loads((ROOT / "data/checkpoints" / name / "config.json").read_text(encoding="utf-8"))["made"]
-        assert (
-            made["command"].startswith("python -m fgrpo train ") and f"--out data/checkpoints/{name}" in made["command"]
-        )
-        assert name in script
-        traced = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl").made["command"]
-        assert traced == "python data/checkpoints/make.py"
+        assert made["command"].startswith("python -m fgrpo train ")
+        assert f"--out data/checkpoints/{name}" in made["command"] and f'"{name}": ' in script
+        found = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl")
+        rl = found.config.rl
+        assert found.made["command"] and (rl.credit, rl.group, rl.rankings) == ("nested", 8, 2)
