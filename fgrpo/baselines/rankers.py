@@ -1,28 +1,24 @@
-"""Rankers to stand beside the policy: each orders a pool, its first n are the slate, its first k the ranked list.
+"""Rankers of a whole pool: by chance, popularity, words (BM25), sentence embeddings, or a cross-encoder.
 
 A ranker takes the splits of a task and returns the full order of the pool of each test example, best first, as pool
-indices; equal scores stay in pool order.
+indices; equal scores stay in pool order. Its first n are then the slate, its first k the ranked list.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from random import Random
 
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ..config import GrammarConfig, KitError, LMConfig
+from ..config import KitError
 from ..data import Example, Splits
-from ..evaluate import greedy
 from ..lm.loading import loading, optional
-from ..lm.pretrained import PretrainedPolicy
-from ..policy import Sampling
 from .encoders import DEVICE, PACKAGED, embed
-from .sequential import gru4rec, unisrec
 
 T5_TOKENS = 512
-"""longest input of monoT5, with its `Relevant:`"""
+"""longest input of monoT5, including its `Relevant:`"""
 T5_BATCH = 32
 
 
@@ -33,7 +29,7 @@ def random_order(splits: Splits) -> list[list[int]]:
 
 
 def popularity(splits: Splits) -> list[list[int]]:
-    """By the number of training examples in whose history or relevant set an item stands."""
+    """By the number of training examples whose history or relevant set contains an item."""
     counts = Counter(
         key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
     )  # fmt: skip
@@ -43,8 +39,8 @@ def popularity(splits: Splits) -> list[list[int]]:
 def bm25(splits: Splits) -> list[list[int]]:
     """BM25 (k1 = 1.5, b = 0.75, Lucene's IDF) of the query and history texts against each candidate's text.
 
-    Document frequencies and lengths are those of the distinct candidate texts of the test split: a pool alone is too
-    small for them. English stop words are left out, words are not stemmed. Raises KitError without package bm25s.
+    Document frequencies and lengths are those of the distinct candidate texts of the test split, since a pool alone is
+    too small for them. English stop words are left out, words are not stemmed. Raises KitError without package bm25s.
     """
     bm25s = optional("bm25s")
     row = {text: n for n, text in enumerate(dict.fromkeys(c for e in splits.test for c in e.candidates))}
@@ -52,7 +48,7 @@ def bm25(splits: Splits) -> list[list[int]]:
     documents, questions = (
         bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False) for texts in (list(row), queries)
     )
-    if not any(documents):  # bm25s builds no index without a word
+    if not any(documents):  # bm25s cannot index texts without words
         return [by_score([0.0] * len(e.candidates)) for e in splits.test]
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     index.index(documents, show_progress=False)
@@ -66,7 +62,8 @@ def bm25(splits: Splits) -> list[list[int]]:
 def dense(splits: Splits, *, model: str = PACKAGED) -> list[list[int]]:
     """Zero-shot bi-encoder: cosine of the sentence embeddings of query with history and of each candidate.
 
-    `model` is a folder or hub name that sentence-transformers reads. Raises KitError as fgrpo.baselines.encoders.embed.
+    `model` is a folder or hub name that sentence-transformers reads. Raises KitError as fgrpo.baselines.encoders.embed
+    does.
     """
     row = {t: n for n, t in enumerate(dict.fromkeys(t for e in splits.test for t in (query_text(e), *e.candidates)))}
     vectors = embed(list(row), model)
@@ -75,48 +72,23 @@ def dense(splits: Splits, *, model: str = PACKAGED) -> list[list[int]]:
     ]
 
 
-def cross_encoder(splits: Splits, *, model: str = "") -> list[list[int]]:
+def cross_encoder(splits: Splits, *, model: str) -> list[list[int]]:
     """Zero-shot reranker that reads query with history and one candidate together.
 
     `model` is a folder or hub name of a sequence classifier with one label (sentence-transformers' CrossEncoder) or of
-    an encoder-decoder trained as monoT5 (arXiv 2003.06713). Weights from safetensors only. Raises KitError without a
-    model, and on one that is neither or cannot be loaded.
+    an encoder-decoder trained as monoT5 (arXiv 2003.06713). Weights from safetensors only. Raises KitError on a
+    model that is neither, or that cannot be loaded.
     """
-    if not model:
-        raise KitError(
-            "cross_encoder needs a model of your own: name its folder or hub name, cross_encoder:model=NAME."
-        )
     with loading(model):
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         score = _classifier
     elif config.is_encoder_decoder:
         score = _monot5
     else:
-        raise KitError(f"model {model!r} is no reranker: it must be a sequence classifier or an encoder-decoder.")
+        raise KitError(f"model {model!r} is not a reranker: it must be a sequence classifier or an encoder-decoder.")
     scores = iter(score([(query_text(e), c) for e in splits.test for c in e.candidates], model))
     return [by_score(list(islice(scores, len(e.candidates)))) for e in splits.test]
-
-
-def zero_shot(
-    splits: Splits, *, model: str = "", gguf_file: str = "", dtype: str = "float32", passage_tokens: int = 200,
-    slate_size: int = 10, rank_size: int = 5,
-) -> list[list[int]]:  # fmt: skip
-    """A language model as it comes, under the grammar and made to fill both lists; greedy.
-
-    Prompt and decoding are those of the policies that are trained from it (fgrpo.lm). Its order is the ranked list,
-    then what else its slate holds, then the rest of the pool. Raises KitError without a model.
-    """
-    if not model:
-        raise KitError("zero_shot needs a model: name its folder or hub name, zero_shot:model=NAME.")
-    policy = PretrainedPolicy.new(
-        LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens)
-    )
-    outputs = greedy(policy, splits.test, Sampling(GrammarConfig(slate_size, rank_size, full=True)))
-    return [
-        list(dict.fromkeys((*o.rank, *o.slate, *range(len(e.candidates)))))
-        for o, e in zip(outputs, splits.test, strict=True)
-    ]
 
 
 def _classifier(pairs: list[tuple[str, str]], model: str) -> list[float]:
@@ -133,19 +105,21 @@ def _classifier(pairs: list[tuple[str, str]], model: str) -> list[float]:
 
 @torch.inference_mode()
 def _monot5(pairs: list[tuple[str, str]], model: str) -> list[float]:
-    """Log-odds of `true` against `false` as the first word that the decoder writes."""
+    """Log-odds of `true` against `false` as the first word of the decoder."""
     with loading(model):
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        net = AutoModelForSeq2SeqLM.from_pretrained(model, use_safetensors=True).to(DEVICE).eval()
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        net = AutoModelForSeq2SeqLM.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
+        net = net.to(DEVICE).eval()
     words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("true", "false")]
     if any(len(word) != 1 for word in words) or words[0] == words[1]:
-        raise KitError(f"model {model!r} is no monoT5: 'true' and 'false' must be one token each.")
-    tail = tokenizer("Relevant:")["input_ids"]  # joined after the cut, so that a long document cannot push it out
+        raise KitError(f"model {model!r} is not a monoT5: 'true' and 'false' must be one token each.")
+    tail = tokenizer("Relevant:")["input_ids"]  # appended after the cut, so that a long document cannot push it out
     heads = tokenizer(
         [f"Query: {query} Document: {document}" for query, document in pairs],
         add_special_tokens=False, truncation=True, max_length=T5_TOKENS - len(tail),
     )["input_ids"]  # fmt: skip
     scores = torch.zeros(len(pairs))
+    # by length, so that a batch needs little padding
     for rows in torch.tensor([len(h) for h in heads]).argsort().split(T5_BATCH):
         batch = tokenizer.pad({"input_ids": [heads[i] + tail for i in rows]}, return_tensors="pt").to(net.device)
         start = torch.full((len(rows), 1), net.config.decoder_start_token_id, device=net.device)
@@ -155,22 +129,10 @@ def _monot5(pairs: list[tuple[str, str]], model: str) -> list[float]:
 
 
 def query_text(example: Example) -> str:
-    """What the text rankers ask with: the query, then the history's texts."""
+    """The text that rankers compare candidates with: the query, then the texts of the history."""
     return " ".join((example.query, "; ".join(example.history))).strip()
 
 
 def by_score(scores: Sequence[float]) -> list[int]:
     """Pool indices by falling score; ties in pool order."""
     return sorted(range(len(scores)), key=lambda i: -scores[i])
-
-
-BASELINES: dict[str, Callable[..., list[list[int]]]] = {
-    "random": random_order,
-    "popularity": popularity,
-    "bm25": bm25,
-    "gru4rec": gru4rec,
-    "unisrec": unisrec,
-    "dense": dense,
-    "cross_encoder": cross_encoder,
-    "zero_shot": zero_shot,
-}

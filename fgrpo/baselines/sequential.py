@@ -1,13 +1,14 @@
 """Sequential recommenders trained on the task: GRU4Rec, and UniSRec's architecture over frozen text embeddings.
 
-Both are trained by one loop. A training example is read as the sequence start, history. Its targets are every relevant
-candidate after the whole history, and each item of the history after those before it; a step that other examples hold
-too (same item after the same two items: windows of one user overlap) is a target of the first of them alone.
-The loss is the full cross-entropy over the
-catalogue of all splits, which is what the policy knows as well (fgrpo.tasks.reading.catalogue). Candidates that are not
-relevant are no targets, but as members of the catalogue they are negatives of every step. So an item that stands in no
-training example is only ever a negative: it gets a low score, not a random one.
-After each epoch the validation pools are ordered; the weights of the epoch with the best NDCG@5 are kept.
+Both are trained by one loop. A training example is read as the sequence: start, history. Its targets are every relevant
+candidate after the whole history, and each item of the history after those before it. Windows of one user overlap: a
+step (an item after the same two items) that several examples hold is a target of the first of them alone.
+
+The loss is the full cross-entropy over the catalogue of all splits, which is the catalogue of the policy as well
+(fgrpo.tasks.reading.catalogue). Candidates that are not relevant are no targets, but as members of the catalogue they
+are negatives of every step. An item that occurs in no training example is therefore only ever a negative and gets a low
+score, not a random one. After each epoch the validation pools are ordered; the weights of the epoch with the best NDCG@5
+are kept.
 """
 
 import copy
@@ -37,10 +38,10 @@ TEMPERATURE = 0.07
 
 
 class SequenceModel(nn.Module, ABC):
-    """What the training loop sees: V item vectors, and a causal encoder of sequences of them."""
+    """V item vectors and a causal encoder of sequences of them: all that the training loop needs to know."""
 
     start: nn.Parameter
-    """(1, D): the input before the first item; it pads as well, at places that are never read"""
+    """(1, D): the input before the first item; also padding, at positions that are never read"""
 
     @abstractmethod
     def items(self) -> Tensor:
@@ -48,21 +49,21 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, inputs: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D); place t may depend on places up to t only."""
+        """(B, T, D) -> (B, T, D); position t may depend on positions up to t only."""
 
     @abstractmethod
     def score(self, vectors: Tensor, items: Tensor) -> Tensor:
         """(P, D), (V, D) -> logits (P, V)."""
 
-    def forward(self, ids: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Logits (P, V) of the next item after place `places` (P,) of sequence `rows` (P,). ids (B, T), V: start."""
-        items = self.items()
-        inputs = F.embedding(ids, torch.cat((items, self.start)))
-        return self.score(self.encode(inputs)[rows, places], items)
+    def forward(self, ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Logits (P, V) of the next item after `positions` (P,) of the sequences `rows` (P,). ids (B, T), V: start."""
+        items = self.items()  # (V, D)
+        inputs = F.embedding(ids, torch.cat((items, self.start)))  # (B, T, D)
+        return self.score(self.encode(inputs)[rows, positions], items)
 
 
 class GRU4Rec(SequenceModel):
-    """A GRU over item embeddings, which are the output matrix as well (tied, as in arXiv 1706.03847)."""
+    """A GRU over item embeddings, which also serve as the output matrix (tied, as in arXiv 1706.03847)."""
 
     def __init__(self, items: int):
         super().__init__()
@@ -89,29 +90,29 @@ class UniSRec(SequenceModel):
 
     def __init__(self, texts: Tensor):
         super().__init__()
-        # sentence encoders put all texts in a narrow cone: centred first, an item is told apart from the first step
+        # sentence encoders map all texts into a narrow cone: without centring, items look alike in the first steps
         self.register_buffer("texts", F.normalize(texts - texts.mean(0), dim=-1), persistent=False)  # (V, E)
         # whitening (x - b) W of each expert, written as x W + c
         self.experts = nn.Linear(texts.shape[1], EXPERTS * WIDTH)
         self.gate = nn.Linear(texts.shape[1], EXPERTS, bias=False)
         self.noise = nn.Linear(texts.shape[1], EXPERTS, bias=False)
         self.start = nn.Parameter(0.1 * torch.randn(1, WIDTH))
-        self.places = nn.Parameter(0.02 * torch.randn(MAX_HISTORY + 1, WIDTH))
+        self.positions = nn.Parameter(0.02 * torch.randn(MAX_HISTORY + 1, WIDTH))
         self.dropout, self.norm = nn.Dropout(0.2), nn.LayerNorm(WIDTH)
         layer = nn.TransformerEncoderLayer(WIDTH, 2, 4 * WIDTH, 0.2, "gelu", batch_first=True)
         self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def items(self) -> Tensor:  # noqa: D102
-        gates = self.gate(self.texts)
+        gates = self.gate(self.texts)  # (V, experts)
         if self.training:
             gates = gates + torch.randn_like(gates) * F.softplus(self.noise(self.texts))
-        outputs = self.experts(self.dropout(self.texts)).view(-1, EXPERTS, WIDTH)
+        outputs = self.experts(self.dropout(self.texts)).view(-1, EXPERTS, WIDTH)  # (V, experts, D)
         return (gates.softmax(-1).unsqueeze(-1) * outputs).sum(1)
 
     def encode(self, inputs: Tensor) -> Tensor:  # noqa: D102
         length = inputs.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device)
-        return self.blocks(self.dropout(self.norm(inputs + self.places[:length])), mask=mask, is_causal=True)
+        return self.blocks(self.dropout(self.norm(inputs + self.positions[:length])), mask=mask, is_causal=True)
 
     def score(self, vectors: Tensor, items: Tensor) -> Tensor:  # noqa: D102
         return F.normalize(vectors, dim=-1) @ F.normalize(items, dim=-1).T / TEMPERATURE
@@ -135,10 +136,10 @@ def gru4rec(splits: Splits, *, seed: int = 0) -> list[list[int]]:
 def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[list[int]]:
     """UniSRec's architecture (arXiv 2206.05941) WITHOUT its pre-training on other domains; order of each test pool.
 
-    It is trained from fresh weights on splits.train alone, so it shows what the text representation brings, not what
-    the paper's transfer brings. Items are known only by the frozen embedding of their text by the sentence encoder
-    `model` (a folder or hub name, as for fgrpo.baselines.dense), centred over the catalogue. Smaller than the paper's:
-    width 64, 4 experts.
+    It is trained from fresh weights on splits.train alone: its results show the value of the text representation, not
+    that of the paper's transfer. Items are known only by the frozen embedding of their text by the sentence encoder
+    `model` (a folder or hub name, as for fgrpo.baselines.rankers.dense), centred over the catalogue. Smaller than in
+    the paper: width 64, 4 experts.
     Raises KitError if a split is empty, a package is missing or the encoder cannot be loaded.
     """
     texts: dict[str, str] = {}
@@ -164,8 +165,8 @@ def _fit(model: SequenceModel, splits: Splits, index: dict[str, int]) -> None:
         for chosen in torch.randperm(len(splits.train)).split(BATCH):
             ids, _ = _sequences([splits.train[i] for i in chosen.tolist()], index)
             found = [(row, *target) for row, i in enumerate(chosen.tolist()) for target in targets[i]]
-            rows, places, items = torch.tensor(found).T
-            loss = F.cross_entropy(model(ids, rows, places), items)
+            rows, positions, items = torch.tensor(found).T  # (P,) each
+            loss = F.cross_entropy(model(ids, rows, positions), items)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -192,7 +193,7 @@ def _order(model: SequenceModel, examples: Sequence[Example], index: dict[str, i
 
 
 def _sequences(examples: Sequence[Example], index: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Start and history of each example, padded on the right with the start (B, T), and the last place of each (B,)."""
+    """Start and history of each example, padded on the right with the start (B, T), and the last position of each (B,)."""
     start = len(index)
     rows = [torch.tensor([start, *(index[key] for key in e.history_keys[-MAX_HISTORY:])]) for e in examples]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=start)
@@ -200,16 +201,16 @@ def _sequences(examples: Sequence[Example], index: dict[str, int]) -> tuple[Tens
 
 
 def _targets(examples: Sequence[Example], index: dict[str, int]) -> list[list[tuple[int, int]]]:
-    """(place, next item) of every target of each example."""
+    """(position, next item) of every target of each example."""
     steps = {(*e.history_keys[-2:], e.candidate_keys[i]) for e in examples for i in e.relevant}
     found = []
     for e in examples:
         history = e.history_keys[-MAX_HISTORY:]
         targets = [(len(history), index[e.candidate_keys[i]]) for i in sorted(e.relevant)]
-        for place, key in enumerate(history):
-            step = (*history[max(0, place - 2) : place], key)
+        for position, key in enumerate(history):
+            step = (*history[max(0, position - 2) : position], key)
             if step not in steps:
                 steps.add(step)
-                targets.append((place, index[key]))
+                targets.append((position, index[key]))
         found.append(targets)
     return found

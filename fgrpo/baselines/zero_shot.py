@@ -1,95 +1,100 @@
-"""A language model as it comes, asked for slate and ranking in the output language: in one step, or in two.
+"""A pretrained language model without any training: under the grammar, or writing freely in one step or two.
 
-In one step it writes `<SLATE> 7, 12, 3 </SLATE><RANK> 12, 3 </RANK>`. In two steps it first writes the slate; then it
-sees only those candidates, under the same numbers, and writes the ranking. Candidates are numbered from 1.
+Prompts, labels and constrained decoding are those of the policies that are trained from the same model (fgrpo.lm).
 """
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from ..config import GrammarConfig, KitError
-from ..data import Example
-from ..lm.index_labels import ANSWER, FORM, RANK_FORM, SLATE_FORM, chat, choose, prompt_lines, rank, task
+from ..config import GrammarConfig, KitError, LMConfig
+from ..data import Example, Splits
+from ..evaluate import greedy
+from ..lm.index_labels import ask_both, ask_ranking, ask_slate
+from ..lm.pretrained import PretrainedPolicy
+from ..policy import Sampling, pad_rows, slices
 from ..prompt import Output, parse
 
-WORDS = 100
-"""words of a text that the model is shown"""
 LABEL_TOKENS, SPARE_TOKENS = 6, 64
-"""what an answer may take: tokens for each number and its comma, and tokens for tags and a short preamble"""
+"""room for a free answer: tokens for each number and its comma, and tokens for tags and a short preamble"""
 
 
 def zero_shot(
-    splits_test: Sequence[Example], model: Any, tokenizer: Any, grammar: GrammarConfig, two_steps: bool, batch: int = 8
-) -> list[Output]:
-    """Greedy answers of the model, one Output per example; one that is ill-formed has an error and two empty lists.
+    splits: Splits, *, model: str, grammar: GrammarConfig, gguf_file: str = "", dtype: str = "float32",
+    passage_tokens: int = 200, constrained: bool = True, steps: int = 1,
+) -> list[Output]:  # fmt: skip
+    """Greedy lists of an untuned model for the test split. `model` is a folder or hub name, or has `gguf_file` in it.
 
-    Text before the tags is tolerated, text after them is not. A model with a chat template is asked through it. In two
-    steps an ill-formed slate ends the example. Raises KitError if a prompt is longer than the model's context.
+    `constrained`: decoded under the grammar and made to fill both lists. Otherwise it answers freely, in one or two
+    `steps` (`free_answers`). Raises KitError if the model cannot be loaded or a prompt is longer than it reads.
     """
-    if not two_steps:
-        prompts = [_prompt(e, range(len(e.candidates)), task(grammar)) for e in splits_test]
-        answers = _answers(prompts, model, tokenizer, grammar.slate_size + grammar.rank_size, batch)
-        return [parse(_tagged(a, "SLATE"), _labels(e), grammar) for a, e in zip(answers, splits_test, strict=True)]
+    if steps not in (1, 2) or (constrained and steps == 2):
+        raise KitError(f"zero_shot: steps {steps} must be 1, or 2 with constrained=False.")
+    lm = LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens)
+    policy = PretrainedPolicy.new(lm)  # its fresh adapter changes nothing
+    if constrained:
+        return greedy(policy, splits.test, Sampling(replace(grammar, full=True)))
+    return free_answers(policy, splits.test, grammar, steps)
 
-    ask = f"{choose(grammar)} {FORM}\n{SLATE_FORM}"
-    prompts = [_prompt(e, range(len(e.candidates)), ask) for e in splits_test]
-    answers = _answers(prompts, model, tokenizer, grammar.slate_size, batch)
-    slates = [_tagged(a, "SLATE") for a in answers]
-    outputs = [_slate(s, _labels(e), grammar) for s, e in zip(slates, splits_test, strict=True)]
-    going = [i for i, output in enumerate(outputs) if not output.error]
-    ask = f"{rank(grammar)} {FORM}\n{RANK_FORM}"
-    prompts = [_prompt(splits_test[i], outputs[i].slate, ask) for i in going]
-    for i, answer in zip(going, _answers(prompts, model, tokenizer, grammar.rank_size, batch), strict=True):
-        outputs[i] = parse(slates[i] + _tagged(answer, "RANK"), _labels(splits_test[i]), grammar)
+
+def free_answers(
+    policy: PretrainedPolicy, examples: Sequence[Example], grammar: GrammarConfig, steps: int = 1, batch: int = 8
+) -> list[Output]:
+    """Free greedy answers, one Output per example; one that is ill-formed has an error and two empty lists.
+
+    In one step the model writes `<SLATE> 7, 12, 3 </SLATE><RANK> 12, 3 </RANK>`. In two steps it first writes the
+    slate; then it sees only those candidates, under the same numbers, and writes the ranking. An ill-formed slate ends
+    the example. Text before the tags is tolerated, text after them is not.
+    """
+    pools = [range(len(e.candidates)) for e in examples]
+    labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
+    if steps == 1:
+        answers = _write(policy, examples, pools, ask_both(grammar), grammar.slate_size + grammar.rank_size, batch)
+        return [parse(_from_tag(a, "SLATE"), own, grammar) for a, own in zip(answers, labels, strict=True)]
+
+    answers = _write(policy, examples, pools, ask_slate(grammar), grammar.slate_size, batch)
+    slates = [_from_tag(a, "SLATE") for a in answers]
+    outputs = [_parse_slate(s, own, grammar) for s, own in zip(slates, labels, strict=True)]
+    good = [i for i, output in enumerate(outputs) if not output.error]
+    chosen = [outputs[i].slate for i in good]
+    answers = _write(policy, [examples[i] for i in good], chosen, ask_ranking(grammar), grammar.rank_size, batch)
+    for i, answer in zip(good, answers, strict=True):
+        outputs[i] = parse(slates[i] + _from_tag(answer, "RANK"), labels[i], grammar)
     return outputs
 
 
-def _prompt(example: Example, shown: Sequence[int], ask: str) -> str:
-    lines = prompt_lines(example, shown, ask)
-    return "\n".join(f"{lead} {' '.join(text.split()[:WORDS])}".rstrip() for lead, text in lines)
-
-
-def _labels(example: Example) -> dict[str, int]:
-    return {str(i + 1): i for i in range(len(example.candidates))}
-
-
-def _tagged(answer: str, tag: str) -> str:
-    """The answer from its first opening tag on; whole, and so malformed, without one."""
-    return answer[max(0, answer.find(f"<{tag}>")) :].strip()
-
-
-def _slate(text: str, labels: dict[str, int], grammar: GrammarConfig) -> Output:
-    """Parse a slate alone, by the one parser: with its own first label as the ranking."""
-    first = re.match(r"<SLATE>[\s,]*([^\s,<>]*)", text)
-    return parse(f"{text}<RANK> {first[1] if first else ''} </RANK>", labels, grammar)
-
-
 @torch.inference_mode()
-def _answers(prompts: list[str], model: Any, tokenizer: Any, labels: int, batch: int) -> list[str]:
-    """What the model writes after each prompt, greedily, with room for `labels` numbers."""
-    in_chat = bool(getattr(tokenizer, "chat_template", None))
-    prompts = [chat(tokenizer, p) for p in prompts] if in_chat else [f"{p}{ANSWER}" for p in prompts]
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    room, answers = labels * LABEL_TOKENS + SPARE_TOKENS, []
-    context = getattr(model.config, "max_position_embeddings", None)
-    for start in range(0, len(prompts), batch):
-        some = tokenizer(
-            prompts[start : start + batch], padding=True, padding_side="left", add_special_tokens=not in_chat,
-            return_tensors="pt",
-        )  # fmt: skip
-        ids, mask = some["input_ids"].to(model.device), some["attention_mask"].to(model.device)
+def _write(
+    policy: PretrainedPolicy, examples: Sequence[Example], pools: Sequence[Sequence[int]], question: str, numbers: int,
+    batch: int,
+) -> list[str]:  # fmt: skip
+    """The model's text after each prompt, greedily, with room for so many `numbers`. pools: candidates in the prompt."""
+    prompts = [policy.labels.ask(e, pool, question) for e, pool in zip(examples, pools, strict=True)]
+    room, context, answers = numbers * LABEL_TOKENS + SPARE_TOKENS, policy.labels.context, []
+    for some in slices(len(prompts), batch):
+        ids, mask = (x.to(policy.device) for x in pad_rows(prompts[some], policy.pad, left=True))  # (B, P)
         if context and ids.shape[1] + room > context:
             raise KitError(
                 f"a prompt of {ids.shape[1]} tokens and {room} for the answer are more than the {context} that the "
-                "model reads: use a smaller pool, or a model with a longer context."
+                "model reads: lower passage_tokens, or use a smaller pool."
             )
-        written = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=room, do_sample=False, num_beams=1,
-            temperature=None, top_p=None, top_k=None, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        answers += tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        with policy.decoding():
+            written = policy.model.generate(
+                input_ids=ids, attention_mask=mask.long(), max_new_tokens=room, do_sample=False, num_beams=1,
+                temperature=None, top_p=None, top_k=None, pad_token_id=policy.pad,
+            )  # fmt: skip
+        answers += policy.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
     return answers
+
+
+def _from_tag(answer: str, tag: str) -> str:
+    """The answer from its first opening tag on; without one the whole answer, which is then malformed."""
+    return answer[max(0, answer.find(f"<{tag}>")) :].strip()
+
+
+def _parse_slate(text: str, labels: dict[str, int], grammar: GrammarConfig) -> Output:
+    """Parse a slate alone, by the parser of whole outputs: with the slate's first label as the ranking."""
+    first = re.match(r"<SLATE>[\s,]*([^\s,<>]*)", text)
+    return parse(f"{text}<RANK> {first[1] if first else ''} </RANK>", labels, grammar)

@@ -5,23 +5,33 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
 from .options import PRESETS, config_of, load
 
+if TYPE_CHECKING:
+    from ..study.experiments import Experiments
+
 
 def demo(args: argparse.Namespace) -> None:
     """Compare credit methods on the lab task from the shipped warm start; table, figures, one example."""
-    config = Config.from_flat(task="lab-rec", steps=args.steps, **PRESETS["lab-rec"])
-    _say(args, "Task lab-rec: 8 films seen, a pool of 20, 2 to 4 of them relevant. From the shipped SFT policy, each")
-    _say(args, f"credit method gets {args.steps} RL steps of 16 queries x 8 rollouts, {args.seeds} seeds.\n")
+    from ..study.experiments import grid
+
+    config = Config.from_flat(task="lab-rec", **{**PRESETS["lab-rec"], "steps": args.steps})
+    if not args.json:
+        print(
+            "Task lab-rec: a history of 8 films, a pool of 20, 2 to 4 of them relevant. From the shipped SFT policy, "
+            f"each\ncredit method gets {args.steps} RL steps of 16 queries x 8 rollouts, {args.seeds} seeds.\n",
+            flush=True,
+        )
     folder = _new_folder("demo")
-    _compare_and_report(args, config, ["grpo", "fgrpo", "reward_to_go"], args.seeds, folder, None, False)
+    _compare_and_report(args, config, grid(config, ["grpo", "fgrpo", "reward_to_go"]), folder)
     if not args.json:
         _show_example(config, folder)
         print(f"\nLook next: {folder}/comparison.png, {folder}/learning.png, {folder}/errors.png;")
         print(
-            "`make app` opens these runs beside the shipped ones: rollouts, credit of every token, runs side by side;"
+            "`make app` opens these runs beside the shipped ones: rollouts, credit of every token, two runs compared;"
         )
         print("then change one line in fgrpo/credit.py and run `make demo` again, or try another slate reward:")
         print("  python -m fgrpo compare --slate-reward f1 --credits grpo,fgrpo,reward_to_go --seeds 3")
@@ -29,40 +39,46 @@ def demo(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Train every credit method from the same warm start on the same queries, and print one table."""
-    folder = Path(args.out) if args.out else _new_folder("compare")
+    from ..study.experiments import grid, parse_vary
+
     credits = list(dict.fromkeys(filter(None, args.credits.split(","))))
     if not credits:
         raise KitError("name at least one method with --credits.")
     if args.against and args.against not in credits:
         raise KitError(f"--against {args.against!r} must be one of the methods in --credits.")
-    init = Path(args.init) if args.init else None
-    _compare_and_report(args, config_of(args), credits, args.seeds, folder, init, args.resume)
+    config = config_of(args)
+    folder = Path(args.out) if args.out else _new_folder("compare")
+    experiments = grid(config, credits, parse_vary(args.vary))
+    _compare_and_report(args, config, experiments, folder, Path(args.init) if args.init else None, args.resume)
 
 
 def _compare_and_report(
-    args: argparse.Namespace, config: Config, credits: list[str], seeds: int, folder: Path, init: Path | None, resume: bool
+    args: argparse.Namespace, config: Config, experiments: "Experiments", folder: Path, init: Path | None = None,
+    resume: bool = False,
 ) -> None:  # fmt: skip
+    from ..baselines import baselines_by_name
     from ..runs.policies import policy_folder
     from ..study.compare import compare
     from ..study.report import format_table, write_report
 
     began = time.perf_counter()
+    baselines = baselines_by_name([name for name in args.baselines.split(",") if name])
     results = compare(
-        config, credits, seeds, folder, partial(load, args), args.vary, [b for b in args.baselines.split(",") if b],
-        policy_folder(init) if init else None, args.jobs, args.json, resume, args.every,
+        experiments, args.seeds, folder, partial(load, args), baselines, policy_folder(init) if init else None, args.jobs,
+        args.json, resume, args.every,
     )  # fmt: skip
-    rows = write_report(results, config, folder, seeds, args.against)
+    rows = write_report(results, experiments, folder, args.against)
     seconds = round(time.perf_counter() - began, 1)
-    every_run = [r for by_method in results.values() for runs in by_method.values() for r in runs]
+    runs = [run for by_method in results.values() for some in by_method.values() for run in some]
     if args.json:
-        tokens = sum(r.tokens for r in every_run)
+        tokens = sum(run.tokens for run in runs)
         print(json.dumps({"task": config.task, "rows": rows, "tokens": tokens, "seconds": seconds}))
         return
     print(format_table(rows))
     print(
-        f"\n{len(every_run[0].metrics['ndcg@5'])} queries ({args.split}), greedy; means over {seeds} seeds; [95 %]: paired "
-        f"bootstrap over queries and seeds; p and verdict: corrected by Holm over the differences of the whole table. "
-        f"{seconds:.0f} s in all. Everything is in {folder}."
+        f"\n{len(runs[0].metrics['ndcg@5'])} queries ({args.split}), greedy; means over {args.seeds} seeds; [95 %]: paired "
+        "bootstrap over queries and seeds; p and verdict: corrected by Holm over the differences of the whole table. "
+        f"{seconds:.0f} s in all. All files are in {folder}."
     )
 
 
@@ -87,10 +103,5 @@ def _show_example(config: Config, folder: Path) -> None:
 
 def _new_folder(kind: str) -> Path:
     now = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = [now, *(f"{now}-{n}" for n in range(2, 100))]  # the clock may say the same second twice
+    names = [now, *(f"{now}-{n}" for n in range(2, 100))]  # two calls within one second
     return next(f for name in names if not (f := Path("runs") / name).exists())
-
-
-def _say(args: argparse.Namespace, text: str) -> None:
-    if not args.json:
-        print(text, flush=True)

@@ -1,4 +1,4 @@
-"""The commands that measure the kit itself: `analyse` and `bench`."""
+"""The commands that measure the method and the kit itself: `analyse` and `bench`."""
 
 import argparse
 import json
@@ -8,41 +8,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import GrammarConfig, KitError
-from ..runs.policies import load_policy
-from .options import config_of, load
+from ..config import Config, KitError
+from .options import load
 
 
 def analyse(args: argparse.Namespace) -> None:
     """Bias and variance of each credit method against the exact gradient, and how the phases interfere."""
-    from ..data import write_text
-    from ..runs.run import provenance
+    from ..credit import CREDITS, check_credit, with_credit
+    from ..runs.policies import load_policy
     from ..runs.warm_start import SHIPPED
-    from ..study import plots
-    from ..study.analysis import interference, mean_of, oracle_table, separability
-    from ..study.oracle import enumerate_outputs, small_pool
-    from ..study.report import format_analysis, to_csv
-    from ..trainer import batch_of
+    from ..study.analysis import analyse, format_analysis, write_analysis
 
-    config = config_of(args)
+    checkpoint = Path(args.checkpoint) if args.checkpoint else SHIPPED
+    config = _config_of_run(args, checkpoint)
+    names = [name for name in args.credits.split(",") if name] or list(CREDITS)
+    methods = {name: with_credit(config.rl, name) for name in names}
+    for rl in methods.values():
+        check_credit(rl)
     splits, _ = load(args, config)
-    policy = load_policy(args.checkpoint or SHIPPED, config.device)
-    methods = args.credits.split(",")
-    small, middle = (
-        [enumerate_outputs(policy, small_pool(e, pool), replace(config, grammar=GrammarConfig(slate, 2)))
-         for e in splits.test[: args.pools]] for pool, slate in ((4, 2), (6, 3))
-    )  # fmt: skip
-    rows = oracle_table(small, methods, (2, 3, 4), config, exact=True)
-    rows += oracle_table(middle, methods, args.groups, config)
-    apart = mean_of([separability(oracle) for oracle in middle])
-    batches = [batch_of(splits.train, config.rl.queries, i, config.seed) for i in range(args.batches)]
-    real = mean_of([interference(policy, batch, config, number) for number, batch in enumerate(batches)])
+    policy = load_policy(checkpoint, config.device, config.lm)
+    rows, apart, real = analyse(policy, splits, methods, config, args.pools, args.batches, args.groups)
     if args.out:
-        made = {**provenance(), "checkpoint": args.checkpoint or "shipped", "config": config.to_dict(), **apart, **real}
-        write_text(Path(args.out), to_csv(rows, made))
-        plots.save(plots.oracle(rows), Path(args.out).with_suffix(".png"))
+        write_analysis(Path(args.out), rows, apart, real, args.checkpoint or "shipped", config)
     report = {"rows": rows, "separability": apart, "interference": real}
     print(json.dumps(report) if args.json else format_analysis(rows, apart, real))
+
+
+def _config_of_run(args: argparse.Namespace, checkpoint: Path) -> Config:
+    """The configuration of the run that a checkpoint belongs to, with the task, data, device and model of the call."""
+    from ..runs.run import read_config
+
+    folders = [checkpoint, *checkpoint.resolve().parents[:2]]  # of a run, or of a policy under its checkpoints/
+    run = next((f for f in folders if (f / "config.json").is_file() and (f / "checkpoints").is_dir()), None)
+    if run is None:
+        raise KitError(f"{checkpoint}: no run here; name the folder of a run or of one of its checkpoints.")
+    config = read_config(run)
+    given = {name: getattr(args, name) for name in ("task", "data", "device") if getattr(args, name) is not None}
+    lm = replace(config.lm, model=args.model) if args.model else config.lm
+    return replace(config, lm=lm, **given)
 
 
 def bench(args: argparse.Namespace) -> None:

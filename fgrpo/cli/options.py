@@ -60,10 +60,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         return p
 
     p = command("demo")
-    p.add_argument("--steps", type=_count, default=100, help="RL steps per run (default 100)")
-    p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
-    p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
-    p.set_defaults(vary=[], baselines="random,popularity", split="test", every=0, limit=None, against="")
+    p.add_argument("--steps", type=_count, default=100, metavar="N", help="RL steps per run (default 100)")
+    p.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds per method (default 3)")
+    p.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (default: one per core)")
+    p.set_defaults(baselines="random,popularity", split="test", every=0, against="")
     p = command("train", config=True)
     p.add_argument("--out", help="folder of the run (default: runs/ and the name of the preset)")
     p.add_argument(
@@ -80,40 +80,43 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("evaluate", config=True)
     _add_measured(p)
     p = command("compare", config=True)
-    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="methods, separated by commas; RL options may "
-                   "stand behind a name: nested:rankings=2:queries=24 (default grpo,fgrpo,reward_to_go)")  # fmt: skip
+    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="credit methods, separated by commas (default "
+                   "grpo,fgrpo,reward_to_go)")  # fmt: skip
     p.add_argument("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="repeat everything for each value "
                    "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
-    p.add_argument("--baselines", default="random,popularity", help="rankers beside the policies, separated by commas: "
-                   "random, popularity, bm25, gru4rec, unisrec, dense, cross_encoder:model=NAME, decoupled, "
-                   "decoupled:slates=selector, llm:model=NAME:steps=2, zero_shot:model=NAME (default "
-                   "random,popularity)")  # fmt: skip
-    p.add_argument("--against", default="", help="method that differences are taken to (default: the first grpo)")
-    p.add_argument("--limit", type=_count, help="measure on the first so many queries only")
+    p.add_argument("--baselines", default="random,popularity", help="baselines beside the policies, separated by commas: "
+                   "random, popularity, bm25, dense, gru4rec, unisrec, decoupled (default random,popularity)")  # fmt: skip
+    p.add_argument("--against", default="", metavar="METHOD", help="method that differences are taken to (default: grpo, "
+                   "or the first one)")  # fmt: skip
+    p.add_argument("--limit", type=_count, metavar="N", help="measure on the first N queries only")
     p.add_argument(
         "--split", choices=("validation", "test"), default="test", help="queries to measure on (default test)"
     )
-    p.add_argument("--every", type=_count, default=0, help="measure also every so many steps: NDCG@5 against tokens")
-    p.add_argument("--seeds", type=_count, default=3, help="seeds per method (default 3)")
+    p.add_argument("--every", type=_count, default=0, metavar="N", help="measure also every N steps: NDCG@5 against "
+                   "sampled tokens")  # fmt: skip
+    p.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds per method (default 3)")
     p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
-    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or made first)")
-    p.add_argument("--jobs", type=_count, help="runs at a time (default: one per core)")
-    p.add_argument("--resume", action="store_true", help="go on with an interrupted comparison in --out")
+    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or trained first)")
+    p.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (default: one per core)")
+    p.add_argument("--resume", action="store_true", help="continue an interrupted comparison in --out")
     p = command("trace", config=True)
     _add_measured(p)
     p.add_argument("--out", required=True, help="JSONL file to write")
     p.add_argument("--limit", type=_count, help="trace the first so many queries only")
     p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "
                    "(default 24); of the others the greedy lists alone")  # fmt: skip
-    p = command("analyse", config=True)
-    p.add_argument(
-        "--checkpoint", default="data/checkpoints/lab-rec", help="policy or run folder (default the shipped one)"
-    )
-    every = "grpo,grpo:scale=std,gdpo,fgrpo,reward_to_go,nested:rankings=2,nested:rankings=4,item"
-    p.add_argument("--credits", default=every, help="methods, as for compare")
-    p.add_argument("--pools", type=_count, default=4, help="queries whose pool is cut down and enumerated (default 4)")
-    p.add_argument("--batches", type=_count, default=8, help="rollout batches of the real task (default 8)")
+    p = command("analyse")
+    p.add_argument("--checkpoint", help="run folder, or one of its checkpoints; the run's config.json is used (default: "
+                   "the shipped warm start)")  # fmt: skip
+    p.add_argument("--credits", default="", help="credit methods, separated by commas (default: all)")
+    p.add_argument("--pools", type=_count, default=4, metavar="N", help="queries whose pool is cut down and enumerated "
+                   "(default 4)")  # fmt: skip
+    p.add_argument("--batches", type=_count, default=8, metavar="N", help="rollout batches of the real task (default 8)")
     p.add_argument("--groups", type=_numbers, default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)")
+    p.add_argument("--task", help="another task than the run's")
+    p.add_argument("--data", help="folder or file of the data set, if it has moved")
+    p.add_argument("--model", help="folder of the pretrained model, if it has moved")
+    p.add_argument("--device", help="another device than the run's")
     p.add_argument("--out", help="CSV file to write, with a figure beside it")
     p = command("bench")
     for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),

@@ -21,6 +21,8 @@ from ..data import Example
 from ..prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS
 from .automaton import IndexChoices, Spelling, Word
 
+CHOOSE = "Choose a slate: at most {} candidates that may fit."
+RANK = "Rank the candidates that fit best, best first: at most {}."
 FORM = "Write only the numbers of candidates, each once, in exactly this form and nothing else:"
 SLATE_FORM, RANK_FORM = "<SLATE> 7, 12, 3 </SLATE>", "<RANK> 12, 3 </RANK>"
 ANSWER = "\n\nAnswer:\n"
@@ -34,19 +36,20 @@ _BIDI = {0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 _HERE = "(prompt)"  # where the prompt's own text goes in a chat template
 
 
-def choose(grammar: GrammarConfig) -> str:
-    """What is asked of the slate."""
-    return f"Choose a slate: at most {grammar.slate_size} candidates that may fit."
+def ask_slate(grammar: GrammarConfig) -> str:
+    """The question for a slate alone, with an example of the form."""
+    return f"{CHOOSE.format(grammar.slate_size)} {FORM}\n{SLATE_FORM}"
 
 
-def rank(grammar: GrammarConfig) -> str:
-    """What is asked of the ranking."""
-    return f"Rank the candidates that fit best, best first: at most {grammar.rank_size}."
+def ask_ranking(grammar: GrammarConfig) -> str:
+    """The question for a ranking of the candidates in the prompt, with an example of the form."""
+    return f"{RANK.format(grammar.rank_size)} {FORM}\n{RANK_FORM}"
 
 
-def task(grammar: GrammarConfig) -> str:
-    """What is asked of both phases, with an example of the form."""
-    return f"{choose(grammar)} Then, out of the slate: {rank(grammar)} {FORM}\n{SLATE_FORM} {RANK_FORM}"
+def ask_both(grammar: GrammarConfig) -> str:
+    """The question for a slate and a ranking of it, with an example of the form."""
+    choose, rank = CHOOSE.format(grammar.slate_size), RANK.format(grammar.rank_size)
+    return f"{choose} Then, out of the slate: {rank} {FORM}\n{SLATE_FORM} {RANK_FORM}"
 
 
 def prompt_lines(example: Example, shown: Sequence[int], ask: str) -> list[tuple[str, str]]:
@@ -164,10 +167,14 @@ class IndexLabels:
         return ids
 
     def _tokenized(self, example: Example, grammar: GrammarConfig) -> tuple[int, ...]:
-        ids, shown = [*self.before], range(len(example.candidates))
-        for n, (lead, text) in enumerate(prompt_lines(example, shown, task(grammar))):
+        return tuple(self.ask(example, range(len(example.candidates)), ask_both(grammar)))
+
+    def ask(self, example: Example, pool: Sequence[int], question: str) -> list[int]:
+        """Token ids of a prompt that lists the candidates `pool` (indices), each under its own number, and asks."""
+        ids = [*self.before]
+        for n, (lead, text) in enumerate(prompt_lines(example, pool, question)):
             ids += [*self.ids("\n" * (n > 0) + lead), *self.text_ids(text, self._budget(n))]
-        return (*ids, *self.after)
+        return [*ids, *self.after]
 
     def measure(self, example: Example) -> "PromptSize":
         """The prompt in tokens, and what its budget cut from each text (of which the first 10,000 tokens are looked at)."""
@@ -182,7 +189,7 @@ class IndexLabels:
     def message(self, example: Example, grammar: GrammarConfig) -> str:
         """The prompt's text, for a template and a tokenizer elsewhere: foreign texts lose the names of added tokens."""
         lines = []
-        for n, (lead, text) in enumerate(prompt_lines(example, range(len(example.candidates)), task(grammar))):
+        for n, (lead, text) in enumerate(prompt_lines(example, range(len(example.candidates)), ask_both(grammar))):
             shown = " ".join(self._added.sub(" ", self._decode(self.text_ids(text, self._budget(n)))).split())
             lines.append(f"{lead} {shown}" if shown else lead)
         return "\n".join(lines)

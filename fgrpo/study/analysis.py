@@ -1,45 +1,111 @@
-"""What each credit method estimates: bias and variance against the exact gradient, and measurements on the real task."""
+"""Bias and variance of each credit method against the exact gradient, and how the phases interfere on the real task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from ..config import Config, RLConfig, with_method
+from ..config import Config, GrammarConfig, RLConfig
 from ..credit import assign_credit, check_credit
-from ..data import Example
+from ..data import Example, Splits, write_text
 from ..loss import policy_loss
 from ..policy import Policy
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..rewards import score
-from ..trainer import sample, sampled_tokens
-from .oracle import Oracle
+from ..runs.run import provenance
+from ..trainer import batch_of, sample, sampled_tokens
+from . import plots
+from .oracle import Oracle, enumerate_outputs, small_pool
+from .plots import Row
+from .report import columns, to_csv
 
-MOST_GROUPS = 200_000
+MAX_GROUPS = 200_000
+"""exact expectations are taken over at most so many groups"""
 PHASES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 
+Numbers = dict[str, float]
 
-def measure_method(
+
+def analyse(
+    policy: Policy, splits: Splits, methods: Mapping[str, RLConfig], config: Config, pools: int = 4, batches: int = 8,
+    groups: Sequence[int] = (2, 4, 8, 16, 32),
+) -> tuple[list[Row], Numbers, Numbers]:  # fmt: skip
+    """`oracle_table` of all methods, then means of `separability` and of `interference`.
+
+    The oracle enumerates the pools of the first `pools` test queries, cut down to 4 candidates (all groups of 2 to 4
+    rollouts, exactly) and to 6 (drawn groups of every size in `groups`). Interference is measured on `batches` rollout
+    batches of the training queries.
+    """
+    small, middle = (
+        [enumerate_outputs(policy, small_pool(e, pool), replace(config, grammar=GrammarConfig(slate, 2)))
+         for e in splits.test[:pools]] for pool, slate in ((4, 2), (6, 3))
+    )  # fmt: skip
+    rows = oracle_table(small, methods, (2, 3, 4), exact=True)
+    rows += oracle_table(middle, methods, groups, seed=config.seed)
+    apart = mean_of([separability(oracle) for oracle in middle])
+    queries = [batch_of(splits.train, config.rl.queries, number, config.seed) for number in range(batches)]
+    real = mean_of([interference(policy, batch, config, number) for number, batch in enumerate(queries)])
+    return rows, apart, real
+
+
+def oracle_table(
+    pools: Sequence[Oracle],
+    methods: Mapping[str, RLConfig],
+    groups: Sequence[int],
+    *,
+    exact: bool = False,
+    seed: int = 0,
+) -> list[Row]:
+    """`bias_and_variance` as a mean over queries, for every method, given by name and options, and group size.
+
+    Combinations that cannot be had are left out: fewer than two slates, and, if `exact`, noisy rewards or more than
+    MAX_GROUPS groups.
+    """
+    rows = []
+    for method, options in methods.items():
+        for group in groups:
+            rl = replace(options, group=group)
+            slates, noisy = group // rl.rankings, rl.slate_noise or rl.rank_noise
+            if group % rl.rankings or slates < 2 or (exact and (noisy or pools[0].count_groups(rl) > MAX_GROUPS)):
+                continue
+            check_credit(rl)
+            generator = torch.Generator().manual_seed(seed)
+            found = [bias_and_variance(oracle, rl, generator, exact=exact) for oracle in pools]
+            size = pools[0].rollouts.prompts.choices.tokens.shape[1] - 5  # four tags and the end are choices as well
+            rows.append(
+                {
+                    "method": method,
+                    "group": group,
+                    "pool": size,
+                    "exact": exact,
+                    **mean_of(found),
+                    "queries": len(found),
+                }
+            )
+    return rows
+
+
+def bias_and_variance(
     oracle: Oracle, config: RLConfig, generator: torch.Generator, count: int = 8000, exact: bool = False
-) -> dict[str, float]:
+) -> Numbers:
     """Bias, variance and signal of `config.credit` against the true gradient of E[R_slate + lambda R_rank].
 
     `angle` between the expected estimate and the true gradient, in degrees, also within each phase; `norm` the ratio of
     their lengths; `variance` the mean squared distance of one group's estimate from its expectation; `signal` the length
-    of the expected estimate along the true gradient, over the root of the variance; `signal_1k` the same for as many
-    groups as 1,000 sampled tokens buy. `exact` goes through all groups; else `count` are drawn, and the angles are known
-    to `angle_error` degrees.
+    of the expected estimate along the true gradient, divided by the root of the variance; `signal_1k` the same for as
+    many groups as fit into 1,000 sampled tokens. `exact` sums over all groups; otherwise `count` groups are drawn, and
+    the angles are known to `angle_error` degrees.
     """
     truth = oracle.gradient((oracle.rewards.slate + config.lam * oracle.rewards.rank)[0])
     groups, weights = oracle.all_groups(config) if exact else (oracle.sample(count, config, generator), None)
     weights = torch.full((len(groups),), 1 / len(groups), dtype=torch.float64) if weights is None else weights
     noise = generator if config.slate_noise or config.rank_noise else None
     mean, square, tokens = torch.zeros_like(truth), 0.0, 0.0
+    # moments of the estimate, in decision weights (E,); a part of the N groups at a time
     for part, weight in zip(groups.split(2000), weights.split(2000), strict=True):
-        found = oracle.estimates(part, config, noise)
+        found = oracle.estimates(part, config, noise)  # (N, E)
         mean, square = mean + weight @ found, square + float(weight @ oracle.dot(found, found))
         tokens += float(weight @ oracle.tokens(part, config.rankings).double())
     variance = square - float(oracle.dot(mean, mean))
@@ -53,12 +119,12 @@ def measure_method(
     }  # fmt: skip
 
 
-def separability(oracle: Oracle) -> dict[str, float]:
-    """What a small step of each phase does to either expected reward, as F-GRPO takes it. Exact, to first order.
+def separability(oracle: Oracle) -> Numbers:
+    """Effect of a small step of each phase on either expected reward, as F-GRPO takes it. Exact, to first order.
 
-    `slate_on_rank` is the change of E[R_rank] after a step along the slate tokens' gradient of E[R_slate], over the
-    change that the same length brings along E[R_rank]'s own gradient (a cosine, -1 to 1); the others accordingly.
-    `rank_on_slate` compares with the slate phase's own step.
+    `slate_on_rank` is the change of E[R_rank] after a step along the slate tokens' gradient of E[R_slate], divided by
+    the change after a step of the same length along E[R_rank]'s own gradient (a cosine, -1 to 1); the others
+    accordingly. `rank_on_slate` compares with the slate phase's own step.
     """
     slate, rank = (oracle.gradient(x[0]) for x in (oracle.rewards.slate, oracle.rewards.rank))
     slate_step, rank_step = slate * (oracle.phase == PHASE_SLATE), rank * (oracle.phase == PHASE_RANK)
@@ -68,37 +134,13 @@ def separability(oracle: Oracle) -> dict[str, float]:
     }  # fmt: skip
 
 
-def oracle_table(
-    pools: Sequence[Oracle], methods: Sequence[str], groups: Sequence[int], config: Config, exact: bool = False
-) -> list[dict[str, Any]]:
-    """`measure_method` as a mean over queries, for every method (as `with_method` reads it) and group size.
-
-    What a method cannot have is left out: less than two slates, and, if `exact`, more groups than can be gone through
-    or noisy rewards.
-    """
-    rows = []
-    for method, group in product(methods, groups):
-        rl = with_method(replace(config, rl=replace(config.rl, group=group)), method).rl
-        slates, noisy = group // rl.rankings, rl.slate_noise or rl.rank_noise
-        if group % rl.rankings or slates < 2 or (exact and (noisy or pools[0].count_groups(rl) > MOST_GROUPS)):
-            continue
-        check_credit(rl)
-        generator = torch.Generator().manual_seed(config.seed)
-        found = [measure_method(o, rl, generator, exact=exact) for o in pools]
-        size = pools[0].rollouts.prompts.choices.tokens.shape[1] - 5
-        rows.append(
-            {"method": method, "group": group, "pool": size, "exact": exact, **mean_of(found), "queries": len(found)}
-        )
-    return rows
-
-
-def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+def mean_of(rows: Sequence[Numbers]) -> Numbers:
     """Each number's mean over the rows."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def interference(policy: Policy, queries: Sequence[Example], config: Config, number: int = 0) -> dict[str, float]:
-    """One batch of the real task: do the phases pull the shared weights apart, and whom does joint credit mislead?
+def interference(policy: Policy, queries: Sequence[Example], config: Config, number: int = 0) -> Numbers:
+    """One batch of the real task: do the phases' gradients oppose each other, and where is joint credit misleading?
 
     `cosine` of the slate tokens' and the rank tokens' gradient under fgrpo; `slate_share` the slate's part of the sum of
     both norms. `flipped_slate`, `flipped_rank`: share of rollouts whose joint advantage (grpo) has the opposite sign of
@@ -106,18 +148,18 @@ def interference(policy: Policy, queries: Sequence[Example], config: Config, num
     """
     rollouts = sample(policy, queries, replace(config, rl=replace(config.rl, rankings=1)), number)
     rewards = score(rollouts, queries, config.rl)
-    joint, own = (
+    joint, own = (  # (B, T) each
         assign_credit(rewards, rollouts, replace(config.rl, credit=name, rankings=1)) for name in ("grpo", "fgrpo")
     )
     found, gradients = {"tokens": float(sampled_tokens(rollouts))}, []
     for name, phase in PHASES.items():
-        here = rollouts.phase == phase
-        loss, _ = policy_loss(policy, replace(rollouts, tree=None), own * here, config.rl)
+        in_phase = rollouts.phase == phase
+        loss, _ = policy_loss(policy, replace(rollouts, tree=None), own * in_phase, config.rl)
         policy.model.zero_grad(set_to_none=True)
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]))
-        first = here.int().argmax(1, keepdim=True)  # every token of a phase has the same advantage
-        a, b = joint.gather(1, first), own.gather(1, first)
+        first = in_phase.int().argmax(1, keepdim=True)  # every token of a phase has the same advantage
+        a, b = joint.gather(1, first), own.gather(1, first)  # (B, 1)
         found[f"flipped_{name}"] = float((a * b < 0).float().mean())
         found[f"blind_{name}"] = float(((b == 0) & (a != 0)).float().mean())
     policy.model.zero_grad(set_to_none=True)
@@ -125,3 +167,40 @@ def interference(policy: Policy, queries: Sequence[Example], config: Config, num
     found["cosine"] = float(torch.cosine_similarity(slate, rank, dim=0))
     found["slate_share"] = float(slate.norm() / (slate.norm() + rank.norm()))
     return found
+
+
+def write_analysis(path: Path, rows: list[Row], apart: Numbers, real: Numbers, checkpoint: str, config: Config) -> None:
+    """The oracle's rows as CSV, with everything else in its first line, and a figure beside it."""
+    made = {**provenance(), "checkpoint": checkpoint, "config": config.to_dict(), **apart, **real}
+    write_text(path, to_csv(rows, made))
+    plots.save(plots.oracle(rows), path.with_suffix(".png"))
+
+
+def format_analysis(rows: list[Row], apart: Numbers, real: Numbers) -> str:
+    """The results of `analyse` as text."""
+    lines: list[tuple[str, ...]] = [
+        ("method", "G", "pool", "angle", "slate", "rank", "+-", "norm", "variance", "signal", "tokens", "per 1k")
+    ]
+    for r in rows:
+        angles = [f"{r[k]:.1f}" for k in ("angle", "angle_slate", "angle_rank")]
+        lines.append((
+            r["method"], str(r["group"]), str(r["pool"]), *angles, "exact" if r["exact"] else f"{r['angle_error']:.1f}",
+            f"{r['norm']:.2f}", f"{r['variance']:.3g}", f"{r['signal']:.2f}", f"{r['tokens']:.0f}", f"{r['signal_1k']:.2f}",
+        ))  # fmt: skip
+    percent = {name: f"{100 * value:.0f} %" for name, value in real.items()}
+    signed = {name: f"{value:+.3f}" for name, value in {**apart, **real}.items()}
+    return f"""{columns(lines)}
+
+Angles in degrees between the expected estimate and the true gradient of E[R_slate + lambda R_rank], over all tokens and
+within each phase; signal: length along the true gradient over the root of the variance (per 1k: for 1,000 sampled
+tokens). Means over queries.
+
+First-order separability (exact, pools of 6): change of an expected reward after a step of one phase, relative to the
+largest change that a step of this length can bring.
+  fgrpo's slate phase: E[R_slate] {signed["slate_on_slate"]}, E[R_rank] {signed["slate_on_rank"]}
+  fgrpo's rank phase:  E[R_slate] {signed["rank_on_slate"]}, E[R_rank] {signed["rank_on_rank"]}
+
+On the real task the gradients of the two phases have cosine {signed["cosine"]}; the slate's has {percent["slate_share"]} of
+the sum of both norms. Joint credit has the wrong sign for {percent["flipped_slate"]} of slates and {percent["flipped_rank"]}
+of rankings. It is not zero although the phase's own advantage is for {percent["blind_slate"]} and
+{percent["blind_rank"]}."""

@@ -1,33 +1,28 @@
-"""Credit methods against each other: same warm start, same queries, same seeds, one table.
+"""Train the runs of a comparison: the same warm start, queries and seeds for every method; then greedy decoding."""
 
-A method is a name in CREDITS, with RL options behind it where they differ: `nested:rankings=2:queries=24`. A setting
-is one value of each field that `--vary` names; every method is trained under every setting.
-"""
-
-import itertools
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..baselines.decoupled import decoupled
-from ..baselines.rankers import BASELINES
-from ..baselines.zero_shot import zero_shot
-from ..config import Config, GrammarConfig, KitError, changed, pair, with_method
+from ..baselines import Baseline
+from ..baselines.rankers import popularity, random_order
+from ..config import Config, KitError
 from ..credit import check_credit
-from ..data import Example, Splits, write_text
+from ..data import Splits, write_text
 from ..evaluate import evaluate, greedy, measure_outputs
-from ..lm.pretrained import load_lm
 from ..policy import Policy
 from ..prompt import Output
 from ..runs.policies import load_policy
@@ -35,15 +30,19 @@ from ..runs.run import Run
 from ..runs.trace import Group, listed, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, made_by, warm_start
 from ..trainer import fit, sampling_of
+from .experiments import Experiments
 
 T = TypeVar("T")
 
-WARM_START = "sft"
+WARM_START, WARM_START_FULL = "sft", "sft_full"
+"""rows of the warm start itself, and of the warm start made to fill both lists"""
+TASK = ("task", "data", "one_relevant", "pool")
+"""fields that the methods of one setting share: they are compared query by query"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one training run brought: metrics per test query, sampled tokens, seconds of training.
+    """One training run, measured: metrics per test query (Q,), sampled tokens, seconds of training.
 
     `curve` holds (tokens sampled so far, NDCG@5 per test query) at every evaluation along the way.
     """
@@ -55,93 +54,157 @@ class Result:
 
 
 Results = dict[str, dict[str, list[Result]]]
-"""Results by setting and method, one per seed (one in all for what is not trained by RL)."""
+"""Results by setting and method, one per seed (one in all for rows that RL did not train)."""
+
+
+def compare(
+    experiments: Experiments, seeds: int, folder: Path, load: Callable[[Config], tuple[Splits, list[str]]],
+    baselines: Mapping[str, Baseline] | None = None, start: Path | None = None, jobs: int | None = None,
+    quiet: bool = False, resume: bool = False, every: int = 0,
+) -> Results:  # fmt: skip
+    """Train experiments[setting][method], a whole Config each, with seeds 0 to `seeds` - 1. Methods have free names.
+
+    The first rows of a setting are the `baselines` by name (random and popularity unless given) and the warm start,
+    also made to fill both lists (`sft_full`: the part of RL's gain that is length alone). `load` gives the splits and
+    the catalogue of a run (fgrpo.tasks.load_task). `start` names a policy to start from in place of a warm start;
+    `jobs` runs go on at a time; `every` N steps a run is measured on the test split. Runs are written to
+    folder/SETTING/METHOD-seedN, and continued from there with `resume`.
+
+    Raises KitError on options that do not fit a method, and on names that would be mixed up.
+    """
+    if baselines is None:
+        baselines = {"random": random_order, "popularity": popularity}
+    check_experiments(experiments, baselines)
+    configs = {
+        (setting, method, seed): replace(config, seed=seed)
+        for setting, methods in experiments.items() for method, config in methods.items() for seed in range(seeds)
+    }  # fmt: skip
+    first: dict[tuple[object, ...], tuple[Path, Config]] = {}  # warm start of all runs that begin alike: folder, config
+    for (setting, _, _), config in configs.items():
+        own = folder / slug(setting)
+        beside = sum(path.parent == own for path, _ in first.values())
+        first.setdefault(made_by(config), (own / f"warm-start{f'-{beside + 1}' if beside else ''}", config))
+    loaded = {key: load(config) for key, (_, config) in first.items()}
+    # every process would hold the pretrained model once more
+    one_by_one = any(config.lm.model for config in configs.values())
+    jobs = min(jobs or (1 if one_by_one else os.cpu_count()) or 1, len(configs))
+    quiet_runs = quiet or jobs > 1
+
+    if start:
+        starts = dict.fromkeys(first, start)
+    else:
+        making: list[Callable[[], Path]] = [
+            partial(warm_start, config, *loaded[key], path, quiet_runs, resume)
+            for key, (path, config) in first.items()
+        ]  # fmt: skip
+        starts = dict(zip(first, _run_all(making, jobs, True), strict=True))
+
+    results: Results = {}
+    for setting, methods in experiments.items():
+        config = next(iter(methods.values()))
+        splits, items = loaded[made_by(config)]
+        own = folder / slug(setting) / "baselines"
+        results[setting] = {
+            name: [run_baseline(f, splits, items, config, own, quiet, resume)] for name, f in baselines.items()
+        }
+        policy = load_policy(starts[made_by(config)], config.device, config.lm)
+        filled = replace(config, grammar=replace(config.grammar, full=True))
+        results[setting][WARM_START_FULL] = [Result(evaluate(policy, splits.test, filled))]
+        results[setting][WARM_START] = [Result(evaluate(policy, splits.test, config))]
+
+    training: list[Callable[[], Result]] = [
+        partial(
+            train_and_test, config, loaded[made_by(config)][0], starts[made_by(config)],
+            run_folder(folder, setting, method, seed), quiet_runs, resume, every,
+        )
+        for (setting, method, seed), config in configs.items()
+    ]  # fmt: skip
+    for (setting, method, _), result in zip(configs, _run_all(training, jobs, quiet), strict=True):
+        results[setting].setdefault(method, []).append(result)
+    return results
+
+
+def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline]) -> None:
+    """Raise KitError if names would be mixed up, methods cannot be compared, or options do not fit a method."""
+    methods = list(next(iter(experiments.values()), {}))
+    if not methods:
+        raise KitError("name at least one method to compare.")
+    for names in (list(experiments), methods):
+        if len({slug(name) for name in names}) < len(names):
+            raise KitError(f"of {', '.join(names)}, two give a folder of the same name: rename one.")
+    if taken := [m for m in methods if not slug(m) or m in (*baselines, WARM_START, WARM_START_FULL)]:
+        raise KitError(f"method {taken[0]!r} needs another name: this one is empty, or that of another row.")
+    for setting, configs in experiments.items():
+        if list(configs) != methods:
+            raise KitError(f"setting {setting!r} must hold the methods of the first one: {', '.join(methods)}.")
+        for config in configs.values():
+            check_credit(config.rl)
+        if len({tuple(getattr(config, name) for name in TASK) for config in configs.values()}) > 1:
+            raise KitError(f"setting {setting!r}: its methods differ in {', '.join(TASK)}; make them settings.")
 
 
 def train_and_test(
     config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0
 ) -> Result:
-    """One RL run from the warm start, then greedy decoding of the test split; on the way too, `every` so many steps.
+    """One RL run from the warm start, then greedy decoding of the test split, also after every `every` steps.
 
-    The run's trace.jsonl gets these lists, and of the first few queries greedy and sampled rollouts token by token.
+    The run's trace.jsonl gets these lists, and for the first few queries greedy and sampled rollouts token by token.
     """
     run = Run(folder, config, resume=resume, save_every=every or config.rl.steps)
-    kept = folder / "curve.json"
+    measured = folder / "curve.json"
 
-    def look(policy: Policy, step: int) -> None:
+    def callback(policy: Policy, step: int) -> None:
         if every and step % every == 0:
-            found = evaluate(policy, splits.test, config)["ndcg@5"].tolist()
-            points = {**read_curve(kept), str(step): [int(run.total("tokens")), found]}
-            write_text(kept, json.dumps(points))
+            ndcg = evaluate(policy, splits.test, config)["ndcg@5"].tolist()
+            points = {**read_curve(measured), str(step): (int(run.total("tokens")), ndcg)}
+            write_text(measured, json.dumps(points))
 
-    policy = fit(load_policy(start, lm=config.lm), splits.train, config, run, quiet=quiet, after_step=look)
-    curve = [(tokens, torch.tensor(found, dtype=torch.float64)) for tokens, found in read_curve(kept).values() if every]
-    outputs, step = greedy(policy, splits.test, sampling_of(config)), config.rl.steps
-    groups = trace_policy(policy, splits.test[:TRACED], config, TRACED, step, config.seed)
+    policy = load_policy(start, lm=config.lm)
+    policy = fit(policy, splits.train, config, run, quiet=quiet, after_step=callback)
+    points = read_curve(measured).values() if every else ()
+    curve = [(tokens, torch.tensor(ndcg, dtype=torch.float64)) for tokens, ndcg in points]
+    outputs = greedy(policy, splits.test, sampling_of(config))
+    groups = trace_policy(policy, splits.test[:TRACED], config, TRACED, config.rl.steps, config.seed)
     for example, output in list(zip(splits.test, outputs, strict=True))[TRACED:]:
-        groups.append(Group(example, listed(output, len(example.candidates)), step=step))
+        groups.append(Group(example, listed(output, len(example.candidates)), step=config.rl.steps))
     write_trace(run.trace, trace_of(run.name, config, groups))
     metrics = measure_outputs(outputs, splits.test, config.grammar)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
 
 
-def read_curve(path: Path) -> dict[str, list]:
-    """What a run measured on its way: (tokens, NDCG@5 per query) by step."""
+def read_curve(path: Path) -> dict[str, tuple[int, list[float]]]:
+    """Points that a run measured on its way: (tokens, NDCG@5 per query) by step."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def compare(
-    config: Config, methods: Sequence[str], seeds: int, folder: Path, load: Callable[[Config], tuple[Splits, list[str]]],
-    vary: Sequence[str] = (), baselines: Sequence[str] = ("random", "popularity"), start: Path | None = None,
-    jobs: int | None = None, quiet: bool = False, resume: bool = False, every: int = 0,
-) -> Results:  # fmt: skip
-    """Train every method under every setting on every seed.
-
-    The first rows of a setting are the rankers of fgrpo.baselines and the warm start itself, also made to fill both
-    lists (`sft_full`: what RL gains by length alone). `load` gives the splits and the catalogue of a run
-    (fgrpo.tasks.load_task).
-    """
-    configs = {
-        (setting, method, seed): replace(with_method(base, method), seed=seed)
-        for setting, base in settings(config, vary).items() for method in methods for seed in range(seeds)
-    }  # fmt: skip
-    for c in configs.values():
-        check_credit(c.rl)
-    firsts: dict[tuple, tuple[str, Config]] = {}  # of all runs that begin alike, the first
-    for (setting, _, _), c in configs.items():
-        firsts.setdefault(made_by(c), (setting, c))
-    loaded = {key: load(c) for key, (_, c) in firsts.items()}
-    # every process would hold the pretrained model once more
-    jobs = min(jobs or (1 if config.lm.model else os.cpu_count()) or 1, len(configs))
-    quiet_runs = quiet or jobs > 1
-    make: list[Callable[[], Path]] = [
-        partial(warm_start, c, *loaded[key], folder / slug(setting) / "warm-start", quiet_runs, resume)
-        for key, (setting, c) in firsts.items()
-    ]
-    begun = [start] * len(firsts) if start else _run_all(make, jobs, True)
-    starts = dict(zip(firsts, begun, strict=True))
-    results: Results = {}
-    for (setting, _, _), c in configs.items():
-        if setting not in results:
-            splits, items = loaded[made_by(c)]
-            own, policy = folder / slug(setting), load_policy(starts[made_by(c)], config.device, config.lm)
-            results[setting] = {b: [measure_baseline(b, splits, items, c, own, quiet, resume)] for b in baselines}
-            filled = replace(c, grammar=replace(c.grammar, full=True))
-            results[setting]["sft_full"] = [Result(evaluate(policy, splits.test, filled))]
-            results[setting][WARM_START] = [Result(evaluate(policy, splits.test, c))]
-    calls: list[Callable[[], Result]] = [
-        partial(
-            train_and_test, c, loaded[made_by(c)][0], starts[made_by(c)],
-            folder / slug(setting) / f"{slug(method)}-seed{seed}", quiet_runs, resume, every,
-        )
-        for (setting, method, seed), c in configs.items()
-    ]  # fmt: skip
-    for (setting, method, _), result in zip(configs, _run_all(calls, jobs, quiet), strict=True):
-        results[setting].setdefault(method, []).append(result)
-    return results
+def run_baseline(
+    baseline: Baseline, splits: Splits, items: Sequence[str], config: Config, folder: Path, quiet: bool = True,
+    resume: bool = False,
+) -> Result:  # fmt: skip
+    """Call a baseline and measure its lists on the test split. `Baseline` (fgrpo.baselines) says what it is given."""
+    offered = {"items": items, "config": config, "grammar": config.grammar, "folder": folder, "quiet": quiet,
+               "resume": resume}  # fmt: skip
+    bound = baseline.keywords if isinstance(baseline, partial) else {}
+    wanted = {name: x for name, x in offered.items() if name in signature(baseline).parameters and name not in bound}
+    began = time.perf_counter()
+    answers = baseline(splits, **wanted)
+    n, k = config.grammar.slate_size, config.grammar.rank_size
+    outputs = [a if isinstance(a, Output) else Output(tuple(a[:n]), tuple(a[:k])) for a in answers]
+    return Result(measure_outputs(outputs, splits.test, config.grammar), seconds=time.perf_counter() - began)
 
 
-def _run_all(calls: list[Callable[[], T]], jobs: int, quiet: bool) -> list[T]:
+def run_folder(folder: Path, setting: str, method: str, seed: int) -> Path:
+    """Folder of one run of a comparison."""
+    return folder / slug(setting) / f"{slug(method)}-seed{seed}"
+
+
+def slug(name: str) -> str:
+    """The name of a setting or method as that of a folder."""
+    return re.sub(r"[^\w.+-]", "-", name.replace(" ", "_")).lstrip(".")
+
+
+def _run_all(calls: Sequence[Callable[[], T]], jobs: int, quiet: bool) -> list[T]:
+    """The results of all calls, in order, `jobs` of them at a time in processes of their own."""
     if jobs == 1:
         threads = torch.get_num_threads()
         done = [_one_thread(call) for call in calls]
@@ -159,57 +222,3 @@ def _run_all(calls: list[Callable[[], T]], jobs: int, quiet: bool) -> list[T]:
 def _one_thread(call: Callable[[], T]) -> T:
     torch.set_num_threads(1)  # tiny tensors gain little from threads, and results must not depend on the number of jobs
     return call()
-
-
-def settings(config: Config, vary: Sequence[str]) -> dict[str, Config]:
-    """Every combination of the values that `vary` names (`["lam=0.5,1", "pool=20,50"]`), by its own name.
-
-    Fields that change along stand behind a value: `group=4:queries=32,8:queries=16`.
-    """
-    axes = [[f"{name}={value}" for value in values.split(",")] for name, values in map(pair, vary)]
-    found = {}
-    for some in itertools.product(*axes):
-        found[" ".join(some)] = changed(config, dict(pair(text) for values in some for text in values.split(":")))
-    return found
-
-
-def slug(text: str) -> str:
-    """A setting or method as the name of a folder."""
-    return text.replace(":", "-").replace("=", "-").replace(" ", "_")
-
-
-def measure_baseline(
-    baseline: str, splits: Splits, items: Sequence[str], config: Config, folder: Path, quiet: bool = True,
-    resume: bool = False,
-) -> Result:  # fmt: skip
-    """Measure a ranker, or a pipeline that writes lists of its own, its options behind its name: `dense:model=FOLDER`."""
-    name, *texts = baseline.split(":")
-    options: dict[str, Any] = {key: int(text) if text.isdigit() else text for key, text in map(pair, texts)}
-    began = time.perf_counter()
-    try:
-        if name == "decoupled":
-            outputs = decoupled(splits, items, config, folder / name, quiet=quiet, resume=resume, **options)
-        elif name == "llm":
-            outputs = ask_llm(splits.test, config.grammar, **options)
-        elif name in BASELINES:
-            orders = BASELINES[name](splits, **options)
-            grammar = config.grammar
-            outputs = [Output(tuple(o[: grammar.slate_size]), tuple(o[: grammar.rank_size])) for o in orders]
-        else:
-            raise KitError(
-                f"baseline {name!r} is not known; choose from {', '.join([*BASELINES, 'decoupled', 'llm'])}."
-            )
-    except TypeError as error:
-        if options and "argument" in str(error):
-            raise KitError(f"baseline {baseline!r}: {str(error).split(') ')[-1]}.") from None
-        raise
-    return Result(measure_outputs(outputs, splits.test, config.grammar), seconds=time.perf_counter() - began)
-
-
-def ask_llm(
-    examples: Sequence[Example], grammar: GrammarConfig, model: str = "", gguf_file: str = "", steps: int = 1
-) -> list[Output]:
-    """Zero-shot outputs of a language model, by name or folder, in one step or two."""
-    if not model or steps not in (1, 2):
-        raise KitError("baseline llm: name a model and 1 or 2 steps, as in llm:model=FOLDER:steps=2.")
-    return zero_shot(examples, *load_lm(model, gguf_file), grammar, two_steps=steps == 2)

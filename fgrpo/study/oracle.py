@@ -1,7 +1,7 @@
 """The exact oracle: every output of a policy for a small pool, so that true gradients are known.
 
-A gradient is a weighted sum of the gradients of log p of single decisions (this token after that prefix). It is kept as
-these weights; the Gram matrix of the decisions' gradients gives every norm and angle in parameter space.
+A gradient is a weighted sum of the gradients of log p of single decisions (this token after that prefix). It is stored as
+these weights (E,); the Gram matrix of the decisions' gradients gives every norm and angle in parameter space.
 """
 
 import math
@@ -20,15 +20,15 @@ from ..prompt import PHASE_RANK, PHASE_SLATE, Output
 from ..rewards import Rewards, score
 from ..rollout import Rollouts
 
-MOST_OUTPUTS = 5000
+MAX_OUTPUTS = 5000
 
 
 @dataclass(frozen=True)
 class Oracle:
     """Every output of a policy for one query: B outputs of at most T tokens, made of E distinct decisions.
 
-    `rollouts` holds each output once, `rewards` (1, B) is what it earns, `probability` (B,) how likely it is.
-    `decision` (B, T) says which decision a token is (E: none, forced or padding), `phase` (E,) that of each decision.
+    `rollouts` holds each output once, `rewards` (1, B) its rewards, `probability` (B,) its probability. `decision`
+    (B, T) is the number of each token's decision (E: none, forced or padding), `phase` (E,) the phase of each decision.
     `gram` (E, E): inner products of the gradients of log p of the decisions, over all parameters.
     """
 
@@ -60,6 +60,7 @@ class Oracle:
             slate, rank = (torch.randn(paid.slate.shape, generator=generator) for _ in range(2))
             noisy = {"slate": paid.slate + config.slate_noise * slate, "rank": paid.rank + config.rank_noise * rank}
             paid = replace(paid, **noisy)
+        # a group's estimate is the mean over its G rollouts of advantage times gradient of log p, token by token
         advantages = assign_credit(paid, drawn, config).double().view(*groups.shape, -1) / groups.shape[1]
         found = torch.zeros(len(groups), len(self.phase) + 1, dtype=torch.float64)
         found.scatter_add_(1, self.decision[groups].flatten(1), advantages.flatten(1))
@@ -72,15 +73,15 @@ class Oracle:
         if k == 1:
             return first.view(count, -1)
         same = self.slate_of.unsqueeze(0) == self.slate_of.unsqueeze(1)  # (B, B): outputs that share a slate
-        given = (same * self.probability)[first]
+        given = (same * self.probability)[first]  # (N * M, B): probabilities, up to a factor, given the slate
         return torch.multinomial(given, k, replacement=True, generator=generator).view(count, -1)
 
     def all_groups(self, config: RLConfig) -> tuple[Tensor, Tensor]:
         """Every possible group (N, G) and its probability (N,). For pools of a few outputs and small groups only."""
         m, k = config.group // config.rankings, config.rankings
         slates = [torch.nonzero(self.slate_of == s).flatten().tolist() for s in self.slate_of.unique()]
-        nests = [nest for outputs in slates for nest in product(outputs, repeat=k)]
-        within = torch.tensor(nests)
+        nests = [nest for outputs in slates for nest in product(outputs, repeat=k)]  # one slate, K rankings of it
+        within = torch.tensor(nests)  # (nests, K)
         p_slate = torch.zeros(len(slates), dtype=torch.float64).index_add_(0, self.slate_of, self.probability)
         p_nest = p_slate[self.slate_of[within[:, 0]]] * (
             self.probability[within] / p_slate[self.slate_of[within]]
@@ -89,7 +90,7 @@ class Oracle:
         return within[chosen].flatten(1), p_nest[chosen].prod(1)
 
     def count_groups(self, config: RLConfig) -> int:
-        """How many groups `all_groups` goes through."""
+        """Number of groups in `all_groups`."""
         nests = (self.slate_of.bincount() ** config.rankings).sum()
         return int(nests) ** (config.group // config.rankings)
 
@@ -114,7 +115,7 @@ class Oracle:
         lengths = [self.dot(x, x).clamp(min=0).sqrt() for x in (a, b)]
         if min(lengths) < 1e-9:
             return 90.0
-        apart = a / lengths[0] - b / lengths[1]  # its length keeps the digits that a cosine near 1 loses
+        apart = a / lengths[0] - b / lengths[1]  # its length keeps digits that a cosine near 1 loses
         return math.degrees(2 * math.asin(min(1.0, float(self.dot(apart, apart).clamp(min=0).sqrt()) / 2)))
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
@@ -126,8 +127,8 @@ def enumerate_outputs(policy: Policy, example: Example, config: Config) -> Oracl
     """List every output that the grammar allows for one query. Raises KitError on a pool that is too large for it."""
     pool, grammar = range(len(example.candidates)), config.grammar
     count = _count(len(pool), grammar)
-    if count > MOST_OUTPUTS:
-        raise KitError(f"{len(pool)} candidates give {count:,} outputs, {MOST_OUTPUTS:,} are the most: take fewer.")
+    if count > MAX_OUTPUTS:
+        raise KitError(f"{len(pool)} candidates give {count:,} outputs, more than {MAX_OUTPUTS:,}: take fewer.")
     outputs = [
         Output(slate, rank)
         for slate in _orders(pool, grammar.slate_size) for rank in _orders(slate, grammar.rank_size)
@@ -159,8 +160,8 @@ def small_pool(example: Example, size: int, relevant: int = 2) -> Example:
     )  # fmt: skip
 
 
-def _orders(items: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    return [order for size in range(1, most + 1) for order in permutations(items, size)]
+def _orders(items: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+    return [order for size in range(1, limit + 1) for order in permutations(items, size)]
 
 
 def _count(pool: int, grammar: GrammarConfig) -> int:
@@ -171,7 +172,7 @@ def _count(pool: int, grammar: GrammarConfig) -> int:
 
 
 def _decisions(completions: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Number every distinct (prefix, token) that was not forced. -> (B, T) numbers, (E, 2) where each first stands."""
+    """Number every distinct (prefix, token) that was not forced. -> numbers (B, T); first row and column of each (E, 2)."""
     numbers: dict[tuple[int, ...], int] = {}
     where = []
     decision = torch.full(completions.shape, -1)
@@ -196,5 +197,5 @@ def _gram(policy: Policy, rollouts: Rollouts, where: Tensor) -> Tensor:
         for t in where[where[:, 0] == b, 1].tolist():
             found = torch.autograd.grad(logp[0, t], parameters, retain_graph=True, allow_unused=True)
             rows.append(torch.cat([x.flatten() for x in found if x is not None]))
-    jacobian = torch.stack(rows)
+    jacobian = torch.stack(rows)  # (E, parameters)
     return (jacobian @ jacobian.T).double()

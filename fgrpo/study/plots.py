@@ -1,5 +1,7 @@
 """Figures. Every function returns a matplotlib Figure; `save` writes it as PNG."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from ..config import KitError
 from ..prompt import PHASE_RANK, PHASE_SLATE
 
-# Okabe and Ito's colours, told apart by the colour-blind; markers and dashes carry the same meaning in grey.
+Row = dict[str, Any]
+"""One line of a table: text and numbers by column."""
+
+# Okabe and Ito's colours, which the colour-blind can distinguish; markers and dashes carry the same meaning in grey.
 STYLES = {
     "grpo": ("#0072B2", "o", "-"),
     "fgrpo": ("#D55E00", "s", "--"),
@@ -32,29 +37,46 @@ PHASES: dict[int, tuple[str, str, str]] = {
 
 
 def style_of(method: str, number: int = 0) -> dict[str, Any]:
-    """Colour, marker and line style of a method; `number` picks one for a method without its own.
+    """Colour, marker and line style of a method by the first word of its name; `number` picks one for an unknown word.
 
-    A method with options behind its name has the colour of the plain one and open markers.
+    A name with more words ("grpo, scaled"; "nested:rankings=2" in recorded tables) has the colour of the plain one and
+    open markers.
     """
-    name, *options = method.split(":")
-    color, marker, line = STYLES.get(name, OTHERS[number % len(OTHERS)])
+    word = re.match(r"\w*", method)[0]  # type: ignore[index]
+    color, marker, line = STYLES.get(word, OTHERS[number % len(OTHERS)])
     look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line}
-    if options and name in STYLES:
+    if word in STYLES and word != method:
         look |= {"markerfacecolor": "white", "linestyle": (0, (1 + 2 * (number % 3), 1.5))}
     return look
 
 
 def name_of(method: str) -> str:
-    """A method's name for figures: without queries that only make its tokens equal, or where a model lies."""
+    """A method's name for figures, without the options in it (recorded tables) that name files or equal tokens."""
     hidden = ("queries=", "model=", "gguf_file=", "dtype=", "passage_tokens=")
     return " ".join(part for part in method.split(":") if not part.startswith(hidden))
+
+
+def sweep_of(settings: Iterable[str]) -> dict[str, float]:
+    """The number behind each setting if one field was varied over numbers ("lam=0.5", "lam=1"); empty otherwise.
+
+    In recorded tables other fields may change with it: the number of `group=4:queries=32` is 4.
+    """
+    found, fields = {}, set()
+    for setting in settings:
+        field, _, value = setting.partition(":")[0].partition("=")
+        try:
+            found[setting] = float(value)
+        except ValueError:
+            return {}
+        fields.add(field)
+    return found if len(fields) == 1 else {}
 
 
 def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: int = 10) -> Figure:
     """Reward of each phase, and slate length, over training steps.
 
     metrics: per method one list of metrics.jsonl rows per seed. Lines are means over seeds of a running mean over
-    `window` steps, bands reach from the lowest to the highest seed.
+    `window` steps, bands range from the lowest to the highest seed.
     """
     panels = (("reward/slate", "slate reward"), ("reward/rank", "rank reward (NDCG)"), ("slate_length", "slate length"))
     figure = Figure(figsize=(10, 3.4), layout="constrained")
@@ -76,18 +98,14 @@ def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: in
     return figure
 
 
-def comparison(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> Figure:
+def comparison(rows: list[Row], metric: str = "ndcg@5") -> Figure:
     """The comparison as a figure: a sweep if one field was varied over numbers, else one row of panels per setting."""
     chosen = [r for r in rows if r["metric"] == metric]
-    varied = {
-        setting: setting.partition("=")[2].split(":")[0] for setting in dict.fromkeys(r["setting"] for r in chosen)
-    }
-    if len(varied) > 2 and all(value.replace(".", "", 1).isdigit() for value in varied.values()):
-        return _sweep(chosen, {setting: float(value) for setting, value in varied.items()}, metric)
-    return _panels(chosen, metric)
+    values = sweep_of(dict.fromkeys(r["setting"] for r in chosen))
+    return _sweep(chosen, values, metric) if len(values) > 2 else _panels(chosen, metric)
 
 
-def _panels(rows: list[dict[str, Any]], metric: str) -> Figure:
+def _panels(rows: list[Row], metric: str) -> Figure:
     """Means with 95 % intervals; differences to the baseline with 95 % intervals (thick) and at Holm's level (thin)."""
     settings = list(dict.fromkeys(r["setting"] for r in rows))
     count = max(sum(r["setting"] == s for r in rows) for s in settings)
@@ -116,19 +134,19 @@ def _panels(rows: list[dict[str, Any]], metric: str) -> Figure:
     return figure
 
 
-def _sweep(rows: list[dict[str, Any]], values: dict[str, float], metric: str) -> Figure:
+def _sweep(rows: list[Row], values: dict[str, float], metric: str) -> Figure:
     """A metric against the varied field, and the difference to the baseline, one line per method, 95 % intervals."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     methods = list(dict.fromkeys(r["method"] for r in rows if r["seeds"] or r["method"] == "sft"))
-    places = {setting: place for place, setting in enumerate(values)}
+    position = {setting: n for n, setting in enumerate(values)}
     for number, method in enumerate(methods):
         own = [r for r in rows if r["method"] == method]
         shift = 0.08 * (number - len(methods) / 2)
         for axes, key, low, high in ((left, "mean", "low", "high"), (right, "diff", "diff_low", "diff_high")):
             if axes is right and (method == own[0]["baseline"] or not own[0]["seeds"]):
                 continue
-            x, y = [places[r["setting"]] + shift for r in own], [r[key] for r in own]
+            x, y = [position[r["setting"]] + shift for r in own], [r[key] for r in own]
             spread = [[r[key] - r[low] for r in own], [r[high] - r[key] for r in own]]
             axes.errorbar(x, y, yerr=np.maximum(spread, 0), label=name_of(method), capsize=2, markersize=5,
                           **style_of(method, number))  # fmt: skip
@@ -143,8 +161,8 @@ def _sweep(rows: list[dict[str, Any]], values: dict[str, float], metric: str) ->
     return figure
 
 
-def efficiency(curves: list[dict[str, Any]], reached: list[dict[str, Any]]) -> Figure:
-    """NDCG@5 against sampled tokens per method, with the level that the baseline ends at."""
+def efficiency(curves: list[Row], reached: list[Row]) -> Figure:
+    """NDCG@5 against sampled tokens per method, with the level that the baseline reaches."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     for number, method in enumerate(dict.fromkeys(r["method"] for r in curves)):
@@ -158,7 +176,7 @@ def efficiency(curves: list[dict[str, Any]], reached: list[dict[str, Any]]) -> F
     return figure
 
 
-def oracle(rows: list[dict[str, Any]]) -> Figure:
+def oracle(rows: list[Row]) -> Figure:
     """Bias of each method by phase, and its signal against group size and at equal sampled tokens.
 
     rows: means over queries, as `python -m fgrpo analyse` writes them.
@@ -193,8 +211,8 @@ def oracle(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def error_types(rows: list[dict[str, Any]]) -> Figure:
-    """What became of the relevant candidates, per method: right, slate miss, rank drop, format error."""
+def error_types(rows: list[Row]) -> Figure:
+    """The fate of the relevant candidates, per method: right, slate miss, rank drop, format error."""
     parts = (("right", "ranked first", "#009E73", ""), ("rank_drop", "rank drop", "#E69F00", "//"),
              ("slate_miss", "slate miss", "#0072B2", ".."), ("format_error", "format error", "#CC79A7", "xx"))  # fmt: skip
     methods = list(dict.fromkeys(r["method"] for r in rows))[::-1]
@@ -213,7 +231,7 @@ def error_types(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def bench(rows: list[dict[str, Any]]) -> Figure:
+def bench(rows: list[Row]) -> Figure:
     """Seconds of a whole step against prompt length at the middle group size, and peak memory beside it."""
     groups = sorted({r["group"] for r in rows})
     group, completion = groups[len(groups) // 2], max(r["completion"] for r in rows)
@@ -235,7 +253,7 @@ def bench(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def scaling(rows: list[dict[str, Any]]) -> Figure:
+def scaling(rows: list[Row]) -> Figure:
     """Seconds of a whole step against group size and against pool size."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     step = [r for r in rows if r["part"] == "step"]
@@ -282,6 +300,6 @@ def interval(axes: Axes, y: float, mean: float, low: float, high: float, look: d
 
 
 def tidy(axes: Axes) -> None:
-    """The look of every plot: two spines, a faint grid."""
+    """Two spines and a faint grid, as every plot has them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -1,32 +1,34 @@
-"""What a comparison says: one table with paired intervals and Holm's correction, as rows, CSV and text."""
+"""A comparison as rows: one table with paired intervals and Holm's correction, sample efficiency, settling; CSV and text."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..config import Config, KitError
+from ..config import KitError
 from ..data import write_text
 from ..runs.run import provenance, read_metrics
 from . import plots
-from .compare import WARM_START, Results, slug
+from .compare import WARM_START, Results, run_folder, slug
+from .experiments import Experiments
+from .plots import Row
 from .significance import Bootstrap, holm, paired_bootstrap
 
+WITH_HEADLINE = ("recall@5", "slate_recall", "slate_length")
+"""metrics beside the chosen one in the printed table"""
 
-def table(results: Results, against: str = "") -> list[dict[str, Any]]:
+
+def table(results: Results, against: str = "") -> list[Row]:
     """One row per setting, method and metric: mean over seeds and queries, its interval, the difference to the baseline.
 
-    The baseline is `against`, else the first method whose credit is grpo, else the first one trained. Beside the plain
-    95 % interval of the difference stands the one at Holm's level, and its p-value as Holm corrects it: over all
-    trained methods and settings of the table, metric by metric (what is not trained by RL is a family of its own).
-    `verdict` is by Holm.
+    The baseline is the method `against`, else grpo, else the first one trained. The difference has a plain 95 %
+    interval, one at Holm's level, and a p-value corrected by Holm, metric by metric, over all trained methods and
+    settings of the table (rows that RL did not train are a family of their own). `verdict` goes by that p-value.
     """
-    methods = list(next(iter(results.values())))
-    trained = methods[methods.index(WARM_START) + 1 :]
+    trained = trained_methods(results)
     baseline = against or baseline_of(trained)
     if baseline not in trained:
         raise KitError(f"{baseline!r} was not trained here: compare against one of {', '.join(trained)}.")
@@ -34,9 +36,9 @@ def table(results: Results, against: str = "") -> list[dict[str, Any]]:
     for metric in next(iter(results.values()))[baseline][0].metrics:
         found: dict[tuple[str, str], tuple[Bootstrap, Bootstrap]] = {}
         for setting, by_method in results.items():
-            most = max(map(len, by_method.values()))
-            values = {m: torch.stack([r.metrics[metric] for r in runs]) for m, runs in by_method.items()}
-            values = {m: x.expand(most, -1) if len(x) == 1 else x for m, x in values.items()}
+            values = {m: torch.stack([r.metrics[metric] for r in runs]) for m, runs in by_method.items()}  # (S, Q)
+            seeds = max(map(len, values.values()))
+            values = {m: x.expand(seeds, -1) if len(x) == 1 else x for m, x in values.items()}
             found |= {(setting, m): pair for m, pair in paired_bootstrap(values, baseline).items()}
         corrected: dict[tuple[str, str], tuple[float, float]] = {}
         for by_rl in (True, False):
@@ -55,9 +57,20 @@ def table(results: Results, against: str = "") -> list[dict[str, Any]]:
     return rows
 
 
-def write_report(results: Results, config: Config, folder: Path, seeds: int, against: str = "") -> list[dict[str, Any]]:
+def trained_methods(results: Results) -> list[str]:
+    """The methods that RL trained: the rows after the warm start."""
+    methods = list(next(iter(results.values())))
+    return methods[methods.index(WARM_START) + 1 :]
+
+
+def baseline_of(trained: Sequence[str]) -> str:
+    """The method that differences are taken to unless another one is named: grpo, else the first one."""
+    return "grpo" if "grpo" in trained else trained[0]
+
+
+def write_report(results: Results, experiments: Experiments, folder: Path, against: str = "") -> list[Row]:
     """The table as comparison.csv, and its figures; returns the rows. Learning curves and errors go by setting."""
-    rows, made = table(results, against), {**provenance(), "config": config.to_dict()}
+    rows, made = table(results, against), made_of(experiments)
     write_text(folder / "comparison.csv", to_csv(rows, made))
     plots.save(plots.comparison(rows), folder / "comparison.png")
     if any(r.curve for by_method in results.values() for runs in by_method.values() for r in runs):
@@ -67,43 +80,63 @@ def write_report(results: Results, config: Config, folder: Path, seeds: int, aga
         plots.save(plots.efficiency(points, reached), folder / "efficiency.png")
     settled = []
     for setting, by_method in results.items():
-        trained, own = list(by_method)[list(by_method).index(WARM_START) + 1 :], folder / slug(setting)
-        curves = {m: [read_metrics(own / f"{slug(m)}-seed{seed}") for seed in range(seeds)] for m in trained}
+        seeds = {m: range(len(by_method[m])) for m in trained_methods(results)}
+        curves = {m: [read_metrics(run_folder(folder, setting, m, s)) for s in some] for m, some in seeds.items()}
         settled += [{"setting": setting, "method": m, **settling(runs)} for m, runs in curves.items()]
-        plots.save(plots.learning_curves(curves), own / "learning.png")
-        plots.save(plots.error_types([r for r in rows if r["setting"] == setting]), own / "errors.png")
+        plots.save(plots.learning_curves(curves), folder / slug(setting) / "learning.png")
+        errors = plots.error_types([r for r in rows if r["setting"] == setting])
+        plots.save(errors, folder / slug(setting) / "errors.png")
     write_text(folder / "settling.csv", to_csv(settled, made))
     return rows
 
 
-def efficiency(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """NDCG@5 against sampled tokens, and the tokens that each method needs to reach what the baseline ends with.
+def made_of(experiments: Experiments) -> dict[str, object]:
+    """How a comparison was made: command, versions and so on, the first run's config, and what the others change in it."""
+    configs = [(s, m, config) for s, methods in experiments.items() for m, config in methods.items()]
+    first = dict(_flat(configs[0][2].to_dict()))
+    changes = [
+        {"setting": s, "method": m, **{k: v for k, v in _flat(config.to_dict()) if v != first[k]}}
+        for s, m, config in configs
+    ]
+    return {**provenance(), "config": configs[0][2].to_dict(), "changes": changes}
 
-    From `compare(..., every=N)`. The first rows are the points of the mean curves, with 95 % intervals. The second ones
-    say where the mean curve first crosses the baseline's last value, between measurements by a straight line. Their
-    intervals are paired: in every resample of seeds and queries the level is the baseline's own. `reached` is the share
-    of resamples that cross at all; the bounds of those that do not are infinite.
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def efficiency(results: Results) -> tuple[list[Row], list[Row]]:
+    """NDCG@5 against sampled tokens, and the tokens that each method needs to reach the baseline's last value.
+
+    From `compare(..., every=N)`. The first rows are the points of the mean curves, with 95 % intervals. The second rows
+    hold where a mean curve first crosses that level, by straight lines between measurements. Their intervals are
+    paired: in every resample of seeds and queries the level is the baseline's own. `reached` is the share of resamples
+    that cross at all; the bounds of those that do not are infinite.
     """
     curves, crossings = [], []
     for setting, by_method in results.items():
         runs = {m: r for m, r in by_method.items() if r[0].curve}
         start = by_method[WARM_START][0].metrics["ndcg@5"]
-        values = {
+        values = {  # (S, points, Q)
             m: torch.stack([torch.stack([start, *(v for _, v in run.curve)]) for run in r]) for m, r in runs.items()
         }
         tokens = {
             m: [0.0, *torch.tensor([[t for t, _ in run.curve] for run in r]).double().mean(0).tolist()]
             for m, r in runs.items()
         }
-        points = [paired_bootstrap({m: x[:, i] for m, x in values.items()}, next(iter(values)))
-                  for i in range(next(iter(values.values())).shape[1])]  # fmt: skip
+        count = next(iter(values.values())).shape[1]
+        points = [paired_bootstrap({m: x[:, i] for m, x in values.items()}, next(iter(values))) for i in range(count)]
         target = points[-1][baseline_of(list(runs))][0]
         for method in runs:
             means = [p[method][0] for p in points]
             for spent, mean in zip(tokens[method], means, strict=True):
                 point = {"setting": setting, "method": method, "tokens": round(spent), "mean": mean.mean}
                 curves.append(point | _bounds("", mean))
-            resampled = torch.stack([m.resampled for m in means], dim=1)
+            resampled = torch.stack([m.resampled for m in means], dim=1)  # (R, points)
             levels = zip(resampled.tolist(), target.resampled.tolist(), strict=True)
             found = torch.tensor([crossing(tokens[method], row, level) for row, level in levels])
             low, high = found.sort().values[[int(0.025 * len(found)), int(0.975 * len(found))]].tolist()
@@ -116,17 +149,17 @@ def efficiency(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, A
 
 
 def settling(runs: Sequence[list[dict[str, float]]]) -> dict[str, float]:
-    """By which step each phase's sampled reward has made 90 % of its gain: median, least and largest over seeds."""
+    """Step by which each phase's sampled reward has made 90 % of its gain: median, least and largest over seeds."""
     found: dict[str, float] = {}
     for phase in ("slate", "rank"):
         steps = torch.tensor([settling_step([row[f"reward/{phase}"] for row in run]) for run in runs]).sort().values
-        for name, place in (("step", len(steps) // 2), ("least", 0), ("most", -1)):
-            found[f"{phase}_{name}"] = int(steps[place])
+        for name, index in (("step", len(steps) // 2), ("least", 0), ("most", -1)):
+            found[f"{phase}_{name}"] = int(steps[index])
     return found
 
 
 def settling_step(values: Sequence[float], share: float = 0.9, window: int = 10) -> int:
-    """First step at which a curve's running mean has made `share` of its whole gain: which phase converges first."""
+    """First step at which a curve's running mean has made `share` of its whole gain."""
     x = torch.tensor(values, dtype=torch.float64).unfold(0, min(window, len(values)), 1).mean(1)
     reached = x - x[0] >= share * (x.max() - x[0])
     return int(reached.int().argmax()) + min(window, len(values))
@@ -143,25 +176,20 @@ def crossing(tokens: Sequence[float], values: Sequence[float], target: float) ->
     return float("inf")
 
 
-def baseline_of(trained: Sequence[str]) -> str:
-    """What differences are taken to: the first method whose credit is grpo, else the first one."""
-    return next((m for m in trained if m.split(":")[0] == "grpo"), trained[0])
-
-
 def _bounds(prefix: str, found: Bootstrap, alpha: float = 0.05) -> dict[str, float]:
     low, high = found.interval(alpha)
     return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 def verdict(difference: float, p: float) -> str:
-    """In words whether a corrected p-value shows a difference."""
+    """A corrected p-value in words."""
     if p >= 0.05:
         return "no difference shown"
     return "higher" if difference > 0 else "lower"
 
 
-def to_csv(rows: list[dict[str, Any]], made: dict[str, Any]) -> str:
-    """The table as CSV; a first line, behind `# `, says how it was made (JSON)."""
+def to_csv(rows: list[Row], made: Mapping[str, object]) -> str:
+    """The table as CSV, after a first line `# ` and how it was made (JSON)."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -169,58 +197,32 @@ def to_csv(rows: list[dict[str, Any]], made: dict[str, Any]) -> str:
     return f"# {json.dumps(made)}\n{text.getvalue()}"
 
 
-def format_table(rows: list[dict[str, Any]], metric: str = "ndcg@5") -> str:
+def format_table(rows: list[Row], metric: str = "ndcg@5") -> str:
     """The comparison on one metric as text, with the other headline metrics beside it."""
     cells = {(r["setting"], r["method"], r["metric"]): r for r in rows}
     if not any(r["metric"] == metric for r in rows):
         raise KitError(f"metric {metric!r} is not in the table.")
     baseline = rows[0]["baseline"]
-    head = ("setting", "method", f"{metric} [95 %]", f"difference to {baseline} [95 %]", "p (Holm)", "", "recall@5",
-            "slate recall", "slate length", "tokens", "seconds")  # fmt: skip
-    lines: list[tuple[str, ...]] = [head]
+    lines: list[tuple[str, ...]] = [
+        ("setting", "method", f"{metric} [95 %]", f"difference to {baseline} [95 %]", "p (Holm)", "", "recall@5",
+         "slate recall", "slate length", "tokens", "seconds")
+    ]  # fmt: skip
     for row in (r for r in rows if r["metric"] == metric):
-        other = [cells[row["setting"], row["method"], m]["mean"] for m in ("recall@5", "slate_recall", "slate_length")]
-        diff = (
-            "" if row["method"] == baseline else f"{row['diff']:+.3f} [{row['diff_low']:+.3f}, {row['diff_high']:+.3f}]"
-        )
+        recall, slate_recall, length = (cells[row["setting"], row["method"], m]["mean"] for m in WITH_HEADLINE)
+        diff = f"{row['diff']:+.3f} [{row['diff_low']:+.3f}, {row['diff_high']:+.3f}]"
+        is_baseline = row["method"] == baseline
         lines.append((
-            row["setting"], row["method"], f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", diff,
-            f"{row['p_holm']:.3f}" if diff else "", row["verdict"],
-            f"{other[0]:.3f}", f"{other[1]:.3f}", f"{other[2]:.1f}", f"{row['tokens']:,}" if row["tokens"] else "",
-            f"{row['seconds']:.0f}" if row["seconds"] else "",
+            row["setting"], row["method"], f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+            "" if is_baseline else diff, "" if is_baseline else f"{row['p_holm']:.3f}", row["verdict"],
+            f"{recall:.3f}", f"{slate_recall:.3f}", f"{length:.1f}",
+            f"{row['tokens']:,}" if row["tokens"] else "", f"{row['seconds']:.0f}" if row["seconds"] else "",
         ))  # fmt: skip
     if not any(r["setting"] for r in rows):
         lines = [line[1:] for line in lines]
-    return _columns(lines)
+    return columns(lines)
 
 
-def format_analysis(rows: list[dict[str, Any]], separability: dict[str, float], interference: dict[str, float]) -> str:
-    """What `analyse` found, as text."""
-    head = ("method", "G", "pool", "angle", "slate", "rank", "+-", "norm", "variance", "signal", "tokens", "per 1k")
-    lines: list[tuple[str, ...]] = [head]
-    for r in rows:
-        angles = [f"{r[k]:.1f}" for k in ("angle", "angle_slate", "angle_rank")]
-        lines.append((
-            r["method"], str(r["group"]), str(r["pool"]), *angles, "exact" if r["exact"] else f"{r['angle_error']:.1f}",
-            f"{r['norm']:.2f}", f"{r['variance']:.3g}", f"{r['signal']:.2f}", f"{r['tokens']:.0f}", f"{r['signal_1k']:.2f}",
-        ))  # fmt: skip
-    step, real = separability, {name: 100 * value for name, value in interference.items()}
-    return f"""{_columns(lines)}
-
-Angles in degrees between the expected estimate and the true gradient of E[R_slate + lambda R_rank], over all tokens and
-within each phase; signal: length along the true gradient over the root of the variance (per 1k: of what 1,000 sampled
-tokens buy). Means over queries.
-
-First-order separability (exact, pools of 6): what a step of one phase brings the other's expected reward, of the most
-that a step of its length could: fgrpo's slate phase E[R_rank] {step["slate_on_rank"]:+.3f}, its rank phase E[R_slate]
-{step["rank_on_slate"]:+.3f} (their own {step["slate_on_slate"]:+.3f} and {step["rank_on_rank"]:+.3f}).
-
-The real task: the phases' gradients have cosine {interference["cosine"]:+.3f}; {real["slate_share"]:.0f} % of their norms
-is the slate's. The joint advantage has the wrong sign for {real["flipped_slate"]:.0f} % of slates and
-{real["flipped_rank"]:.0f} % of rankings; where the phase's own is zero, it is not for {real["blind_slate"]:.0f} % and
-{real["blind_rank"]:.0f} %."""
-
-
-def _columns(lines: Sequence[tuple[str, ...]]) -> str:
+def columns(lines: Sequence[tuple[str, ...]]) -> str:
+    """Cells as text, in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -36,8 +36,9 @@ def paired_bootstrap(
     """For each method the bootstrap of its mean and of its difference to the baseline.
 
     values: one metric per method, (S, Q) over seeds and queries. Seeds and queries are both resampled with
-    replacement, the same ones for every method (paired). With one seed only the queries vary. A resample of S seeds
-    spreads by sqrt((S - 1) / S) too little, which is made good (for the part of the queries too: to the safe side).
+    replacement, the same ones for every method (paired). With one seed only the queries vary. The spread of resamples
+    of S seeds is too small by sqrt((S - 1) / S); it is widened by that factor (the part of the queries as well, which
+    errs on the safe side).
     """
     seeds, queries = next(iter(values.values())).shape
     by_seed, by_query = (_weights(n, resamples, 2 * seed + i) for i, n in enumerate((seeds, queries)))
@@ -65,13 +66,13 @@ def _weights(n: int, resamples: int, seed: int) -> Tensor:
 
 
 def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[tuple[float, float]]:
-    """Holm's step-down correction: for each p-value its adjusted one, and the level that its own interval is held to.
+    """Holm's step-down correction: for each p-value its adjusted one, and the level of its own interval.
 
-    The j-th smallest of m is multiplied by m - j + 1 and held to alpha / (m - j + 1) (Scand. J. Statist. 6:65, 1979).
+    The j-th smallest of m is multiplied by m - j + 1, its level is alpha / (m - j + 1) (Scand. J. Statist. 6:65, 1979).
     """
     found, least = [(0.0, 0.0)] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        left = len(p_values) - place
+    for order, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        left = len(p_values) - order
         least = max(least, min(1.0, left * p_values[index]))
         found[index] = (least, alpha / left)
     return found

@@ -1,0 +1,85 @@
+"""The runs of a comparison as plain Python: a whole Config for every setting and method.
+
+    lab = Config.from_flat(steps=50)
+    {"": {"grpo": with_fields(lab, credit="grpo"), "grpo, scaled": with_fields(lab, credit="grpo", scale="std")}}
+
+`grid` makes such a mapping for the common case, every credit method under every combination of some values.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from ..config import CONCERNS, Config, KitError
+from ..credit import with_credit
+
+Experiments = Mapping[str, Mapping[str, Config]]
+"""experiments[setting][method] is the run, up to its seed; the setting is "" if there is only one"""
+
+CONCERN_OF = {field: concern for concern, kind in CONCERNS.items() for field in kind.__dataclass_fields__}
+
+
+def grid(
+    config: Config, credits: Sequence[str], vary: Mapping[str, Sequence[object]] | None = None
+) -> dict[str, dict[str, Config]]:
+    """Every credit method under every combination of values: `grid(config, ["grpo", "fgrpo"], {"lam": [0.5, 1.0]})`.
+
+    A setting is named after its values, "lam=0.5 pool=20"; figures read the number of a sweep from this name.
+    """
+    experiments = {}
+    for values in product(*(vary or {}).values()):
+        fields = dict(zip(vary or {}, values, strict=True))
+        base = with_fields(config, **fields)
+        setting = " ".join(f"{name}={_text(value)}" for name, value in fields.items())
+        experiments[setting] = {credit: replace(base, rl=with_credit(base.rl, credit)) for credit in credits}
+    return experiments
+
+
+def with_fields(config: Config, **values: object) -> Config:
+    """The run with some fields replaced, whichever concern they belong to: `with_fields(config, lam=0.5, pool=50)`.
+
+    Raises KitError on an unknown field, or on a value that the field does not allow.
+    """
+    by_concern: dict[str, dict[str, Any]] = {concern: {} for concern in ("", *CONCERNS)}
+    for name, value in values.items():
+        concern = CONCERN_OF.get(name, "")
+        if not concern and (name in CONCERNS or name not in Config.__dataclass_fields__):
+            raise KitError(f"field {name!r} is not known; the fields are those of fgrpo/config.py.")
+        by_concern[concern][name] = value
+    top = by_concern.pop("")
+    parts = {name: replace(getattr(config, name), **fields) for name, fields in by_concern.items() if fields}
+    return replace(config, **top, **parts)
+
+
+def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Fields and values as the command line gives them: `["lam=0.5,1", "pool=20"]` is `{"lam": [0.5, 1.0], "pool": [20]}`.
+
+    Raises KitError on an unknown field, a value that is not of the field's type, or a field that has its own option.
+    """
+    vary: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not values:
+            raise KitError(f"--vary {text!r} must be FIELD=VALUE,VALUE, as in lam=0.5,1,2.")
+        if name in ("credit", "seed"):
+            raise KitError(f"--vary {text!r}: methods are named with --credits, seeds counted with --seeds.")
+        if name in vary:
+            raise KitError(f"--vary {name} is given twice: put all of its values into one.")
+        kind = CONCERNS[CONCERN_OF[name]] if name in CONCERN_OF else Config
+        if name not in kind.__dataclass_fields__ or (name in CONCERNS and name not in CONCERN_OF):
+            raise KitError(f"--vary {text!r}: field {name!r} is not known; `compare --help` lists the fields.")
+        wanted: Any = kind.__dataclass_fields__[name].type
+        try:
+            read = {"true": True, "false": False}.__getitem__ if wanted is bool else wanted
+            vary[name] = [read(value) for value in values.split(",")]
+        except (ValueError, KeyError):
+            raise KitError(f"--vary {text!r}: values of {name!r} must be of type {wanted.__name__}.") from None
+    return vary
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
