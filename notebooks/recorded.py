@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 AXES = {
     "lam": "lambda",
     "slate_size": "slate size (items)",
-    "group": "rollouts a query (G)",
+    "group": "rollouts per query (G)",
     "pool": "pool (candidates)",
 }
 

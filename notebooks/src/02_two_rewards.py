@@ -6,7 +6,7 @@
 # %% [markdown]
 # # 2. Two rewards (lab)
 #
-# **What is each phase paid for?**
+# **Which reward does each phase get?**
 #
 # The [first notebook](01_one_rollout.ipynb) split an output into a slate and a ranked list. Now each of the two gets a
 # score. You will write both scores yourself, and then look at the scores of a whole group of outputs.

@@ -156,7 +156,7 @@ experiments = {
     f"lam={lam:g}": {m: replace(config, rl=with_credit(replace(config.rl, lam=lam), m)) for m in ("grpo", "fgrpo")}
     for lam in (0.5, 2.0)
 }
-results = compare(experiments, 1, folder, load, baselines=(), jobs=1, quiet=True)
+results = compare(experiments, 1, folder, load, baselines={}, jobs=1, quiet=True)
 Markdown(differences(pick(table(results), metric="ndcg@5")))
 
 # %% [markdown]
