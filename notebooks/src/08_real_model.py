@@ -192,8 +192,8 @@ def ceiling(n, pool, relevant):
 
 # %%
 from fgrpo.evaluate import measure_outputs
-from fgrpo.study.significance import paired_bootstrap
 from fgrpo.prompt import Output
+from fgrpo.study.significance import paired_bootstrap
 
 
 def measured(outputs, task, key):
