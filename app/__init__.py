@@ -1,1 +1,1 @@
-"""The Gradio app: look inside subsets, rankings and credit. `python -m app` from the repository's root."""
+"""The Gradio app: inspect subsets, rankings and credit. Run `python -m app` from the repository's root; see README.md."""

@@ -1,4 +1,4 @@
-"""`python -m app`: the page on this machine's own address, over the bundled runs and those below --runs."""
+"""`python -m app`: serve the page on 127.0.0.1, for the bundled runs and those below --runs."""
 
 import argparse
 import os
@@ -10,44 +10,44 @@ from typing import Any
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until Ctrl-C. Returns the exit status: 0, or 2 after one clear line on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m app", description="Look inside subsets, rankings and credit.")
+    parser = argparse.ArgumentParser(prog="python -m app", description="Inspect subsets, rankings and credit.")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
     parser.add_argument(
-        "--runs", default="runs", help="folder whose runs are listed beside the bundled ones (default runs)"
+        "--runs", default="runs", help="folder of your runs, listed after the bundled ones (default runs)"
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
-    parser.add_argument("--model", default="", help="folder or name of the pretrained model that adapters are put on")
-    parser.add_argument("--gguf-file", default="", help="GGUF file in that folder to read the weights from")
+    parser.add_argument("--model", default="", help="folder or name of the pretrained base model of adapters")
+    parser.add_argument("--gguf-file", default="", help="GGUF file in the --model folder to read its weights from")
     args = parser.parse_args(argv)
     if args.gguf_file and not args.model:
-        parser.error("--gguf-file: name the folder that holds it with --model")
+        parser.error("--gguf-file: name the folder that contains the file with --model")
     runs = Path(args.runs)
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        kept = tempfile.TemporaryDirectory(dir=runs, prefix=".app-")
+        temporary = tempfile.TemporaryDirectory(dir=runs, prefix=".app-")
     except OSError as error:
         print(f"app: {runs}: cannot be written ({error.strerror}); name another folder with --runs.", file=sys.stderr)
         return 2
-    print("Starting, which takes some seconds ...", flush=True)
-    with kept as folder:
+    print("Starting (takes a few seconds) ...", flush=True)
+    with temporary as folder:
         try:
             page = launch(args.host, args.port, runs, Path(folder), args.model, args.gguf_file)
         except ModuleNotFoundError as error:
-            how = "pip install -e '.[app]' -c constraints.txt"
-            print(f"app: package {error.name} is missing; install it: {how}", file=sys.stderr)
+            command = "pip install -e '.[app]' -c constraints.txt"
+            print(f"app: package {error.name} is missing; install it with {command}", file=sys.stderr)
             return 2
         except (OSError, OverflowError):
-            print(f"app: {args.host}:{args.port} cannot be listened on; choose another --port.", file=sys.stderr)
+            print(f"app: cannot listen on {args.host}:{args.port}; choose another --port.", file=sys.stderr)
             return 2
-        print(f"F-GRPO app: {page.local_url}  (Ctrl-C stops it)", flush=True)
+        print(f"F-GRPO app: {page.local_url}  (Ctrl-C to stop)", flush=True)
         page.block_thread()
     return 0
 
 
 def launch(host: str, port: int, runs: Path, folder: Path, model: str = "", gguf_file: str = "") -> Any:
-    """Start to serve, and return the page (gr.Blocks); everything that it writes goes into `folder`."""
+    """Start the server and return the page (gr.Blocks). All files that the app writes are below `folder`."""
     os.environ |= {"GRADIO_TEMP_DIR": str(folder.resolve()), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     from fgrpo.config import LMConfig
 

@@ -10,8 +10,8 @@ from fgrpo.study.plots import PHASES, tidy
 
 CURVES = (
     ("reward", {"reward/slate": PHASE_SLATE, "reward/rank": PHASE_RANK}),
-    ("share of groups without variance", {"zero_variance/slate": PHASE_SLATE, "zero_variance/rank": PHASE_RANK}),
-    ("spread of advantages", {"advantage_std/slate": PHASE_SLATE, "advantage_std/rank": PHASE_RANK}),
+    ("share of zero-variance groups", {"zero_variance/slate": PHASE_SLATE, "zero_variance/rank": PHASE_RANK}),
+    ("standard deviation of advantages", {"advantage_std/slate": PHASE_SLATE, "advantage_std/rank": PHASE_RANK}),
     ("loss", {"loss": 0}),
     ("slate length", {"slate_length": PHASE_SLATE}),
     ("share of format errors", {"format_errors": 0}),
@@ -19,17 +19,17 @@ CURVES = (
 
 
 def reward_plane(slate: Sequence[float], rank: Sequence[float]) -> Figure:
-    """Slate reward against rank reward, a point per rollout with its number; equal points share one label."""
+    """Scatter of slate and rank reward, one numbered point per rollout; equal points share one label."""
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
     colours = [PHASES[phase][1] for phase in (PHASE_SLATE, PHASE_RANK)]
     axes.axvline(float(np.mean(slate)), color=colours[0], linestyle="--", linewidth=1.2, label="mean slate reward")
     axes.axhline(float(np.mean(rank)), color=colours[1], linestyle=":", linewidth=1.6, label="mean rank reward")
     axes.plot(slate, rank, "o", color="0.15", markersize=6)
-    at: dict[tuple[float, float], list[int]] = {}
+    numbers_at: dict[tuple[float, float], list[int]] = {}
     for number, point in enumerate(zip(slate, rank, strict=True), start=1):
-        at.setdefault((round(point[0], 4), round(point[1], 4)), []).append(number)
-    for point, numbers in at.items():
+        numbers_at.setdefault((round(point[0], 4), round(point[1], 4)), []).append(number)
+    for point, numbers in numbers_at.items():
         axes.annotate(", ".join(map(str, numbers)), point, (5, 5), textcoords="offset points", fontsize=9)
     axes.set(xlabel="slate reward", ylabel="rank reward", xlim=(-0.05, 1.12), ylim=(-0.05, 1.12))
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.13), ncols=2)
@@ -38,7 +38,7 @@ def reward_plane(slate: Sequence[float], rank: Sequence[float]) -> Figure:
 
 
 def training_curves(rows: Sequence[dict[str, float]], window: int = 10) -> Figure:
-    """What a run logged, per phase, over its steps: running means over `window` steps."""
+    """The logged metrics of a run by phase, against steps: running means over `window` steps."""
     panels = [(title, keys) for title, keys in CURVES if any(k in rows[0] for k in keys)]
     down, across = -(-len(panels) // 3), min(3, len(panels))
     figure = Figure(figsize=(11, 3.1 * down), layout="constrained")

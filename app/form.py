@@ -1,4 +1,4 @@
-"""The Playground tab: a form, live generation, and what came of it."""
+"""The Playground tab: a form, live generation, and its result."""
 
 import shutil
 import sys
@@ -13,86 +13,89 @@ import gradio as gr
 from markupsafe import Markup
 
 from fgrpo.config import KitError
-from fgrpo.data import Example, read_jsonl
+from fgrpo.data import Example
 from fgrpo.runs.trace import Group, trace_of, write_trace
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 from . import views
 from .library import Library
 from .markup import join, message, tag
-from .measures import credit
-from .playground import GROUP, Asked, config_of, example_from, generate, typed
+from .measures import group_credit
+from .playground import GROUP, Form, config_of, example_from, generate, typed
 from .token_strip import tokens_of
 
 OWN = 5
-"""most traces kept for one visitor"""
-MADE = "yours: playground"
+"""maximum number of traces kept for one visitor"""
+GENERATED = "yours: playground"
+"""name of the trace that was generated last"""
 
 
 @cache
 def presets() -> dict[str, Example]:
-    """Queries to begin with."""
+    """Queries to start from, by name."""
     path = DATA / "lab-rec" / "test.jsonl"
     lab = {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
     return lab | {e.id: e for e in read_jsonl(Path(__file__).parent / "presets.jsonl")}
 
 
-def choice(names: list[str], **options: Any) -> gr.Dropdown:
-    """A list whose value is looked up by us: one that is not in it gets a sentence there, not an error of gradio."""
+def dropdown_of(names: list[str], **options: Any) -> gr.Dropdown:
+    """A dropdown that passes on any value: one that is not in the list gets a message of ours, not an error of gradio."""
     dropdown = gr.Dropdown(names, **options)
     dropdown.preprocess = lambda payload: payload if isinstance(payload, str) else None  # type: ignore[method-assign]
     return dropdown
 
 
 class Playground:
-    """Components of the tab and their events."""
+    """The components of the tab and their events."""
 
     def __init__(self, library: Library, own: gr.State, folder: Path, methods: tuple[gr.Radio, gr.Radio]):
-        """`own`: the visitor's traces; `folder` takes new ones; `methods`: credit, and the one compared with."""
+        """`own`: the visitor's traces; `folder`: where new ones are written; `methods`: the two credit methods."""
         self.library, self.folder = library, folder
         first = next(iter(presets().values()), Example("", "", (), (), frozenset()))
         self.source = gr.State(first)
         with gr.Row():
-            self.model = choice([], label="Model", info="a run's policy; the tiny ones know their own catalogue only")
-            self.preset = choice(list(presets()), value=next(iter(presets()), None), label="Preset")
-            self.take = gr.Button("Take the query shown above")
+            info = "the policy of a run; a tiny policy knows the titles of its own catalogue only"
+            self.model = dropdown_of([], label="Model", info=info)
+            self.preset = dropdown_of(list(presets()), value=next(iter(presets()), None), label="Preset")
+            self.take = gr.Button("Use the query selected above")
         texts = typed(first)
         self.query = gr.Textbox(texts[0], label="Query", max_length=5000)
         with gr.Row():
             self.history = gr.Textbox(
-                texts[1], label="History, an entry a line", lines=8, max_lines=12, max_length=200_000
+                texts[1], label="History, one entry per line", lines=8, max_lines=12, max_length=200_000
             )
-            self.pool = gr.Textbox(texts[2], label="Pool, a candidate a line, * before relevant ones", lines=8,
+            self.pool = gr.Textbox(texts[2], label="Pool, one candidate per line, * before relevant ones", lines=8,
                                    max_lines=12, max_length=500_000)  # fmt: skip
         with gr.Row():
             self.temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature")
-            self.slate_size = gr.Slider(1, 20, 10, step=1, label="Slate size (most)")
-            self.rank_size = gr.Slider(1, 10, 5, step=1, label="Rank size (most)")
-            self.group = gr.Slider(1, GROUP, 8, step=1, label="Rollouts, besides the greedy one")
+            self.slate_size = gr.Slider(1, 20, 10, step=1, label="Maximum slate size")
+            self.rank_size = gr.Slider(1, 10, 5, step=1, label="Maximum rank size")
+            self.group = gr.Slider(1, GROUP, 8, step=1, label="Sampled rollouts")
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
             self.decoding = gr.Radio(["constrained", "free"], value="constrained", label="Decoding")
         with gr.Row():
             self.run = gr.Button("Generate", variant="primary")
             self.stop = gr.Button("Stop")
             self.inspect = gr.Button("Open in Inspect, Group and Compare", interactive=False)
-            self.save = gr.DownloadButton("Save these rollouts (JSONL)", interactive=False)
+            self.save = gr.DownloadButton("Download these rollouts (JSONL)", interactive=False)
         self.status = gr.HTML(elem_id="at-status")
         self.result = gr.HTML(elem_id="at-result")
-        asked = [getattr(self, f.name) for f in fields(Asked)]
+        values = [getattr(self, f.name) for f in fields(Form)]
         form = [self.query, self.history, self.pool, self.source]
         self.preset.input(self._preset, [self.preset], form, api_visibility="private", show_progress="hidden")
         self.going = self.run.click(
-            self._generate, [own, self.model, self.source, *methods, *asked],
+            self._generate, [own, self.model, self.source, *methods, *values],
             [self.status, self.result, own, self.inspect, self.save],
             concurrency_limit=1, concurrency_id="generate", api_visibility="private", show_progress="hidden",
         )  # fmt: skip
         self.stop.click(
-            lambda: message("Stopped. Rollouts that were complete are shown; nothing was kept of the one begun."),
+            lambda: message("Stopped. The rollouts completed so far are shown, but not saved."),
             None, [self.status], cancels=[self.going], api_visibility="private", show_progress="hidden",
         )  # fmt: skip
 
     def form_of(self, example: Example) -> list[Any]:
-        """A query as the form's values."""
+        """The values of the form for a query."""
         return [*typed(example), example]
 
     def _preset(self, name: str) -> list[Any]:
@@ -101,60 +104,59 @@ class Playground:
     def _generate(
         self, own: dict[str, str], model: str, source: Example, method: str, against: str, *values: Any
     ) -> Iterator[list[Any]]:
-        """The rollouts as they come. Whatever goes wrong is said, and the page stays as it was."""
+        """Show each rollout as it is generated. An error is reported in the status line and changes nothing else."""
         nothing = [gr.skip()] * 3
         yield [message(f"Loading {model}."), Markup(""), *nothing]
         try:
-            asked = Asked(*values)
-            count, seed = int(asked.group), int(asked.seed or 0)
-            config = config_of(asked, self.library.config(model))
-            example, policy = example_from(asked, source), self.library.policy(model)
+            form = Form(*values)
+            count, seed = int(form.group), int(form.seed or 0)
+            config = config_of(form, self.library.config(model))
+            example, policy = example_from(form, source), self.library.policy(model)
             group = None
             for done, group in generate(policy, example, config, count, seed):
-                told = message(f"{done} of {count} sampled rollouts.")
-                yield [told, self._shown(group, config, method, against, done == count), *nothing]
+                progress = message(f"{done} of {count} sampled rollouts.")
+                yield [progress, self._result(group, config, method, against, done == count), *nothing]
             assert group is not None
             path = self.folder / uuid.uuid4().hex / "playground.jsonl"
             write_trace(path, trace_of(f"playground, {model}", config, [group]))
-            yield [message(f"{count} sampled rollouts and the greedy one, by {model}."), gr.skip(), keep(own, MADE, path),
+            done_text = message(f"Generated {count} sampled rollouts and the greedy one with {model}.")
+            yield [done_text, gr.skip(), add_trace(own, GENERATED, path),
                    gr.update(interactive=True), gr.update(value=str(path), interactive=True)]  # fmt: skip
         except KitError as error:
             yield [message(str(error), "problem"), gr.skip(), *nothing]
         except Exception as error:
             print(f"app: generation failed: {error!r:.500}", file=sys.stderr)
-            text = (
-                f"generation failed ({type(error).__name__}: {str(error)[:200]}); the app goes on, try other settings."
-            )
+            text = f"generation failed ({type(error).__name__}: {str(error)[:200]}); the app still runs, try other settings."
             yield [message(text, "problem"), gr.skip(), *nothing]
 
-    def _shown(self, group: Group, config: Any, method: str, against: str, last: bool) -> Markup:
-        """The greedy rollout, and when all are there the group with its credit."""
+    def _result(self, group: Group, config: Any, method: str, against: str, last: bool) -> Markup:
+        """The greedy rollout, and after the last one the group with its credit."""
         assert group.greedy is not None
         parts = [
             views.strip_panel(tokens_of(group.example, group.greedy), "log-prob", (method, method)),
-            views.pool_table(group.example, group.greedy.output, "The pool, as the greedy rollout has it"),
-            views.verdict_panel(group.example, group.greedy, config),
+            views.pool_table(group.example, group.greedy.output, "Pool, with the lists of the greedy rollout"),
+            views.errors_panel(group.example, group.greedy, config),
         ]
         if last and len(group.rollouts) > 1:
             try:
-                one, other = (credit(group, config, m) for m in (method, against))
-                parts.append(tag("<h2>The group</h2>{}", views.group_panel(group, config, one, other)))
+                one, other = (group_credit(group, config, m) for m in (method, against))
+                parts.append(tag("<h2>Group</h2>{}", views.group_panel(group, config, one, other)))
             except KitError as error:
-                parts.append(message(f"No credit to show: {error}"))
+                parts.append(message(f"No advantages: {error}"))
         return join(parts)
 
 
-def keep(own: dict[str, str], name: str, path: Path) -> dict[str, str]:
-    """The visitor's traces with one more; the oldest leaves when there are too many, and its file with it."""
+def add_trace(own: dict[str, str], name: str, path: Path) -> dict[str, str]:
+    """The visitor's traces with a new one. If there are more than OWN, the oldest are removed with their files."""
     kept = {k: v for k, v in own.items() if k != name} | {name: str(path)}
-    gone = [own[name]] if name in own else []
+    removed = [own[name]] if name in own else []
     while len(kept) > OWN:
-        gone.append(kept.pop(next(iter(kept))))
-    forget(gone)
+        removed.append(kept.pop(next(iter(kept))))
+    remove_files(removed)
     return kept
 
 
-def forget(paths: list[str]) -> None:
-    """Remove files that were kept for a visitor, each with its folder."""
+def remove_files(paths: list[str]) -> None:
+    """Remove traces that were kept for a visitor, each with its folder."""
     for path in paths:
         shutil.rmtree(Path(path).parent, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Which runs there are, and what lies in them: found by name among those listed, never by a path from outside."""
+"""The runs that the app can open, and their files. Runs are looked up by name in a list, never by a path from a user."""
 
 import io
 import os
@@ -19,54 +19,56 @@ from fgrpo.runs.run import read_config, read_metrics
 from fgrpo.runs.trace import Group, Trace, parse_trace
 from fgrpo.tasks import DATA
 
-from .markup import shown
+from .markup import printable
 
 BUNDLED = DATA / "checkpoints"
 TRACES_KEPT, BYTES_KEPT, POLICIES_KEPT = 12, 64_000_000, 3
-LARGEST = 64_000_000
-"""bytes of the largest trace that is opened"""
-MOST = {"candidates": 2000, "candidates in a list": 500, "rollouts": 64, "tokens in a rollout": 2000}
-"""what a query may hold to be shown: rewards take memory by the product of these"""
-FRESH = 1.0
-"""seconds for which the list of runs is taken as it is"""
+"""limits of the caches"""
+TRACE_BYTES = 64_000_000
+"""maximum size of a trace file"""
+QUERY_LIMITS = {"candidates": 2000, "candidates in a list": 500, "rollouts": 64, "tokens in a rollout": 2000}
+"""maximum sizes of one query: the memory for its rewards grows with their product"""
+LIST_SECONDS = 1.0
+"""age at which the list of runs is read again"""
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A trace with a short name for each of its queries, as the page and its links call them."""
+    """A trace and a short name for each of its queries, used in lists and links."""
 
     trace: Trace
     keys: dict[str, int]
 
     @property
     def config(self) -> Config:
-        """The run that it was made by."""
+        """Configuration of the run that the trace comes from."""
         return self.trace.config
 
     def group(self, key: str) -> Group:
-        """The query of this name. Raises KitError if there is none."""
+        """The query with this name. Raises KitError if there is none."""
         if key not in self.keys:
-            raise KitError(f"query {shown(key, 60)!r} is not in {shown(self.trace.name, 60)}; choose one of the list.")
+            trace = printable(self.trace.name, 60)
+            raise KitError(f"query {printable(key, 60)!r} is not in {trace}; choose one from the list.")
         return self.trace.groups[self.keys[key]]
 
     def find(self, example: Example) -> Group | None:
-        """The last group on the same query and pool."""
+        """The last group with the same query and pool, or None."""
         same = (g for g in reversed(self.trace.groups) if g.example.id == example.id)
         return next((g for g in same if g.example.candidates == example.candidates), None)
 
 
 class Library:
-    """The bundled runs, and those below a folder; what was read last is kept, within bounds."""
+    """The bundled runs and those below a folder; recently read traces and policies are cached."""
 
     def __init__(self, runs: str | Path, base: LMConfig | None = None):
-        """`base`: the pretrained model that adapters are put on, wherever the one lies that they were trained on."""
+        """`base`: the pretrained model to load adapters on, in place of the path recorded when they were trained."""
         self.runs, self.base = Path(runs), base
-        self._listed: tuple[float, dict[str, Path]] = (-FRESH, {})
+        self._listed: tuple[float, dict[str, Path]] = (-LIST_SECONDS, {})
         self._traces, self._policies = Cache(TRACES_KEPT, BYTES_KEPT), Cache(POLICIES_KEPT)
 
     def folders(self) -> dict[str, Path]:
-        """Every run by name: `lab-rec` of the bundled ones, `runs/demo/fgrpo-seed0` of yours, newest first."""
-        if time.monotonic() < self._listed[0] + FRESH:
+        """Folder of every run by name: the bundled ones (`lab-rec`), then yours (`runs/demo/fgrpo-seed0`), newest first."""
+        if time.monotonic() < self._listed[0] + LIST_SECONDS:
             return self._listed[1]
         found = {p.name: p for p in sorted(BUNDLED.iterdir()) if (p / "config.json").is_file()}
         mine = []
@@ -75,46 +77,46 @@ class Library:
             if "config.json" in files:
                 mine.append(Path(at))
         mine.sort(key=lambda p: (-(p / "config.json").stat().st_mtime, str(p)))
-        found |= {shown(f"runs/{p.relative_to(self.runs).as_posix()}", 200): p for p in mine}
+        found |= {printable(f"runs/{p.relative_to(self.runs).as_posix()}", 200): p for p in mine}
         self._listed = (time.monotonic(), found)
         return found
 
     def having(self, file: str) -> list[str]:
-        """Names of the runs that hold this file."""
+        """Names of the runs that contain this file."""
         return [name for name, folder in self.folders().items() if (folder / file).is_file()]
 
     def with_policy(self) -> list[str]:
         """Names of the runs whose policy can generate."""
-        places = ((name, policy_folder(folder)) for name, folder in self.folders().items())
-        return [name for name, at in places if any((at / f).is_file() for f in ("items.json", POLICY_FILE))]
+        policies = ((name, policy_folder(folder)) for name, folder in self.folders().items())
+        return [name for name, folder in policies if any((folder / f).is_file() for f in ("items.json", POLICY_FILE))]
 
     def folder(self, name: str) -> Path:
         """Folder of a listed run. Raises KitError on any other name."""
         folders = self.folders()
         if name not in folders:
-            raise KitError(f"run {shown(name, 80)!r} is not here; choose one of the list.")
+            raise KitError(f"run {printable(name, 80)!r} was not found; choose one from the list.")
         return folders[name]
 
     def path(self, name: str, own: Mapping[str, str]) -> Path:
-        """The trace of a listed run, or one of the visitor's `own`."""
+        """Path of the trace of a listed run, or of one of the visitor's own traces (`own`: name to file)."""
         return Path(own[name]) if name in own else self.folder(name) / "trace.jsonl"
 
     def trace(self, name: str, own: Mapping[str, str]) -> Opened:
-        """The trace of that name. Raises KitError if it is missing, broken, newer or too large."""
+        """The trace with this name. Raises KitError if it is missing, invalid, of a newer version or too large."""
         path = self.path(name, own)
         try:
-            facts = path.stat()
-            if facts.st_size > LARGEST:
-                raise KitError(f"{name}: the trace has {facts.st_size:,} bytes; the app opens up to {LARGEST:,}.")
-            stamp = (str(path), facts.st_mtime_ns, facts.st_size)
-            bad: list[str] | None = [] if name in own else None  # told when it was uploaded
-            return self._traces.get(stamp, lambda: open_trace(path, name, bad), facts.st_size)
+            status = path.stat()
+            if status.st_size > TRACE_BYTES:
+                raise KitError(f"{name}: the trace has {status.st_size:,} bytes; the app opens up to {TRACE_BYTES:,}.")
+            stamp = (str(path), status.st_mtime_ns, status.st_size)
+            bad: list[str] | None = [] if name in own else None  # broken lines were reported at the upload
+            return self._traces.get(stamp, lambda: open_trace(path, name, bad), status.st_size)
         except OSError as error:
-            what = "is no longer kept: upload or generate it again" if name in own else "cannot be read"
-            raise KitError(f"{name}: its trace {what} ({error.strerror}).") from None
+            problem = "was deleted: upload or generate it again" if name in own else "cannot be read"
+            raise KitError(f"{name}: its trace {problem} ({error.strerror}).") from None
 
     def metrics(self, name: str) -> list[dict[str, float]]:
-        """What a run logged so far, a row per step."""
+        """The metrics that a run has logged so far, one row per step."""
         try:
             return read_metrics(self.folder(name))
         except OSError as error:
@@ -125,20 +127,20 @@ class Library:
         return read_config(self.folder(name))
 
     def policy(self, name: str) -> Policy:
-        """The latest policy of a run, loaded once. Raises KitError if it is damaged or its base model is not at hand."""
+        """The latest policy of a run, cached. Raises KitError if it is damaged or its base model is not available."""
         folder = policy_folder(self.folder(name))
         lm = self.base or replace(self.config(name).lm, trust_remote_code=False)
         return self._policies.get((str(folder),), lambda: load_policy(folder, lm=lm))
 
 
 def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:
-    """Read a trace and name its queries: by id, with its step where ids come again, by number where that fails."""
+    """Read a trace and name its queries: by id, by id and step where ids repeat, else by number."""
     trace = parse_trace(io.BytesIO(path.read_bytes()), name, bad)
     keys: dict[str, int] = {}
     for number, group in enumerate(trace.groups):
         _check_size(group, f"{name}, query {number + 1}")
         names = (group.example.id, f"{group.example.id}@{group.step}", f"#{number + 1}")
-        fits = (n for n in names if n not in keys and len(n) <= 80 and shown(n) == n)
+        fits = (n for n in names if n not in keys and len(n) <= 80 and printable(n) == n)
         keys[next(fits, f"#{number + 1}")] = number
     return Opened(trace, keys)
 
@@ -149,28 +151,28 @@ def _check_size(group: Group, where: str) -> None:
         len(group.example.candidates), max((len(r.output.slate) for r in rollouts), default=0), len(rollouts),
         max((len(r.tokens) for r in rollouts), default=0),
     )  # fmt: skip
-    for (what, most), size in zip(MOST.items(), sizes, strict=True):
-        if size > most:
-            raise KitError(f"{where}: {size:,} {what}; the app shows up to {most:,}.")
+    for (what, limit), size in zip(QUERY_LIMITS.items(), sizes, strict=True):
+        if size > limit:
+            raise KitError(f"{where}: {size:,} {what}; the app shows up to {limit:,}.")
 
 
 class Cache:
-    """The values used last: so many, and so many bytes of what they were read from."""
+    """The most recently used values: at most `count`, read from at most `size` bytes in all (0: any)."""
 
-    def __init__(self, most: int, most_bytes: int = 0):
-        self.most, self.most_bytes = most, most_bytes
+    def __init__(self, count: int, size: int = 0):
+        self.count, self.size = count, size
         self._kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: Any, make: Callable[[], Any], size: int = 0) -> Any:
-        """The value of a key, made if it is not kept; one is made at a time."""
+        """The value of a key; a missing one is made by `make`, one at a time. `size`: bytes it is read from."""
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = (make(), size)
             self._kept.move_to_end(key)
             value = self._kept[key][0]
             while len(self._kept) > 1 and (
-                len(self._kept) > self.most or 0 < self.most_bytes < sum(s for _, s in self._kept.values())
+                len(self._kept) > self.count or 0 < self.size < sum(s for _, s in self._kept.values())
             ):
                 self._kept.popitem(last=False)
             return value

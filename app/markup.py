@@ -1,19 +1,19 @@
-"""HTML of our own, escaped: every string from outside goes through `shown` and then through Markup.format."""
+"""Safe HTML: every string from a file or a user goes through `printable`, and is then escaped by Markup.format."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-MOST = 300
-"""characters of one text that are shown; the rest is counted"""
+TEXT_LIMIT = 300
+"""maximum number of characters displayed of one text; of a longer one, its length is added"""
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories that are drawn as nothing or that steer what is drawn: shown as their code instead"""
+"""Unicode categories that are invisible or change how other text is displayed: replaced by their code point"""
 
 
-def shown(text: str, most: int = MOST) -> str:
-    """A text as it may be shown: no control character, direction mark or lone surrogate; cut at `most` characters."""
-    cut = text[:most]
+def printable(text: str, limit: int = TEXT_LIMIT) -> str:
+    """The text without control characters, direction marks and lone surrogates, cut at `limit` characters."""
+    cut = text[:limit]
     seen = "".join(
         " "
         if c in "\t\n\r"
@@ -22,11 +22,11 @@ def shown(text: str, most: int = MOST) -> str:
         else c
         for c in cut
     )
-    return seen if len(text) <= most else f"{seen}\N{HORIZONTAL ELLIPSIS} ({len(text):,} characters)"
+    return seen if len(text) <= limit else f"{seen}\N{HORIZONTAL ELLIPSIS} ({len(text):,} characters)"
 
 
 def tag(template: str, *values: object, **named: object) -> Markup:
-    """`template`, our own HTML, with its {} filled in and escaped. Braces and $ too: nothing is read as a template."""
+    """`template` is trusted HTML; its {} are filled in and escaped, $ and braces too (gradio reads them as templates)."""
     return Markup(template).format(*map(_safe, values), **{k: _safe(v) for k, v in named.items()})
 
 
@@ -34,16 +34,16 @@ def _safe(value: object) -> object:
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     codes = {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"}
-    return Markup("".join(codes.get(c) or str(Markup.escape(c)) for c in shown(value, 4000)))
+    return Markup("".join(codes.get(c) or str(Markup.escape(c)) for c in printable(value, 4000)))
 
 
 def join(parts: Iterable[str], between: str = "") -> Markup:
-    """Pieces of HTML one after the other."""
+    """Concatenate pieces of HTML."""
     return Markup(between).join(parts)
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]], sortable: bool = False) -> Markup:
-    """A table with a caption. Cells are text (escaped) or Markup; the first cell of a row names it."""
+def html_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]], sortable: bool = False) -> Markup:
+    """A table with a caption. Cells are text (escaped) or Markup; the first cell of a row is its header."""
     names = [tag('<button type="button" data-sort>{}</button>', h) if sortable and h else h for h in head]
     body = join(
         tag("<tr>{}</tr>", join([tag('<th scope="row">{}</th>', row[0]), *(tag("<td>{}</td>", c) for c in row[1:])]))
@@ -58,7 +58,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]], s
 
 
 def message(text: str, kind: str = "note") -> Markup:
-    """One sentence to the user; `kind` is note or problem, said in words as well as by colour."""
+    """One sentence for the user. `kind` is note or problem, written in words as well as shown by colour."""
     return tag('<p class="message {}" role="{}"><strong>{}</strong> {}</p>', kind,
                "alert" if kind == "problem" else "status", "Problem:" if kind == "problem" else "Note:", text)  # fmt: skip
 

@@ -1,6 +1,6 @@
 () => {
-  // Tables sort by a click on a heading; token strips are walked with the arrow keys; both live in HTML that is replaced
-  // at every change, so one listener on the document serves all of it.
+  // Tables are sorted by a click on a heading, token strips are read with the arrow keys. Their HTML is replaced at every
+  // change, so the listeners are on the document.
   const cell = (row, n) => row.children[n].innerText.trim().replace("\u2212", "-");
   document.addEventListener("click", (e) => {
     const button = e.target.closest("table.sortable button[data-sort]");
@@ -14,7 +14,7 @@
     [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b))).forEach((row) => body.append(row));
   });
   const name = () => document.querySelectorAll("fieldset:not([aria-label])").forEach((set) => {
-    const title = set.querySelector("[data-testid=block-info]");  // what the eye reads, for those who hear it
+    const title = set.querySelector("[data-testid=block-info]");  // the visible title, for screen readers
     if (title) set.setAttribute("aria-label", title.innerText.trim());
   });
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });

@@ -1,23 +1,24 @@
-"""Live generation: a query and a pool as they are typed, one rollout after the other, so that it can be stopped."""
+"""Live generation for a typed query and pool, one rollout at a time, so that it can be stopped."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fgrpo.config import Config, KitError
-from fgrpo.data import Example, example_of
+from fgrpo.data import Example
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.trace import Group, record
+from fgrpo.tasks.jsonl import example_of
 
 POOL, HISTORY, TEXT = 200, 50, 2000
-"""most candidates, entries of the history, characters of each text"""
+"""maximum number of candidates, of history entries, of characters of each text"""
 GROUP = 16
-"""most rollouts"""
+"""maximum number of sampled rollouts"""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the form says."""
+class Form:
+    """The values of the form."""
 
     query: str
     history: str
@@ -31,7 +32,7 @@ class Asked:
 
 
 def typed(example: Example) -> tuple[str, str, str]:
-    """A query as the form shows it: query, history, and the pool a candidate a line, * before the relevant ones."""
+    """The texts of the form for a query: query, history, and the pool, one candidate per line, * before relevant ones."""
     pool = ["* " * (i in example.relevant) + _line(text) for i, text in enumerate(example.candidates)]
     return _line(example.query), "\n".join(map(_line, example.history)), "\n".join(pool)
 
@@ -40,29 +41,29 @@ def _line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def example_from(asked: Asked, source: Example | None = None) -> Example:
-    """The typed query. Ids of `source`, where it has them, go with the texts that were kept from it.
+def example_from(form: Form, source: Example | None = None) -> Example:
+    """The typed query. A history or pool whose texts all come from `source` keeps its catalogue ids.
 
     Raises KitError if a line is too long, or there are too many or too few.
     """
-    history = [_line(x) for x in asked.history.splitlines() if x.strip()]
-    lines = [_line(x) for x in asked.pool.splitlines() if x.strip()]
+    history = [_line(x) for x in form.history.splitlines() if x.strip()]
+    lines = [_line(x) for x in form.pool.splitlines() if x.strip()]
     pool, relevant = [x.lstrip("* ") for x in lines], [i for i, x in enumerate(lines) if x.startswith("*")]
     if not 2 <= len(pool) <= POOL:
-        raise KitError(f"the pool has {len(pool)} candidates; write between 2 and {POOL}, one a line.")
+        raise KitError(f"the pool has {len(pool)} candidates; enter between 2 and {POOL}, one per line.")
     if not relevant:
         raise KitError(
-            "no candidate is marked as relevant: begin at least one line of the pool with *, for the rewards."
+            "no candidate is marked as relevant, which rewards need: begin at least one line of the pool with *."
         )
     if len(history) > HISTORY:
-        raise KitError(f"the history has {len(history)} entries; write at most {HISTORY}, one a line.")
-    for name, texts in (("query", [_line(asked.query)]), ("history", history), ("pool", pool)):
+        raise KitError(f"the history has {len(history)} entries; enter at most {HISTORY}, one per line.")
+    for name, texts in (("query", [_line(form.query)]), ("history", history), ("pool", pool)):
         for number, text in enumerate(texts, start=1):
             if not 0 < len(text) <= TEXT and not (name == "query" and not text):
-                raise KitError(f"{name}, line {number}: write between 1 and {TEXT:,} characters, not {len(text):,}.")
+                raise KitError(f"{name}, line {number}: enter between 1 and {TEXT:,} characters, not {len(text):,}.")
     row: dict = {
         "id": "typed",
-        "query": _line(asked.query),
+        "query": _line(form.query),
         "history": history,
         "candidates": pool,
         "relevant": relevant,
@@ -77,20 +78,21 @@ def example_from(asked: Asked, source: Example | None = None) -> Example:
     return example_of(row)
 
 
-def config_of(asked: Asked, config: Config) -> Config:
-    """The run's configuration with what the form changes. Raises KitError if the sizes do not fit each other."""
-    if not 1 <= asked.group <= GROUP:
-        raise KitError(f"rollouts must be between 1 and {GROUP}.")
-    rl = replace(
-        config.rl, temperature=asked.temperature, decoding=asked.decoding, rankings=1, group=max(2, asked.group)
-    )
+def config_of(form: Form, config: Config) -> Config:
+    """The run's configuration with the values of the form. Raises KitError if the sizes do not fit each other."""
+    if not 1 <= form.group <= GROUP:
+        raise KitError(f"the number of rollouts must be between 1 and {GROUP}.")
+    rl = replace(config.rl, temperature=form.temperature, decoding=form.decoding, rankings=1, group=max(2, form.group))
     credit = config.rl.credit if config.rl.credit != "nested" else "fgrpo"
-    grammar = replace(config.grammar, slate_size=asked.slate_size, rank_size=asked.rank_size)
+    grammar = replace(config.grammar, slate_size=form.slate_size, rank_size=form.rank_size)
     return replace(config, rl=replace(rl, credit=credit), grammar=grammar)
 
 
 def generate(policy: Policy, example: Example, config: Config, count: int, seed: int) -> Iterator[tuple[int, Group]]:
-    """The greedy rollout, then `count` sampled ones, each as soon as it is there: how many, and the group so far."""
+    """The greedy rollout, then `count` sampled ones. Yields the number sampled so far and the group, after each.
+
+    Sampled rollout n takes the draws of (seed, step n): it differs from the others and repeats for the same seed.
+    """
     if len(example.candidates) < config.grammar.slate_size:
         size = len(example.candidates)
         config = replace(config, grammar=replace(

@@ -1,4 +1,4 @@
-"""What each part of the page shows for what is chosen: sentences instead of errors, whatever is asked for."""
+"""What each part of the page shows for the state of the controls. Errors become sentences on the page."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,21 +13,21 @@ from fgrpo.runs.trace import Group, Traced
 
 from . import charts, views
 from .library import Library, Opened
-from .markup import join, message, shown, tag
-from .measures import METHODS, Credit, compare, credit
+from .markup import join, message, printable, tag
+from .measures import METHODS, GroupCredit, compare_traces, group_credit
 from .token_strip import COLOURS, tokens_of
 
-LISTED = 1000
-"""queries in the list; others are opened by their name in a link"""
+QUERIES_LISTED = 1000
+"""maximum number of queries in the list; a link opens any other by its name"""
 
 T = TypeVar("T")
 Own = Mapping[str, str]
-"""Traces of one visitor alone: name to file."""
+"""The traces of one visitor: name to file."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the controls say."""
+    """The state of the controls; their names are the parameters of a link."""
 
     run: str
     query: str = ""
@@ -41,7 +41,7 @@ class Chosen:
 
 @dataclass
 class Page:
-    """What to show: the choice as it was understood, lists to choose from, and HTML by place."""
+    """What to show: the corrected state of the controls, the lists to choose from, HTML by slot, and messages."""
 
     chosen: Chosen
     queries: list[tuple[str, str]] = field(default_factory=list)
@@ -50,33 +50,32 @@ class Page:
     problems: list[Markup] = field(default_factory=list)
 
 
-PLACES = ("query", "pool", "verdict", "advantages", "strip", "group", "plane", "side", "metrics", "bars")
+SLOTS = ("query", "pool", "errors", "advantages", "strip", "group", "plane", "side", "metrics", "bars")
 
 
 def show(library: Library, chosen: Chosen, own: Own) -> Page:
-    """Everything that the tabs Inspect, Group and Compare show. Never raises on what is chosen."""
-    page = Page(chosen, html=dict.fromkeys(PLACES, Markup("")))
+    """Everything that the tabs Inspect, Group and Compare show. Never raises, whatever is chosen."""
+    page = Page(chosen, html=dict.fromkeys(SLOTS, Markup("")))
     opened = _try(page, lambda: library.trace(chosen.run, own))
     if opened:
         page.problems += [message(note) for note in opened.trace.notes]
-        page.chosen = chosen = _understood(page, chosen, opened)
+        page.chosen = chosen = _corrected(page, chosen, opened)
         group = opened.group(chosen.query)
         _inspect(page, opened, group)
         _compare(page, library, group, own)
     return page
 
 
-def _understood(page: Page, chosen: Chosen, opened: Opened) -> Chosen:
-    """The choice, with what is not there replaced by the first that is, and said."""
+def _corrected(page: Page, chosen: Chosen, opened: Opened) -> Chosen:
+    """The choice, with what does not exist replaced by a default and reported on the page."""
     keys = list(opened.keys)
-    listed = keys[:LISTED]
-    if len(keys) > LISTED:
-        page.problems.append(
-            message(f"The list shows the first {LISTED:,} of {len(keys):,} queries; ?query= opens any.")
-        )
+    offered = keys[:QUERIES_LISTED]
+    if len(keys) > QUERIES_LISTED:
+        how = "add query=NAME to the address to open any other"
+        page.problems.append(message(f"The list has the first {QUERIES_LISTED:,} of {len(keys):,} queries; {how}."))
     first = next((k for k in keys if opened.group(k).rollouts), keys[0])
     query = _known(page, chosen.query, opened.keys, first, "query")
-    page.queries = [(_label(k, opened.group(k)), k) for k in (listed if query in listed else [query, *listed])]
+    page.queries = [(_label(k, opened.group(k)), k) for k in (offered if query in offered else [query, *offered])]
     group = opened.group(query)
     page.rollouts = [("greedy", views.GREEDY)] * bool(group.greedy)
     page.rollouts += [(_rollout_label(n, r), str(n)) for n, r in enumerate(group.rollouts, start=1)]
@@ -95,18 +94,18 @@ def _known(page: Page, name: str, names: object, default: str, what: str) -> str
         return name
     if name:
         page.problems.append(
-            message(f"{what} {shown(name, 80)!r} is not here: showing {shown(default, 60) or 'none'}.")
+            message(f"{what} {printable(name, 80)!r} was not found; showing {printable(default, 60) or 'none'}.")
         )
     return default
 
 
 def _label(key: str, group: Group) -> str:
     rollouts = f" \N{MIDDLE DOT} {len(group.rollouts)} rollouts" if group.rollouts else ""
-    return f"{shown(key, 60)}{rollouts} \N{MIDDLE DOT} {shown(group.example.query, 50)}"
+    return f"{printable(key, 60)}{rollouts} \N{MIDDLE DOT} {printable(group.example.query, 50)}"
 
 
 def _rollout_label(number: int, traced: Traced) -> str:
-    return f"{number} of the group" + (f" ({traced.output.error})" if traced.output.error else "")
+    return f"sampled {number}" + (f" ({traced.output.error})" if traced.output.error else "")
 
 
 def _inspect(page: Page, opened: Opened, group: Group) -> None:
@@ -118,18 +117,18 @@ def _inspect(page: Page, opened: Opened, group: Group) -> None:
         slate, rank = (tuple(x[0].tolist()) for x in (one.rewards.slate, one.rewards.rank))
         html["plane"] = plane(slate, rank)
     if not chosen.rollout:
-        html["strip"] = message("This file holds examples without rollouts: generate some in the Playground.")
+        html["strip"] = message("This query has no rollouts; generate some in the tab Playground.")
         return
     greedy = chosen.rollout == views.GREEDY
     number = -1 if greedy else int(chosen.rollout) - 1
     traced = group.greedy if greedy else group.rollouts[number]
     assert traced is not None
     html["pool"] = views.pool_table(group.example, traced.output)
-    html["verdict"] = views.verdict_panel(group.example, traced, config)
+    html["errors"] = views.errors_panel(group.example, traced, config)
     rows: list[list[float] | None] = [None, None]
     if greedy:
         html["advantages"] = message(
-            "The greedy rollout takes no part in training: choose a sampled one for advantages."
+            "The greedy rollout is not used in training: choose a sampled rollout to see advantages."
         )
     else:
         credits = [c for c in (one, other) if c]
@@ -139,14 +138,16 @@ def _inspect(page: Page, opened: Opened, group: Group) -> None:
     html["strip"] = views.strip_panel(tokens, chosen.colour, (chosen.credit, chosen.against))
 
 
-def credits_of(page: Page, opened: Opened, group: Group) -> tuple[Credit | None, Credit | None]:
-    """Credit of the group under the method chosen and the one compared with; None and a sentence where there is none."""
+def credits_of(page: Page, opened: Opened, group: Group) -> tuple[GroupCredit | None, GroupCredit | None]:
+    """Credit of the group under the two methods chosen; None and a sentence on the page if it cannot be computed."""
     try:
         if not group.rollouts:
-            raise KitError("this query has no sampled rollouts in the trace; queries that have say so in the list.")
-        return tuple(credit(group, opened.config, m) for m in (page.chosen.credit, page.chosen.against))  # type: ignore[return-value]
+            raise KitError(
+                "this query has no sampled rollouts in the trace; the list of queries shows which have some."
+            )
+        return tuple(group_credit(group, opened.config, m) for m in (page.chosen.credit, page.chosen.against))  # type: ignore[return-value]
     except KitError as error:
-        page.html["group"] = message(f"No credit to show: {error}")
+        page.html["group"] = message(f"No advantages: {error}")
         return None, None
 
 
@@ -168,48 +169,49 @@ def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
     except KitError as error:
         html["side"] = message(str(error))
     try:
-        found = compare(a, b)
+        found = compare_traces(a, b)
         html["metrics"], html["bars"] = views.metrics_table(found, names), views.fate_bars(found, names)
     except KitError as error:
         html["metrics"] = message(str(error))
 
 
 def _lists(opened: Opened, group: Group, name: str) -> Output:
-    """What a run wrote for the query: greedily, or the first rollout where that is all there is."""
+    """The output of a run for the query: greedy decoding, else its first sampled rollout."""
     found = opened.find(group.example)
     traced = found and (found.greedy or next(iter(found.rollouts), None))
     if not traced:
-        raise KitError(f"{name} holds no output on this query and pool: choose runs on one task.")
+        raise KitError(f"{name} has no output for this query and pool: choose runs of one task.")
     return traced.output
 
 
-def listed(library: Library, a: str, b: str, own: Own, run: str, fate: str) -> Markup:
-    """The queries behind a bar of the comparison."""
+def queries_of_bar(library: Library, a: str, b: str, own: Own, run: str, fate: str) -> Markup:
+    """The queries counted in a bar of the comparison: `run` is 0 or 1, `fate` a name in FATES."""
     page = Page(Chosen(""))
 
     def found() -> Markup:
         if run not in ("0", "1") or fate not in views.FATE_WORDS:
-            raise KitError("that bar is not of this comparison.")
-        of = int(run)
-        return views.query_list(compare(library.trace(a, own), library.trace(b, own)), of, fate, (a, b)[of])
+            raise KitError("this bar does not belong to the comparison; reload the page.")
+        side = int(run)
+        both = compare_traces(library.trace(a, own), library.trace(b, own))
+        return views.query_list(both, side, fate, (a, b)[side])
 
     return _try(page, found) or join(page.problems)
 
 
 def training(library: Library, name: str) -> Markup:
-    """Curves of a run as far as it has come."""
+    """The training curves of a run, up to its last step so far."""
     page = Page(Chosen(""))
 
     def curves() -> Markup:
         rows = library.metrics(name)
         if not rows:
-            return message(f"{name}: nothing logged yet; the curves appear with the first step.")
+            return message(f"{name}: nothing is logged yet; the curves appear after the first step.")
         last = rows[-1]
         steps = library.config(name).rl.steps if "reward/slate" in last else library.config(name).sft.sft_steps
-        facts = ", ".join(f"{k} {v:.3g}" for k, v in last.items() if k != "step" and isinstance(v, int | float))
-        told = f"Step {last['step']:,} of {steps:,}. Last: {facts}."
-        alt = f"Training curves of {name}, running means over 10 steps. {told}"
-        return tag("<p>{}</p>{}", told, views.picture(charts.training_curves(rows), alt, "training.png"))
+        values = ", ".join(f"{k} {v:.3g}" for k, v in last.items() if k != "step" and isinstance(v, int | float))
+        text = f"Step {last['step']:,} of {steps:,}. Last values: {values}."
+        alt = f"Training curves of {name}, running means over 10 steps. {text}"
+        return tag("<p>{}</p>{}", text, views.picture(charts.training_curves(rows), alt, "training.png"))
 
     return _try(page, curves) or join(page.problems)
 

@@ -1,4 +1,4 @@
-"""A completion as a strip of tokens: each shows its value in words and colour, and says all it knows when it has focus."""
+"""A completion as a strip of tokens: each has its value as a number and a colour, and all its values when it has focus."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from fgrpo.data import Example
 from fgrpo.prompt import PHASE_SLATE
 from fgrpo.runs.trace import Traced
 
-from .markup import join, shown, signed, tag
+from .markup import join, printable, signed, tag
 
 COLOURS = ("phase", "advantage", "log-prob", "entropy")
 WHITE, BLUE, RED, PURPLE, GREEN = (255, 255, 255), (33, 102, 172), (178, 24, 43), (106, 61, 154), (27, 120, 55)
-PHASES = {"slate": (207, 227, 245), "rank": (251, 227, 184)}
-DEEPEST = 0.5
-"""share of colour at the end of a scale: black on it keeps a contrast above 4.5"""
+PHASE_COLOURS = {"slate": (207, 227, 245), "rank": (251, 227, 184)}
+SATURATION = 0.5
+"""share of the colour at the end of a scale: black text on it has a contrast above 4.5"""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token with all that is known of it; None where nobody recorded it."""
+    """One token and its values; None if the trace does not have them."""
 
     text: str
     candidate: str
@@ -29,15 +29,15 @@ class Token:
     advantage: float | None
     log_prob: float | None
     entropy: float | None
-    against: float | None = None  # its advantage under the method compared with
+    against: float | None = None  # its advantage under the second credit method
 
     @property
     def flips(self) -> bool:
-        """Whether the two methods blame and praise it, or the other way round."""
+        """Whether its advantages under the two methods have opposite signs."""
         return (self.advantage or 0.0) * (self.against or 0.0) < 0
 
     def value(self, colour: str) -> float | None:
-        """What a colouring shows; None for phases."""
+        """The value that a colouring shows; None for the phase."""
         values = {"advantage": self.advantage, "log-prob": self.log_prob, "entropy": self.entropy}
         return values.get(colour)
 
@@ -45,7 +45,7 @@ class Token:
 def tokens_of(
     example: Example, traced: Traced, advantages: Sequence[float] | None = None, against: Sequence[float] | None = None
 ) -> list[Token]:
-    """The tokens of a rollout, with its row of advantages under one or two methods where it has them."""
+    """The tokens of a rollout, with its advantages (T) under one or two credit methods if given."""
 
     def at(values: Sequence[float] | None, place: int) -> float | None:
         return values[place] if values else None
@@ -61,49 +61,49 @@ def tokens_of(
 
 
 def strip(
-    tokens: Sequence[Token], colour: str, names: tuple[str, str], title: str, most: float = 0.0, compact: bool = False
+    tokens: Sequence[Token], colour: str, names: tuple[str, str], title: str, end: float = 0.0, compact: bool = False
 ) -> Markup:
-    """The strip. `names`: the credit method and the one compared with; `most`: end of the scale, 0: that of these."""
-    most = most or span(tokens, colour)
-    cells = join(_cell(t, i, len(tokens), colour, names, most, compact) for i, t in enumerate(tokens))
+    """The strip as HTML. `names`: the two credit methods; `end`: end of the colour scale (0: largest value of `tokens`)."""
+    end = end or span(tokens, colour)
+    cells = join(_cell(t, i, len(tokens), colour, names, end, compact) for i, t in enumerate(tokens))
     if not tokens:
-        cells = tag("<p>No tokens: the lists alone are recorded, and an ill-formed output has none.</p>")
-    out = Markup("") if compact else Markup('<p class="readout" aria-live="polite">Point at a token, or move with '
-                                            "the arrow keys, to read its values.</p>")  # fmt: skip
+        cells = tag("<p>No tokens: this trace has parsed lists only, and this output could not be parsed.</p>")
+    readout = Markup("") if compact else Markup('<p class="readout" aria-live="polite">Point at a token, or use the '
+                                                "arrow keys, to read its values.</p>")  # fmt: skip
     return tag('<div class="strip{}" role="group" aria-label="{}" data-strip>{}</div>{}',
-               " compact" if compact else "", title, cells, out)  # fmt: skip
+               " compact" if compact else "", title, cells, readout)  # fmt: skip
 
 
 def span(tokens: Sequence[Token], colour: str) -> float:
-    """Largest size of the values that a colouring shows, 0 if there are none."""
+    """Largest absolute value that a colouring shows, 0 if there are none."""
     return max((abs(v) for t in tokens if (v := t.value(colour)) is not None), default=0.0)
 
 
-def legend(colour: str, most: float) -> Markup:
-    """The range of the colours, in numbers."""
+def legend(colour: str, end: float) -> Markup:
+    """The colour scale, which ends at `end`."""
     if colour == "phase":
         chips = join(
-            tag('<span class="chip" style="background:{}">{} phase</span>', css(c), n) for n, c in PHASES.items()
+            tag('<span class="chip" style="background:{}">{} phase</span>', css(c), n) for n, c in PHASE_COLOURS.items()
         )
         return tag('<p class="legend">Colour: {}</p>', chips)
     unit = {"advantage": "units of reward", "log-prob": "nats", "entropy": "nats"}[colour]
-    if most == 0:
-        return tag('<p class="legend">{}: all values shown are 0 or not recorded.</p>', colour)
-    ends = {"advantage": (-most, most), "log-prob": (-most, 0.0), "entropy": (0.0, most)}[colour]
-    stops = ", ".join(css(paint(ends[0] + (ends[1] - ends[0]) * i / 8, colour, most)) for i in range(9))
+    if end == 0:
+        return tag('<p class="legend">{}: all values are 0 or not recorded.</p>', colour)
+    low, high = {"advantage": (-end, end), "log-prob": (-end, 0.0), "entropy": (0.0, end)}[colour]
+    stops = ", ".join(css(paint(low + (high - low) * i / 8, colour, end)) for i in range(9))
     return tag(
         '<p class="legend">{} ({}): <span>{}</span><span class="ramp" style="background:linear-gradient(90deg, {})">'
-        "</span><span>{}</span></p>", colour, unit, signed(ends[0]), stops, signed(ends[1]),
+        "</span><span>{}</span></p>", colour, unit, signed(low), stops, signed(high),
     )  # fmt: skip
 
 
-def paint(value: float | None, colour: str, most: float) -> tuple[int, int, int]:
-    """Colour of a value on a scale that ends at `most`."""
-    if value is None or most == 0:
+def paint(value: float | None, colour: str, end: float) -> tuple[int, int, int]:
+    """RGB colour of a value on a scale that ends at `end`."""
+    if value is None or end == 0:
         return WHITE
-    end = {"advantage": BLUE if value > 0 else RED, "log-prob": PURPLE}.get(colour, GREEN)
-    share = DEEPEST * min(1.0, abs(value) / most)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(WHITE, end, strict=True))
+    full = {"advantage": BLUE if value > 0 else RED, "log-prob": PURPLE}.get(colour, GREEN)
+    share = SATURATION * min(1.0, abs(value) / end)
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(WHITE, full, strict=True))
     return red, green, blue
 
 
@@ -113,12 +113,14 @@ def css(colour: tuple[int, int, int]) -> str:
 
 
 def _cell(
-    token: Token, place: int, count: int, colour: str, names: tuple[str, str], most: float, compact: bool
+    token: Token, place: int, count: int, colour: str, names: tuple[str, str], end: float, compact: bool
 ) -> Markup:
     value = token.value(colour)
-    back = PHASES[token.phase] if colour == "phase" else paint(value, colour, most)
+    back = PHASE_COLOURS[token.phase] if colour == "phase" else paint(value, colour, end)
     small = token.phase if colour == "phase" else "not recorded" if value is None else signed(value)
-    name = token.candidate.split(" ")[0] if compact and token.candidate else shown(token.candidate or token.text, 40)
+    name = (
+        token.candidate.split(" ")[0] if compact and token.candidate else printable(token.candidate or token.text, 40)
+    )
     flips = Markup('<span class="flip">\N{RIGHTWARDS ARROW OVER LEFTWARDS ARROW} flips</span>') if token.flips else ""
     return tag(
         '<button type="button" class="token {}" style="background:{}" tabindex="{}" aria-label="{}" title="{}">'
@@ -129,14 +131,14 @@ def _cell(
 
 
 def _words(token: Token, place: int, count: int, names: tuple[str, str]) -> str:
-    parts = [f"token {place + 1} of {count}: {shown(token.text, 60)}"]
+    parts = [f"token {place + 1} of {count}: {printable(token.text, 60)}"]
     if token.candidate:
-        parts.append(shown(token.candidate, 120) + (", relevant" if token.relevant else ", not relevant"))
+        parts.append(printable(token.candidate, 120) + (", relevant" if token.relevant else ", not relevant"))
     parts.append(f"{token.phase} phase")
     for name, value, unit in (("log-prob", token.log_prob, " nats"), ("entropy", token.entropy, " nats")):
         parts.append(f"{name} not recorded" if value is None else f"{name} {signed(value, 3)}{unit}")
     if token.advantage is not None:
         parts.append(f"advantage under {names[0]} {signed(token.advantage, 3)}")
     if token.against is not None and names[0] != names[1]:
-        parts.append(f"under {names[1]} {signed(token.against, 3)}" + (", the sign flips" if token.flips else ""))
+        parts.append(f"under {names[1]} {signed(token.against, 3)}" + (" (opposite sign)" if token.flips else ""))
     return "; ".join(parts)

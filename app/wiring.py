@@ -1,4 +1,4 @@
-"""The page: components, and which event changes what. What is shown comes from show.py, which never raises."""
+"""The page: its components, and which event updates which of them. The contents come from show.py, which never raises."""
 
 import shutil
 import uuid
@@ -10,15 +10,15 @@ import gradio as gr
 
 from fgrpo.config import KitError
 
-from .form import MADE, Playground, choice, forget, keep
+from .form import GENERATED, Playground, add_trace, dropdown_of, remove_files
 from .library import Library, open_trace
-from .markup import join, message, shown
+from .markup import join, message, printable
 from .measures import METHODS
-from .show import PLACES, Chosen, Page, listed, show, training
+from .show import SLOTS, Chosen, Page, queries_of_bar, show, training
 from .token_strip import COLOURS
 
 LINKED = tuple(Chosen.__dataclass_fields__)
-"""What a link says, in the order of the controls."""
+"""Parameters of a link, in the order of the controls."""
 CLICKS = """element.addEventListener('click', (e) => {
   const button = e.target.closest('button[data-rollout], button[data-fate], button[data-query]');
   if (button) trigger('click', {...button.dataset});
@@ -30,11 +30,11 @@ TO_URL = """(...values) => {
 }""".replace("NAMES", str(list(LINKED)))
 COPY = "() => { navigator.clipboard?.writeText(window.location.href); return window.location.href; }"
 SECONDS = 2
-"""between two looks at the metrics of a run that is followed"""
+"""interval at which the curves of a run are updated"""
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the machine (nothing is fetched), and texts with a contrast of 4.5 and more, in light and dark."""
+    """System fonts (nothing is downloaded), and text with a contrast of at least 4.5 in light and dark mode."""
     return gr.themes.Default(
         primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(
@@ -48,88 +48,89 @@ def theme() -> gr.themes.Base:
 
 
 def build(library: Library, folder: Path) -> gr.Blocks:
-    """The whole page over a library of runs. `folder` takes what visitors upload and generate."""
+    """The page over a library of runs. Uploads and generated traces are written below `folder`."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     with gr.Blocks(
         title="F-GRPO: subsets, rankings, credit", analytics_enabled=False, delete_cache=(600, 7200)
     ) as page:
-        own = gr.State({}, time_to_live=7200, delete_callback=lambda mine: forget(list(mine.values())))
-        gr.HTML("<h1>F-GRPO: look inside subsets, rankings and credit</h1>")
+        own = gr.State({}, time_to_live=7200, delete_callback=lambda mine: remove_files(list(mine.values())))
+        gr.HTML("<h1>F-GRPO: inspect subsets, rankings and credit</h1>")
         with gr.Row():
-            run = choice([], label="Run", info="a trace of the list, or one of yours (Files)")
-            query = choice([], label="Query", info="type to search")
+            run = dropdown_of([], label="Run", info="or a trace of your own (tab Files)")
+            query = dropdown_of([], label="Query", info="type to search", scale=2)
+        with gr.Row():
             method = gr.Radio(METHODS, value="fgrpo", label="Credit method")
             against = gr.Radio(METHODS, value="grpo", label="Compared with")
         problems = gr.HTML(elem_id="at-problems")
         html: dict[str, gr.HTML] = {}
 
-        def place(name: str) -> None:
+        def slot(name: str) -> None:
             html[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"at-{name}")
 
         with gr.Tabs() as tabs:
             with gr.Tab("Inspect", id="inspect"):
                 with gr.Row():
-                    rollout = choice([], label="Rollout")
+                    rollout = dropdown_of([], label="Rollout")
                     colour = gr.Radio(COLOURS, value="advantage", label="Colour tokens by")
-                place("query")
-                place("strip")
+                slot("query")
+                slot("strip")
                 with gr.Row():
                     with gr.Column(scale=2, min_width=300):
-                        place("pool")
+                        slot("pool")
                     with gr.Column(scale=1, min_width=260):
-                        place("verdict")
-                        place("advantages")
+                        slot("errors")
+                        slot("advantages")
             with gr.Tab("Group", id="group"):
-                place("group")
-                place("plane")
+                slot("group")
+                slot("plane")
             with gr.Tab("Compare", id="compare"):
                 with gr.Row():
-                    a, b = choice([], label="A"), choice([], label="B")
-                for name in ("side", "metrics", "bars", "listed"):
-                    place(name)
+                    a, b = dropdown_of([], label="A"), dropdown_of([], label="B")
+                for name in ("side", "metrics", "bars", "queries"):
+                    slot(name)
             with gr.Tab("Playground", id="playground"):
                 form = Playground(library, own, folder, (method, against))
             with gr.Tab("Training", id="training"):
-                followed = choice([], label="Run to follow", info=f"drawn anew every {SECONDS} s while it trains")
+                followed = dropdown_of([], label="Run to follow", info=f"updated every {SECONDS} s while it trains")
                 curves = gr.HTML(elem_id="at-curves")
                 timer, seen = gr.Timer(SECONDS, active=False), gr.State(())
             with gr.Tab("Files", id="files"):
                 upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"])
                 uploaded = gr.HTML(elem_id="at-uploaded")
-                save = gr.DownloadButton("Save the trace that is shown (JSONL)")
-                again = gr.Button("Look for new runs")
-                copy = gr.Button("Copy a link to what is shown")
+                save = gr.DownloadButton("Download the trace of this run (JSONL)")
+                again = gr.Button("Update the list of runs")
+                copy = gr.Button("Copy a link to this view")
                 link = gr.Textbox(label="Link", interactive=False)
 
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b]
-        everything = [*controls, problems, save, *(html[name] for name in PLACES)]
+        everything = [*controls, problems, save, *(html[name] for name in SLOTS)]
         inputs = [own, *controls]
 
-        def look(mine: dict[str, str], *values: str | None, **changed: str) -> list[Any]:
+        def refresh(mine: dict[str, str], *values: str | None, **changed: str) -> list[Any]:
             sent = Chosen(*(x or "" for x in values))
             return parts(show(library, replace(sent, **changed), mine), mine, sent)
 
         def parts(found: Page, mine: dict[str, str], sent: Chosen | None = None) -> list[Any]:
-            """What the page is to show. A control that showed its choice as it was `sent` is left alone: the visitor may
-            have moved it since, and an answer on its way must not undo that. What a list no longer holds is not chosen
-            in it: gradio would refuse every event after that."""
+            """Updates for `everything`. A control whose value is still the one that was `sent` is not updated: the visitor
+            may have changed it in the meantime, and a late answer must not undo that. A value that is no longer in a list
+            is cleared: gradio would refuse every later event otherwise."""
             c, traces = found.chosen, [*library.having("trace.jsonl"), *mine]
             file = str(library.path(c.run, mine)) if c.run in traces else None
             lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces)
             lists |= {"query": found.queries, "rollout": found.rollouts}
 
             def control(name: str) -> Any:
-                value, more = getattr(c, name), dict[str, Any]()
+                value, changes = getattr(c, name), dict[str, Any]()
                 if name in lists:
-                    more["choices"] = lists[name]
+                    changes["choices"] = lists[name]
                     value = value if value in [x if isinstance(x, str) else x[1] for x in lists[name]] else ""
                 if sent is None or value != getattr(sent, name):
-                    more["value"] = value or None
-                return gr.update(**more)
+                    changes["value"] = value or None
+                return gr.update(**changes)
 
             return [
                 *(control(name) for name in LINKED), join(found.problems),
-                gr.update(value=file, interactive=bool(file)), *(found.html[n] for n in PLACES),
+                gr.update(value=file, interactive=bool(file)), *(found.html[n] for n in SLOTS),
             ]  # fmt: skip
 
         def open_page(mine: dict[str, str], request: gr.Request) -> list[Any]:
@@ -143,48 +144,50 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 gr.update(choices=models, value=first if first in models else next(iter(models), None)),
             ]  # fmt: skip
 
-        def look_again(mine: dict[str, str], *values: str | None) -> list[Any]:
-            """The lists as the folder of runs is now; what was chosen stays."""
+        def refresh_lists(mine: dict[str, str], *values: str | None) -> list[Any]:
+            """Read the folder of runs again; the choices stay."""
             logs, models = library.having("metrics.jsonl"), library.with_policy()
-            return [*look(mine, *values), gr.update(choices=logs), gr.update(choices=models)]
+            return [*refresh(mine, *values), gr.update(choices=logs), gr.update(choices=models)]
 
         def click(event: gr.EventData, mine: dict[str, str], *values: str | None) -> list[Any]:
-            """A button inside the page's HTML: a rollout of the group, a query of a list."""
-            said, a = event._data or {}, values[LINKED.index("a")] or ""
-            changed = {"rollout": said["rollout"]} if "rollout" in said else {}
-            changed |= {"run": a, "query": said["query"], "rollout": ""} if "query" in said else {}
-            tab = gr.Tabs(selected="inspect" if "rollout" in said else "compare")
-            return [*look(mine, *values, **changed), tab]
+            """A button inside the page's HTML: a rollout of the group, or a query of a list."""
+            data, a = event._data or {}, values[LINKED.index("a")] or ""
+            changed = {"rollout": data["rollout"]} if "rollout" in data else {}
+            changed |= {"run": a, "query": data["query"], "rollout": ""} if "query" in data else {}
+            tab = gr.Tabs(selected="inspect" if "rollout" in data else "compare")
+            return [*refresh(mine, *values, **changed), tab]
 
         def list_queries(event: gr.EventData, mine: dict[str, str], a: str, b: str) -> Any:
-            said = event._data or {}
-            return listed(library, a, b, mine, said.get("run", ""), said["fate"]) if "fate" in said else gr.skip()
+            data = event._data or {}
+            return (
+                queries_of_bar(library, a, b, mine, data.get("run", ""), data["fate"]) if "fate" in data else gr.skip()
+            )
 
         def open_upload(path: str | None, mine: dict[str, str], *values: str | None) -> list[Any]:
             if not path:
                 return [gr.skip()] * (2 + len(everything))
-            name, bad = f"yours: {shown(Path(path).name, 60)}", list[str]()
+            name, bad = f"yours: {printable(Path(path).name, 60)}", list[str]()
             try:
                 opened = open_trace(Path(path), name, bad)
             except (KitError, OSError) as error:
                 lines = "\n".join([str(error), *bad[:10]])
                 return [message(lines, "problem"), mine, *[gr.skip()] * len(everything)]
-            told = [message(f"{name}: {len(opened.trace.groups)} queries. Choose it as Run, A or B.")]
+            messages = [message(f"{name}: {len(opened.trace.groups)} queries. Select it as Run, A or B.")]
             if bad:
                 more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
-                told.append(
-                    message("\n".join([f"{len(bad)} broken lines were left out:", *bad[:10], *more]), "problem")
+                messages.append(
+                    message("\n".join([f"{len(bad)} invalid lines were left out:", *bad[:10], *more]), "problem")
                 )
-            kept = folder / uuid.uuid4().hex / "upload.jsonl"  # gradio's own copy is one for all who upload the same
+            kept = folder / uuid.uuid4().hex / "upload.jsonl"  # gradio keeps one copy for all who upload the same file
             kept.parent.mkdir()
-            mine = keep(mine, name, Path(shutil.copyfile(path, kept)))
-            return [join(told), mine, *look(mine, *values, run=name, query="", rollout="")]
+            mine = add_trace(mine, name, Path(shutil.copyfile(path, kept)))
+            return [join(messages), mine, *refresh(mine, *values, run=name, query="", rollout="")]
 
         def follow(name: str | None, before: tuple) -> list[Any]:
-            """The curves, drawn anew only if the run has logged something since."""
+            """The curves, drawn again only if the run has logged something since."""
             try:
-                facts = (library.folder(name or "") / "metrics.jsonl").stat()
-                now = (name, facts.st_mtime_ns, facts.st_size)
+                status = (library.folder(name or "") / "metrics.jsonl").stat()
+                now = (name, status.st_mtime_ns, status.st_size)
             except (KitError, OSError):
                 now = (name, 0, 0)
             return [gr.skip(), gr.skip()] if now == before else [training(library, name or ""), now]
@@ -195,19 +198,19 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         def link_to(done: Any) -> None:
             done.then(None, controls, None, js=TO_URL)
 
-        whole = quiet | {"concurrency_id": "page", "concurrency_limit": 1}  # answers come in the order of the questions
-        link_to(gr.on([c.input for c in controls], look, inputs, everything, trigger_mode="always_last", **whole))
+        whole = quiet | {"concurrency_id": "page", "concurrency_limit": 1}  # answers come in the order of the events
+        link_to(gr.on([c.input for c in controls], refresh, inputs, everything, trigger_mode="always_last", **whole))
         link_to(page.load(open_page, [own], [*everything, followed, form.model], **whole))
-        again.click(look_again, inputs, [*everything, followed, form.model], **whole)
-        for name in ("group", "listed"):
+        again.click(refresh_lists, inputs, [*everything, followed, form.model], **whole)
+        for name in ("group", "queries"):
             link_to(html[name].click(click, inputs, [*everything, tabs], **whole))
-        html["bars"].click(list_queries, [own, a, b], [html["listed"]], **quiet)
+        html["bars"].click(list_queries, [own, a, b], [html["queries"]], **quiet)
         link_to(upload.upload(open_upload, [upload, *inputs], [uploaded, own, *everything], **whole))
         copy.click(None, None, [link], js=COPY)
 
-        form.going.then(look, inputs, everything, **whole)
+        form.going.then(refresh, inputs, everything, **whole)
         link_to(form.inspect.click(
-            lambda mine, *values: [*look(mine, *values, run=MADE, query="", rollout=""), gr.Tabs(selected="inspect")],
+            lambda *values: [*refresh(*values, run=GENERATED, query="", rollout=""), gr.Tabs(selected="inspect")],
             inputs, [*everything, tabs], **whole,
         ))  # fmt: skip
         form.take.click(

@@ -4,13 +4,10 @@ The command line is made from these classes (fgrpo.options), so that a field, it
 """
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-LARGEST = 2**62
-"""no number of a run may be larger: tensors and random streams count in 64 bits"""
 
 
 class KitError(Exception):
@@ -154,7 +151,7 @@ class RLConfig:
             slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
             ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"),
         )  # fmt: skip
-        if not 0 < self.temperature < LARGEST:
+        if not 0 < self.temperature < 2**62:
             raise KitError(f"temperature {self.temperature} must be above 0 (evaluation decodes greedily by itself).")
 
 
@@ -179,6 +176,8 @@ class Config:
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     pool: int = 20
     """lab-rec: candidates per query"""
+    skip_bad: bool = False
+    """skip broken rows of a JSONL, HotpotQA or MuSiQue task, and count them"""
     seed: int = 0
     """seed of the initial weights, data order and sampling"""
     device: str = "cpu"
@@ -213,39 +212,6 @@ class Config:
         return cls.from_dict({**values, **nested}, "options")
 
 
-def changed(config: Config, texts: dict[str, str]) -> Config:
-    """The run with some flat fields replaced, given as on the command line: `{"lam": "0.5", "credit": "grpo"}`."""
-    for name, text in texts.items():
-        concern = next((c for c in CONCERNS if name in CONCERNS[c].__dataclass_fields__), "")
-        kind = CONCERNS[concern] if concern else Config
-        if name not in kind.__dataclass_fields__ or (name in CONCERNS and not concern):
-            raise KitError(f"field {name!r} is not known (in {name}={text}).")
-        wanted: Any = kind.__dataclass_fields__[name].type
-        try:
-            value = {"true": True, "false": False}[text.lower()] if wanted is bool else wanted(text)
-        except (ValueError, KeyError):
-            raise KitError(f"{name}={text}: field {name!r} must be of type {wanted.__name__}.") from None
-        new: dict[str, Any] = {name: value}
-        if concern:
-            new = {concern: replace(getattr(config, concern), **new)}
-        config = replace(config, **new)
-    return config
-
-
-def with_method(config: Config, method: str) -> Config:
-    """The run under a method: its credit, and the options behind its name (`grpo:scale=std`)."""
-    name, *options = method.split(":")
-    return changed(config, {"credit": name, **dict(pair(o) for o in options)})
-
-
-def pair(text: str) -> tuple[str, str]:
-    """`lam=0.5` as its two sides. Raises KitError on anything else."""
-    name, equals, value = text.partition("=")
-    if not equals or not value:
-        raise KitError(f"{text!r} must be FIELD=VALUE, as in lam=0.5.")
-    return name.replace("-", "_"), value
-
-
 def _from_dict(kind: type[T], values: Any, where: str) -> T:
     if not isinstance(values, dict):
         raise KitError(f"{where}: expected an object with the fields of {kind.__name__}.")
@@ -277,6 +243,6 @@ def _check(config: Any, **bounds: tuple) -> None:
         else:
             least, most = bound
             low, high = least is not None and value < least, most is not None and value > most
-            if low or high or not abs(value) < LARGEST:
+            if low or high or not abs(value) < 2**62:  # tensors count in 64 bits; nan is refused too
                 most_text = "" if most is None else f" and at most {most}"
                 raise KitError(f"{name} {value} must be at least {least}{most_text}.")

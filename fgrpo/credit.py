@@ -51,9 +51,8 @@ def nested(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """M slates with K rankings each: a slate against the other slates, a ranking against those of the SAME slate.
 
     The mean over the rankings of a slate is a baseline that knows the slate, so that its luck is no noise to the
-    ranker. M / (M - 1) and K / (K - 1) take back what centring on a mean that includes oneself shrinks: with M and K
-    so different the phases would otherwise be out of proportion. K rows of a slate carry its credit, and the loss
-    averages over rows: its tokens are weighted once.
+    ranker. M / (M - 1) and K / (K - 1) undo the shrinkage of a mean that includes the rollout itself: with M and K so
+    different the phases would otherwise be out of proportion.
     """
     k, (n_queries, group) = rollouts.rankings, rewards.slate.shape
     m = group // k
@@ -70,7 +69,7 @@ def item(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """
     items, to_go = rewards.items, rewards.places.flip(-1).cumsum(-1).flip(-1)
     if config.scale == "std":
-        items, to_go = (x / _spread(r).unsqueeze(-1) for x, r in ((items, rewards.slate), (to_go, rewards.rank)))
+        items, to_go = (x / group_std(r).unsqueeze(-1) for x, r in ((items, rewards.slate), (to_go, rewards.rank)))
     slate, rank = _by_place(items, rollouts, PHASE_SLATE), _by_place(to_go, rollouts, PHASE_RANK)
     form = advantage(rewards.format, config)
     return slate + config.lam * rank + by_phase(form, form, rollouts)
@@ -117,16 +116,17 @@ def advantage(reward: Tensor, config: RLConfig, spread_of: Tensor | None = None)
     centred = centred.masked_fill(zero_variance(reward).unsqueeze(1), 0.0)  # not the mean's rounding error
     if config.scale == "none":
         return centred
-    return centred / _spread(reward if spread_of is None else spread_of)
-
-
-def _spread(reward: Tensor) -> Tensor:
-    return reward.std(dim=1, keepdim=True) + 1e-4
+    return centred / group_std(reward if spread_of is None else spread_of)
 
 
 def rank_advantage(rewards: Rewards, config: RLConfig) -> Tensor:
-    """lambda A(R_rank), the format penalty at its full weight. (Q, G)."""
+    """The advantage lambda A(R_rank), the format penalty at its full weight. (Q, G)."""
     return advantage(config.lam * rewards.rank + rewards.format, config, spread_of=rewards.rank + rewards.format)
+
+
+def group_std(reward: Tensor) -> Tensor:
+    """Standard deviation of each group, with what keeps a division by it finite. (Q, G) -> (Q, 1)."""
+    return reward.std(dim=1, keepdim=True) + 1e-4
 
 
 def zero_variance(reward: Tensor) -> Tensor:
@@ -155,14 +155,10 @@ def _by_place(values: Tensor, rollouts: Rollouts, which: int) -> Tensor:
 
 
 def check_credit(config: RLConfig) -> None:
-    """Raise KitError on an unknown method, or on options that do not fit it.
-
-    One ratio for the whole sequence has one gradient for all its tokens: it averages the phase advantages into one
-    and so undoes factorised credit without a word.
-    """
+    """Raise KitError on an unknown method, or on options that do not fit it."""
     if config.credit not in CREDITS:
         raise KitError(f"credit {config.credit!r} is not known; choose from {', '.join(CREDITS)}.")
-    if config.ratio == "sequence" and config.credit not in JOINT:
+    if config.ratio == "sequence" and config.credit not in JOINT:  # one gradient for all tokens of a completion
         raise KitError(
             f"ratio 'sequence' averages the phases of {config.credit!r} into one: choose ratio token, item or phase."
         )
@@ -172,9 +168,3 @@ def check_credit(config: RLConfig) -> None:
         raise KitError(f"group {config.group} must be a multiple of rankings {config.rankings}, two slates at least.")
     if config.credit == "item" and (config.slate_noise or config.rank_noise):
         raise KitError("credit 'item' is paid by item, reward noise by phase: leave out one of them.")
-
-
-def spread(advantages: Tensor, phase: Tensor, which: int) -> float:
-    """Root mean square of the advantages, which are centred, on the tokens of one phase."""
-    chosen = advantages[phase == which]
-    return float(chosen.square().mean().sqrt()) if chosen.numel() else 0.0

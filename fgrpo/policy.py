@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -42,12 +41,6 @@ class Prompts:
     mask: Tensor
     choices: Choices
 
-    def rows(self, some: slice) -> "Prompts":
-        """Only these queries, without the padding that none of them needs."""
-        mask = self.mask[some]
-        begins = int((~mask).sum(1).min())
-        return Prompts(self.ids[some, begins:], mask[:, begins:], self.choices.rows(some))
-
     @staticmethod
     def join(parts: Sequence["Prompts"], pad: int) -> "Prompts":
         """The queries of all parts in one batch."""
@@ -63,15 +56,6 @@ class Sampling:
     grammar: GrammarConfig
     constrained: bool = True
     temperature: float = 1.0
-
-
-class Scorer(Protocol):
-    """What a KL penalty is taken to: anything that gives log-probabilities as `Policy.logprobs` does."""
-
-    def logprobs(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
-        """(B, T) log-probabilities and entropies."""
 
 
 class Policy:
@@ -91,7 +75,7 @@ class Policy:
     def tiny(cls, items: Sequence[str], config: ModelConfig, seed: int = 0) -> "Policy":
         """A Qwen3-architecture decoder with fresh weights, one token per item, tied embeddings."""
         labels = ItemLabels(items)
-        vocabulary = labels.vocabulary()
+        vocabulary = labels.vocabulary
         words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
@@ -123,7 +107,7 @@ class Policy:
         except Exception as error:  # a damaged file raises whatever its reader raises
             reason = str(error).strip().split("\n")[0][:200]
             raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
-        if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(labels.vocabulary()):
+        if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(labels.vocabulary):
             raise KitError(f"{folder}: model, tokenizer and items.json have different vocabularies.")
         return cls(model, tokenizer, labels).to(device)
 
@@ -134,31 +118,25 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
         write_text(Path(folder) / "items.json", json.dumps(self.labels.items, ensure_ascii=False))
 
-    def reload(self, folder: str | Path) -> "Policy":
-        """The policy of another checkpoint of the same run, on the same device."""
+    def reload(self, folder: str | Path) -> "Policy":  # another checkpoint of the same run
         return Policy.load(folder, str(self.device))
 
-    def reference(self, folder: str | Path) -> Scorer:
-        """What the KL penalty is taken to: the policy of a checkpoint, kept as it is."""
+    def reference(self, folder: str | Path) -> "Policy":  # a checkpoint that stays as it is, for a KL penalty
         return Policy.load(folder, str(self.device))
 
     # --- what a subclass may do differently ---
 
-    def decoding(self) -> AbstractContextManager[None]:
-        """Open while tokens are sampled."""
+    def decoding(self) -> AbstractContextManager[None]:  # open while tokens are sampled
         return nullcontext()
 
     def narrowed(self, columns: Tensor | None) -> AbstractContextManager[None]:
-        """While open, the model may compute the logits of these tokens alone. None: of all."""
-        return nullcontext()
+        return nullcontext()  # while open, the model may give the logits of these tokens alone
 
-    def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:
-        """Encoded prompts (Q, P), from which completions grow as branches."""
+    def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:  # encoded prompts (Q, P), for branches
         return PrefixTree(self.model, ids, mask)
 
     def batches(self, examples: Sequence[Example], grammar: GrammarConfig, size: int) -> list[slice]:
-        """Consecutive batches of at most `size` examples that fit memory together in greedy decoding."""
-        return slices(len(examples), size)
+        return slices(len(examples), size)  # what fits memory together in greedy decoding, at most `size` at a time
 
     # --- the interface ---
 
@@ -260,16 +238,6 @@ class Policy:
                 f"device {device!r} cannot be used here ({reason}); --device cpu works everywhere."
             ) from None
         return self
-
-    def cast(self, dtype: torch.dtype) -> "Policy":
-        """Weights in another floating-point type; log-probabilities stay float32."""
-        self.model.to(dtype=dtype)
-        return self
-
-    @cached_property
-    def token_text(self) -> list[str]:
-        """Every token of the vocabulary as the tokenizer writes it."""
-        return list(self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer)))))
 
     @property
     def device(self) -> torch.device:

@@ -5,43 +5,34 @@ its own branch, and positions run on from the prompt's end in every branch. So t
 values are stored once (not G times), and gradients are those of G separate sequences to rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
 KEEP_FROM = 256  # tokens of a prompt from which its graph is kept between sampling and loss; below, it saves little
-RECOMPUTE_FROM = 1536  # tokens of prompts from which a pretrained model's layers are run again, not kept
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
 
 
 class PrefixTree:
     """Encoded prompts (Q, P) and the branches fed so far. `logits` (Q, V) are those after each prompt."""
 
-    def __init__(self, model: Any, ids: Tensor, mask: Tensor, recompute: bool = False):
-        """Encode prompts, padded on the left; mask (Q, P) bool.
-
-        With `recompute`, what a layer needs for its gradient is computed again when it is needed, not kept: a prompt
-        of thousands of tokens then takes its keys, values and one vector a layer.
-        """
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor):
+        """Encode prompts, padded on the left; mask (Q, P) bool."""
         self.model, self.windows = model, sliding_windows(model.config)
         self.weights, self.spent = _versions(model), False
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
         # a cache without configuration keeps every key; sliding windows are the mask's business
-        with recomputed(model, recompute and torch.is_grad_enabled()):
-            out = model(
-                ids, attention_mask=None if mask.all() else mask.long(), position_ids=self.position,
-                cache=DynamicCache(), use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
+        out = model(
+            ids, attention_mask=None if mask.all() else mask.long(), position_ids=self.position, cache=DynamicCache(),
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
         self.cache, self.logits = out.cache, out.logits[:, -1]
 
     def extend(self, ids: Tensor, branch: Tensor, depth: Tensor) -> Tensor:
@@ -55,20 +46,18 @@ class PrefixTree:
         distance = position.unsqueeze(2) - self.position.unsqueeze(1)  # (Q, W, slots)
         slot = self.branch.unsqueeze(1)
         sees = ((slot == PROMPT) | (slot == branch.unsqueeze(2))) & (distance >= 0)
-        masks = {kind: self._mask(sees & (distance < window) if window else sees) for kind, window in self.windows}
+        masks = {}
+        for kind, window in self.windows:
+            mask = (sees & (distance < window) if window else sees).unsqueeze(1)  # with a dimension for heads
+            if self.model.config._attn_implementation == "eager":  # which adds a mask to its scores
+                dtype = self.logits.dtype
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+            masks[kind] = mask
         out = self.model(
             ids, attention_mask=masks if len(masks) > 1 else next(iter(masks.values())), position_ids=position,
             cache=self.cache, use_cache=True,
         )  # fmt: skip
         return out.logits
-
-    def _mask(self, sees: Tensor) -> Tensor:
-        """(Q, W, slots) bool to what the model's attention takes, with a dimension for heads."""
-        mask = sees.unsqueeze(1)
-        if attention_of(self.model) == "eager":  # adds the mask to its scores
-            dtype = self.logits.dtype
-            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return mask
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
@@ -128,37 +117,6 @@ def feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int)
     return logits_after
 
 
-@contextmanager
-def recomputed(model: Any, active: bool) -> Iterator[None]:
-    """While open, decoder layers keep only their inputs for the backward pass.
-
-    transformers' own gradient checkpointing forbids a cache, since a layer that runs again would write into it again.
-    Here the second run writes into a cache of its own: a prompt begins with an empty one, so nothing is missing there.
-    """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if active else []
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(hidden: Tensor, *args: Any, **options: Any) -> Any:
-            if not isinstance(options.get("cache"), DynamicCache):
-                return forward(hidden, *args, **options)
-            caches = [options.pop("cache")]  # the first run takes it
-
-            def once(hidden: Tensor) -> Any:
-                return forward(hidden, *args, cache=caches.pop() if caches else DynamicCache(), **options)
-
-            return checkpoint(once, hidden, use_reentrant=False, preserve_rng_state=False)
-
-        return run
-
-    for layer in layers:
-        layer.forward = wrap(layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
 def branches_at_once(prompt: int, length: int) -> int:
     """How many branches of a length to feed together.
 
@@ -193,11 +151,6 @@ def why_unshared(model: Any) -> str | None:
         return f"layers of kind {others} carry a state that branches cannot share"
     if getattr(model, "is_activation_checkpointing", False):
         return "gradient checkpointing turns the cache off"
-    if attention_of(model) not in ("sdpa", "eager"):
-        return f"attention {attention_of(model)!r} takes no mask of its own shape"
+    if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
+        return f"attention {attention!r} takes no mask of its own shape"
     return None
-
-
-def attention_of(model: Any) -> str:
-    """Name of the attention implementation in use."""
-    return str(getattr(model.config, "_attn_implementation", "eager"))

@@ -7,7 +7,6 @@ stored: what may come next depends only on the pool and on how often each choice
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -27,100 +26,49 @@ ERRORS = ("", "malformed", "foreign", "duplicate", "too_long", "out_of_slate")
 class Labels(Protocol):
     """A label scheme: how examples and completions are written in tokens. `ItemLabels`, or fgrpo.lm's IndexLabels."""
 
-    @property
-    def pad(self) -> int:
-        """Token id of padding."""
+    pad: int
+    end: int
 
     @property
-    def end(self) -> int:
-        """Token id that ends a completion."""
-
-    @property
-    def tags(self) -> Sequence[int]:
-        """Token ids of the four tags, empty where a tag takes several tokens."""
-
-    def prompt(self, example: Example) -> str:
-        """The prompt as text, for a reader."""
-
-    def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]:
-        """Token ids of the prompt."""
-
-    def candidates(self, example: Example) -> tuple[str, ...]:
-        """The label of each candidate, in pool order."""
-
-    def choices(self, examples: Sequence[Example]) -> "Choices":
-        """What may be written for each example."""
-
-    def spell(self, example: Example, slate: Sequence[int], rank: Sequence[int]) -> list[int]:
-        """Token ids of a whole completion, from pool indices."""
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Tokens as text, without the end token that closes them."""
-
-    def phases(self, completions: Tensor, mask: Tensor) -> Tensor:
-        """Phase of each completion token, (B, T)."""
-
-    def words(self, completions: Tensor, mask: Tensor) -> Tensor | None:
-        """Number of the word that a token belongs to, (B, T); None: every token is a word."""
+    def tags(self) -> Sequence[int]: ...  # token ids of the four tags, empty where a tag takes several tokens
+    def prompt(self, example: Example) -> str: ...  # for a reader
+    def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]: ...
+    def candidates(self, example: Example) -> tuple[str, ...]: ...  # the label of each, in pool order
+    def choices(self, examples: Sequence[Example]) -> "Choices": ...  # what may be written for each example
+    def spell(self, example: Example, slate: Sequence[int], rank: Sequence[int]) -> list[int]: ...  # a whole completion
+    def text(self, ids: Sequence[int]) -> str: ...  # without the end token that closes it
+    def phases(self, completions: Tensor, mask: Tensor) -> Tensor: ...  # of each token, (B, T)
+    def words(self, completions: Tensor, mask: Tensor) -> Tensor | None: ...  # number of each token's word, (B, T)
 
 
 class Choices(Protocol):
-    """What the grammar may ever choose from, for B rows of K choices each."""
+    """What the grammar may ever choose from: K choices for each of B rows. `ItemChoices`, or fgrpo.lm's IndexChoices."""
 
     @property
-    def columns(self) -> Tensor | None:
-        """Token ids (K,) whose logits are enough for every row; None: those of the whole vocabulary."""
-
+    def tokens(self) -> Tensor: ...  # (B, K) token ids
     @property
-    def tokens(self) -> Tensor:
-        """Token id of each choice, (B, K)."""
-
-    def to(self, device: torch.device) -> Self:
-        """On another device."""
-
-    def repeat(self, times: int) -> Self:
-        """Each row `times` times, as the rollouts of one query follow each other."""
-
-    def rows(self, some: slice) -> Self:
-        """Only these rows."""
-
+    def columns(self) -> Tensor | None: ...  # token ids whose logits are enough for every row; None: all of them
+    def to(self, device: torch.device) -> Self: ...
+    def repeat(self, times: int) -> Self: ...  # each row so often, as the rollouts of one query follow each other
     @staticmethod
-    def join(parts: Sequence[Any]) -> "Choices":
-        """The rows of all parts."""
-
-    def longest(self, grammar: GrammarConfig) -> int:
-        """Tokens of the longest completion that the grammar allows."""
-
-    def slate_ids(self, row: int, slate: Sequence[int]) -> list[int]:
-        """Tokens of a slate (pool indices), from its opening tag through its closing one."""
-
-    def progress(self, grammar: GrammarConfig, constrained: bool) -> "Progress":
-        """Completions of every row that have nothing written yet."""
-
-    def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
-        """What was allowed at each token, (B, T, K) bool, and which of the choices it is, (B, T)."""
-
-    def item_ends(self, completions: Tensor) -> Tensor:
-        """True at the (last) token of each item that a list holds. (B, T)."""
+    def join(parts: Sequence[Any]) -> "Choices": ...
+    def longest(self, grammar: GrammarConfig) -> int: ...  # tokens of the longest completion that is allowed
+    def slate_ids(
+        self, row: int, slate: Sequence[int]
+    ) -> list[int]: ...  # from its opening tag through its closing one
+    def progress(self, grammar: GrammarConfig, constrained: bool) -> "Progress": ...  # of completions not yet begun
+    def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]: ...
+    def item_ends(self, completions: Tensor) -> Tensor: ...  # (B, T) bool: the last token of each item in a list
 
 
 class Progress(Protocol):
-    """How far the completions of all rows are."""
+    """How far the completions of all rows are: what each may write next, (B, K) bool, and which of them are done."""
 
-    def allowed(self) -> Tensor:
-        """Which choices may come next, (B, K) bool."""
-
-    def append(self, rows: Tensor, tokens: Tensor) -> None:
-        """Tokens that some rows wrote."""
-
-    def slate_closed(self) -> Tensor:
-        """Rows that have written `</SLATE>`, (B,) bool."""
-
-    def ended(self) -> Tensor:
-        """Rows that have written the end token, (B,) bool."""
-
-    def repeat(self, times: int) -> Self:
-        """Each row `times` times."""
+    def allowed(self) -> Tensor: ...
+    def append(self, rows: Tensor, tokens: Tensor) -> None: ...
+    def slate_closed(self) -> Tensor: ...
+    def ended(self) -> Tensor: ...
+    def repeat(self, times: int) -> Self: ...
 
 
 class ItemLabels:
@@ -132,17 +80,15 @@ class ItemLabels:
     def __init__(self, items: Sequence[str]):
         """`items` are the catalogue's keys (ids, or texts where there are none), each once."""
         self.items = tuple(items)
-        self.pad, self.end, *self.tags = range(2 + len(TAGS))  # token ids, as in `vocabulary`
+        self.pad, self.end, *self.tags = range(2 + len(TAGS))  # token ids, as in `names`
         self.token_of = {key: f"i{n}" for n, key in enumerate(self.items)}
+        self.names = [PAD, END, *TAGS, HISTORY, POOL, *self.token_of.values()]  # every token, by id
+        self.vocabulary = {token: n for n, token in enumerate(self.names)}
         if len(self.token_of) != len(self.items):
-            raise KitError("the catalogue holds an item twice: each key may stand there once.")
-
-    def vocabulary(self) -> dict[str, int]:
-        """Token to id, for a tokenizer that splits at white space."""
-        return {t: n for n, t in enumerate((PAD, END, *TAGS, HISTORY, POOL, *self.token_of.values()))}
+            raise KitError("the catalogue holds an item twice: list each key once.")
 
     def candidates(self, example: Example) -> tuple[str, ...]:
-        """The label of each candidate, in pool order. Raises KitError on an unknown item or one that stands twice."""
+        """Raise KitError on an unknown item or one that is in the pool twice."""
         labels = self._labels(example, example.candidate_keys)
         if len(set(labels)) < len(labels):
             raise KitError(
@@ -156,42 +102,28 @@ class ItemLabels:
         return " ".join((HISTORY, *history, POOL, *self.candidates(example)))
 
     def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]:
-        """Token ids of the prompt, which does not say the grammar here."""
         return self._ids(self.prompt(example))
 
     def choices(self, examples: Sequence[Example]) -> "ItemChoices":
-        """What may be written for each example."""
         pools = [self._ids(" ".join(self.candidates(e))) for e in examples]
         width = max(map(len, pools))
         return ItemChoices(torch.tensor([pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]))
 
     def spell(self, example: Example, slate: Sequence[int], rank: Sequence[int]) -> list[int]:
-        """Token ids of a whole completion, from pool indices."""
         return self._ids(completion_text(slate, rank, self.candidates(example)))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens as text, without the end token that closes them."""
         ids = ids[:-1] if len(ids) and ids[-1] == self.end else ids
-        return " ".join([self._names[t] for t in ids])
+        return " ".join([self.names[t] for t in ids])
 
     def phases(self, completions: Tensor, mask: Tensor) -> Tensor:
-        """Phase of each completion token, (B, T)."""
         return phases(completions, mask, self.tags[1])
 
     def words(self, completions: Tensor, mask: Tensor) -> Tensor | None:
-        """Number of the word that a token belongs to, (B, T); None: every token is a word, as here."""
-        return None
-
-    @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        return self.vocabulary()
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return list(self._vocabulary)
+        return None  # every token is a word
 
     def _ids(self, text: str) -> list[int]:
-        return [self._vocabulary[token] for token in text.split()]
+        return [self.vocabulary[token] for token in text.split()]
 
     def _labels(self, example: Example, keys: tuple[str, ...]) -> tuple[str, ...]:
         try:
@@ -259,35 +191,25 @@ class ItemChoices:
     columns = None
 
     def to(self, device: torch.device) -> "ItemChoices":
-        """On another device."""
         return ItemChoices(self.tokens.to(device))
 
     def repeat(self, times: int) -> "ItemChoices":
-        """Each row `times` times, as the rollouts of one query follow each other."""
         return ItemChoices(self.tokens.repeat_interleave(times, dim=0))
-
-    def rows(self, some: Tensor | slice) -> "ItemChoices":
-        """Only these rows."""
-        return ItemChoices(self.tokens[some])
 
     @staticmethod
     def join(parts: Sequence["ItemChoices"]) -> "ItemChoices":
-        """The rows of all parts, the shorter pools padded."""
         width = max(p.tokens.shape[1] for p in parts)
         pools = [torch.nn.functional.pad(p.tokens[:, :-5], (0, width - p.tokens.shape[1]), value=-1) for p in parts]
         return ItemChoices(torch.cat([torch.cat((a, p.tokens[:, -5:]), 1) for a, p in zip(pools, parts, strict=True)]))
 
     def longest(self, grammar: GrammarConfig) -> int:
-        """Tokens of the longest completion that the grammar allows."""
         return max_tokens(grammar)
 
     def slate_ids(self, row: int, slate: Sequence[int]) -> list[int]:
-        """Tokens of a slate (pool indices), from its opening tag through its closing one."""
         inner = self.tokens[row, torch.tensor(slate, dtype=torch.long)].tolist()
         return [int(self.tokens[row, -5]), *inner, int(self.tokens[row, -4])]
 
     def progress(self, grammar: GrammarConfig, constrained: bool) -> "ItemProgress":
-        """Completions of every row that have nothing written yet."""
         return ItemProgress(self, grammar, torch.zeros_like(self.tokens, dtype=torch.int16).unsqueeze(1))
 
     def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
@@ -297,7 +219,6 @@ class ItemChoices:
         return self.allowed(counts, grammar), emitted.argmax(-1)
 
     def item_ends(self, completions: Tensor) -> Tensor:
-        """True at the (last) token of each item that a list holds. (B, T)."""
         return (completions.unsqueeze(-1) == self.tokens[:, None, :-5]).any(-1)
 
     def allowed(self, counts: Tensor, grammar: GrammarConfig) -> Tensor:
@@ -344,21 +265,16 @@ class ItemProgress:
     counts: Tensor
 
     def allowed(self) -> Tensor:
-        """Which choices may come next, (B, N + 5) bool."""
         return self.choices.allowed(self.counts, self.grammar).squeeze(1)
 
     def append(self, rows: Tensor, tokens: Tensor) -> None:
-        """Tokens that some rows wrote."""
         self.counts[rows, 0] += (self.choices.tokens[rows] == tokens.unsqueeze(1)).to(self.counts.dtype)
 
     def slate_closed(self) -> Tensor:
-        """Rows that have written `</SLATE>`, (B,) bool."""
         return self.counts[:, 0, -4] > 0
 
     def ended(self) -> Tensor:
-        """Rows that have written the end token, (B,) bool."""
         return self.counts[:, 0, -1] > 0
 
     def repeat(self, times: int) -> "ItemProgress":
-        """Each row `times` times."""
         return ItemProgress(self.choices.repeat(times), self.grammar, self.counts.repeat_interleave(times, dim=0))

@@ -70,6 +70,7 @@ def _hits(items: Tensor, gains: Tensor, k: int | None) -> Tensor:
     return listed_gains(items, gains)[..., :k] > 0
 
 
+PAID = ("slate", "rank", "format")  # the parts of Rewards that are paid
 SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
 
 
@@ -92,38 +93,32 @@ class Rewards:
     places: Tensor
 
 
-def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig) -> Rewards:
-    """Reward both phases of every rollout."""
+def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, seed: int = 0, step: int = 0) -> Rewards:
+    """Reward both phases of every rollout.
+
+    Where `config` has Gaussian noise, as of an unreliable judge, what is added to the rewards of a rollout depends on
+    (seed, step, query id, rollout) alone.
+    """
     slates, ranks = output_lists(rollouts)
     gains = pool_gains(examples).unsqueeze(1)
     failed = torch.tensor([bool(o.error) for o in rollouts.outputs]).view(len(examples), rollouts.group)
     reward = SLATE_REWARDS[config.slate_reward]
-    slate = reward(slates, gains)
-    return Rewards(
+    slate, rank_size = reward(slates, gains), rollouts.sampling.grammar.rank_size
+    here = torch.eye(slates.shape[-1], dtype=torch.bool)
+    without = slates.unsqueeze(-2).masked_fill(here, -1)  # (Q, G, n, n): the slate with each place emptied in turn
+    rewards = Rewards(
         slate=slate,
-        rank=ndcg(ranks, gains, rollouts.sampling.grammar.rank_size),
+        rank=ndcg(ranks, gains, rank_size),
         format=-config.format_penalty * failed.to(gains.dtype),
-        items=(slate.unsqueeze(-1) - reward(without_each(slates), gains.unsqueeze(1))).masked_fill(slates < 0, 0.0),
-        places=ndcg_terms(ranks, gains, rollouts.sampling.grammar.rank_size),
+        items=(slate.unsqueeze(-1) - reward(without, gains.unsqueeze(1))).masked_fill(slates < 0, 0.0),
+        places=ndcg_terms(ranks, gains, rank_size),
     )
-
-
-def without_each(items: Tensor) -> Tensor:
-    """Every list with one of its places emptied in turn. (..., K) -> (..., K, K)."""
-    here = torch.eye(items.shape[-1], dtype=torch.bool)
-    return items.unsqueeze(-2).expand(*items.shape, items.shape[-1]).masked_fill(here, -1)
-
-
-def add_noise(rewards: Rewards, examples: Sequence[Example], config: RLConfig, seed: int, step: int = 0) -> Rewards:
-    """The rewards as an unreliable judge gives them: Gaussian noise on either phase, as `config` says.
-
-    What is added depends on (seed, step, query id, rollout) alone.
-    """
-    n_queries, group = rewards.slate.shape
-    drawn = uniforms(seed, step, examples, group, 2, "reward noise").clamp(min=2.0**-50)
-    noise = torch.special.ndtri(drawn).to(rewards.slate.dtype).view(n_queries, group, 2)  # standard normal
-    slate, rank = config.slate_noise * noise[..., 0], config.rank_noise * noise[..., 1]
-    return replace(rewards, slate=rewards.slate + slate, rank=rewards.rank + rank)
+    if not (config.slate_noise or config.rank_noise):
+        return rewards
+    drawn = uniforms(seed, step, examples, rollouts.group, 2, "reward noise").clamp(min=2.0**-50)
+    normal = torch.special.ndtri(drawn).to(gains.dtype).view(*slate.shape, 2)
+    slate, rank = slate + config.slate_noise * normal[..., 0], rewards.rank + config.rank_noise * normal[..., 1]
+    return replace(rewards, slate=slate, rank=rank)
 
 
 def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:

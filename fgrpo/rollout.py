@@ -19,7 +19,7 @@ from torch import Tensor
 from .data import Example
 from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows, slices
 from .prefix import KEEP_FROM, PrefixTree, feed_branches, positions
-from .prompt import PHASE_PAD, Choices, Output, Progress, parse
+from .prompt import PHASE_PAD, Output, parse
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,11 @@ class Rollouts:
     rankings: int = 1  # K: each K rows in turn share one slate
     words: Tensor | None = None  # (B, T): number of the word that a token belongs to (None: each is one by itself)
     longest: int | None = None  # tokens of the longest completion (None: as if every label were one)
-
-    def rows(self, queries: slice) -> "Rollouts":
-        """The rollouts of some queries, without padding that none of them needs and without the kept prompts."""
-        own = slice(queries.start * self.group, queries.stop * self.group)
-        mask = self.mask[own]
-        width = int(mask.sum(1).max())
-        completions, phase, logprobs = (x[own, :width] for x in (self.completions, self.phase, self.logprobs))
-        return replace(
-            self, prompts=self.prompts.rows(queries), completions=completions, mask=mask[:, :width], phase=phase,
-            logprobs=logprobs, outputs=self.outputs[own], tree=None, begun=0,
-            words=None if self.words is None else self.words[own, :width],
-        )  # fmt: skip
+    parts: "tuple[Rollouts, ...]" = ()  # what was decoded together, where memory does not hold all
 
     @staticmethod
     def join(parts: "Sequence[Rollouts]", pad: int, prompts: Prompts | None = None) -> "Rollouts":
-        """The rollouts of all parts in one batch; their kept prompts are dropped unless there is one part only.
-
-        `prompts` are those of all parts where they are at hand already.
-        """
+        """The rollouts of all parts in one batch, which remembers them. `prompts`: of all parts, if at hand already."""
         if len(parts) == 1 and prompts is None:
             return parts[0]
         words = None if parts[0].words is None else join_rows([p.words for p in parts if p.words is not None], 0)
@@ -70,7 +56,7 @@ class Rollouts:
             completions=join_rows([p.completions for p in parts], pad), mask=join_rows([p.mask for p in parts], 0),
             phase=join_rows([p.phase for p in parts], PHASE_PAD), logprobs=join_rows([p.logprobs for p in parts], 0.0),
             outputs=[o for p in parts for o in p.outputs], words=words, tree=None, begun=0,
-            longest=max(p.longest or 0 for p in parts),
+            longest=max(p.longest or 0 for p in parts), parts=tuple(parts),
         )  # fmt: skip
 
 
@@ -83,9 +69,9 @@ def rollout(
     """Sample `group` completions per example, or decode greedily if `seed` is None.
 
     With `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn
-    share a slate. `micro` examples are decoded at a time (0: all). `keep_prompts` keeps long encoded prompts with their
-    gradient, for the first loss on these rollouts, where all are decoded together. `slates` (pool indices, one per row)
-    are taken as written and closed; only their ranking is decoded.
+    share a slate. With `micro`, so many examples are in memory at a time (0: all), here and in the loss. `keep_prompts`
+    keeps long encoded prompts with their gradient, for the first loss on these rollouts, where all are decoded
+    together. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
     """
     parts = slices(len(examples), micro)
     keep_prompts = keep_prompts and len(parts) == 1
@@ -134,25 +120,25 @@ def _rollout(
     step: int, rankings: int, keep_prompts: bool, slates: Sequence[Sequence[int]] | None,
 ) -> Rollouts:  # fmt: skip
     slate_rows = group // rankings  # M
-    rows = _Rows.empty(policy, prompts, slate_rows, sampling)
+    rows = _Rows(policy, prompts, slate_rows, sampling)
     tree, begun, drawn = None, 0, None
     if seed is not None:
         drawn = uniforms(seed, step, examples, group, rows.completions.shape[1])  # (Q * G, T)
-    if slates is not None:
-        rows.write_slates(slates)
-    elif policy.shares_prompts:
-        rows.append_forced()
-        begun = int(rows.length.min())
+    for row, slate in enumerate(slates or ()):
+        for token in rows.choices.slate_ids(row, slate):
+            rows.append(torch.tensor([row]), torch.tensor([token]), torch.zeros(1))
     if policy.shares_prompts:
-        # all rows of a query begin with the same `begun` tokens: they are encoded with the prompt
+        if slates is None:  # all rows of a query begin with the same forced tokens, which are encoded with the prompt
+            rows.append_forced()
+            begun = int(rows.length.min())
         ids = torch.cat((prompts.ids, rows.completions[::slate_rows, :begun]), dim=1)
         keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
         with torch.set_grad_enabled(keep_prompts):
             tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
     if rankings > 1:
-        _decode(rows, prompts, tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
-        rows = rows.repeat(rankings)
-    _decode(rows, prompts, tree, begun, drawn)
+        rows.decode(tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
+        rows.repeat(rankings)
+    rows.decode(tree, begun, drawn)
 
     width = int(rows.length.max())
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
@@ -167,38 +153,24 @@ def _rollout(
     )  # fmt: skip
 
 
-@dataclass
 class _Rows:
-    """Completions while they are written. completions, logprobs (B, T); length (B,); progress of each in the grammar."""
+    """Completions while they are written: completions, logprobs (B, T); length (B,); progress in the grammar."""
 
-    choices: Choices
-    sampling: Sampling
-    completions: Tensor
-    logprobs: Tensor
-    length: Tensor
-    progress: Progress
-    policy: Policy
+    def __init__(self, policy: Policy, prompts: Prompts, per_query: int, sampling: Sampling):
+        self.policy, self.prompts, self.sampling = policy, prompts, sampling
+        self.choices, device = prompts.choices.repeat(per_query), prompts.ids.device
+        shape = len(self.choices.tokens), self.choices.longest(sampling.grammar)  # (B, T)
+        self.completions = torch.full(shape, policy.pad, device=device)
+        self.logprobs = torch.zeros(shape, device=device)
+        self.length = torch.zeros(shape[0], dtype=torch.long, device=device)
+        self.progress = self.choices.progress(sampling.grammar, sampling.constrained)
 
-    @classmethod
-    def empty(cls, policy: Policy, prompts: Prompts, group: int, sampling: Sampling) -> "_Rows":
-        choices, device = prompts.choices.repeat(group), prompts.ids.device
-        shape = len(choices.tokens), choices.longest(sampling.grammar)  # (B, T)
-        completions = torch.full(shape, policy.pad, device=device)
-        length = torch.zeros(len(completions), dtype=torch.long, device=device)
-        progress = choices.progress(sampling.grammar, sampling.constrained)
-        return cls(choices, sampling, completions, torch.zeros(shape, device=device), length, progress, policy)
-
-    def repeat(self, times: int) -> "_Rows":
-        completions, logprobs, length = (
+    def repeat(self, times: int) -> None:
+        """Each row `times` times: the slates are written, their rankings follow."""
+        self.choices, self.progress = self.choices.repeat(times), self.progress.repeat(times)
+        self.completions, self.logprobs, self.length = (
             x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.length)
         )
-        choices, progress = self.choices.repeat(times), self.progress.repeat(times)
-        return _Rows(choices, self.sampling, completions, logprobs, length, progress, self.policy)
-
-    def unfinished(self, slate_only: bool) -> Tensor:
-        """Rows that have not yet written the end (`slate_only`: `</SLATE>`) and have room left."""
-        done = self.progress.slate_closed() if slate_only else self.progress.ended()
-        return (~done & (self.length < self.completions.shape[1])).nonzero().squeeze(1)
 
     def append(self, rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
         self.completions[rows, self.length[rows]], self.logprobs[rows, self.length[rows]] = tokens, logps
@@ -217,41 +189,34 @@ class _Rows:
             self.append(rows, tokens, self.logprobs.new_zeros(len(rows)))
         return None
 
-    def write_slates(self, slates: Sequence[Sequence[int]]) -> None:
-        for row, slate in enumerate(slates):
-            for token in self.choices.slate_ids(row, slate):
-                self.append(torch.tensor([row]), torch.tensor([token]), torch.zeros(1))
+    def decode(self, tree: PrefixTree | None, begun: int, drawn: Tensor | None, slate_only: bool = False) -> None:
+        """Write on until every row has written the end (`slate_only`: `</SLATE>`) or has no room left.
 
-
-def _decode(
-    rows: _Rows, prompts: Prompts, tree: PrefixTree | None, begun: int, drawn: Tensor | None, slate_only: bool = False
-) -> None:
-    """Write on, in place, until every row has written the end (`slate_only`: `</SLATE>`) or has no room left.
-
-    drawn (B, T): the uniform number of every token; None: greedy.
-    """
-    group, sampling = len(rows.completions) // len(prompts.ids), rows.sampling
-    if tree is not None:
-        logits_after = feed_branches(tree.fork(), group, rows.completions, begun)
-    else:
-        logits_after = _feed_rows(rows.policy, prompts, group, rows.completions)
-    while True:
-        allowed = rows.append_forced() if tree is not None else None
-        going = rows.unfinished(slate_only)
-        if not len(going):
-            return
-        logits = logits_after(going, rows.length)  # (rows, V)
-        uniform = None if drawn is None else drawn[going.cpu(), rows.length[going].cpu()]
-        if sampling.constrained:
-            if allowed is None:  # without a tree every row takes one token a step, a forced one at probability 1
-                allowed = rows.progress.allowed()
-            here, may = rows.choices.tokens[going], allowed[going]  # (rows, K)
-            logps = constrained_logps(logits.unsqueeze(1), here, may.unsqueeze(1), sampling).squeeze(1)
-            index, logp = choose(logps, uniform)
-            tokens = here.gather(1, index.unsqueeze(1)).squeeze(1)
+        drawn (B, T): the uniform number of every token; None: greedy.
+        """
+        group, sampling = len(self.completions) // len(self.prompts.ids), self.sampling
+        if tree is not None:
+            logits_after = feed_branches(tree.fork(), group, self.completions, begun)
         else:
-            tokens, logp = choose(free_logps(logits, sampling), uniform)
-        rows.append(going, tokens, logp)
+            logits_after = _feed_rows(self.policy, self.prompts, group, self.completions)
+        while True:
+            allowed = self.append_forced() if tree is not None else None
+            done = self.progress.slate_closed() if slate_only else self.progress.ended()
+            going = (~done & (self.length < self.completions.shape[1])).nonzero().squeeze(1)
+            if not len(going):
+                return
+            logits = logits_after(going, self.length)  # (rows, V)
+            uniform = None if drawn is None else drawn[going.cpu(), self.length[going].cpu()]
+            if sampling.constrained:
+                if allowed is None:  # without a tree every row takes one token a step, a forced one at probability 1
+                    allowed = self.progress.allowed()
+                tokens, may = self.choices.tokens[going], allowed[going]  # (rows, K)
+                logps = constrained_logps(logits.unsqueeze(1), tokens, may.unsqueeze(1), sampling).squeeze(1)
+                index, logp = choose(logps, uniform)
+                chosen = tokens.gather(1, index.unsqueeze(1)).squeeze(1)
+            else:
+                chosen, logp = choose(free_logps(logits, sampling), uniform)
+            self.append(going, chosen, logp)
 
 
 def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

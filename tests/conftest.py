@@ -11,15 +11,16 @@ torch.set_num_threads(1)
 from fgrpo.config import Config, ModelConfig  # noqa: E402
 from fgrpo.data import Example, Splits  # noqa: E402
 from fgrpo.policy import Policy  # noqa: E402
-from fgrpo.tasks.lab import build_lab, lab_catalogue  # noqa: E402
+from fgrpo.tasks import load_task  # noqa: E402
+from fgrpo.tasks.lab import lab_catalogue  # noqa: E402
 
 SMALL = {"hidden_size": 32, "layers": 1, "heads": 2}
 
 
 @pytest.fixture(scope="session")
 def lab() -> Splits:
-    """The lab task, built once."""
-    return build_lab()
+    """The shipped lab task, read once."""
+    return load_task(Config())[0]
 
 
 @pytest.fixture
@@ -30,6 +31,11 @@ def config() -> Config:
 
 @pytest.fixture
 def policy() -> Policy:
+    """A small policy of the test's own."""
+    return spread_policy()
+
+
+def spread_policy() -> Policy:
     """A small policy over the lab's catalogue, with weights large enough that its choices are not all alike."""
     policy = Policy.tiny([f.title for f in lab_catalogue()], ModelConfig(**SMALL), seed=1)
     generator = torch.Generator().manual_seed(1)

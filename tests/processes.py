@@ -1,4 +1,4 @@
-"""Several processes of one script, started as `torchrun` does: by their environment."""
+"""Start several processes of one script, with the environment variables that `torchrun` sets."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def launch(module: str, *args: object, count: int = 2) -> list[str]:
-    """What each of `count` processes of `python -m module` wrote on stdout; all must succeed."""
+    """Run `count` processes of `python -m module`, which must all succeed. Returns what each wrote to stdout."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
@@ -22,9 +22,9 @@ def launch(module: str, *args: object, count: int = 2) -> list[str]:
         for n in range(count)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=240) for process in started]
+        written = [process.communicate(timeout=240) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * count, said
-    return [out for out, _ in said]
+    assert [process.returncode for process in started] == [0] * count, written
+    return [out for out, _ in written]

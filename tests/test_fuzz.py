@@ -19,15 +19,17 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig, changed
-from fgrpo.data import Example, Splits, parse_example, read_jsonl, to_json, to_row
+from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig
+from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy
 from fgrpo.prompt import ERRORS, Output, completion_text, parse
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
-from fgrpo.trainer import fit, make_optimizer
+from fgrpo.study.experiments import parse_vary, with_fields
+from fgrpo.tasks.jsonl import parse_example, read_jsonl, to_json, to_row
+from fgrpo.trainer import fit, make_optimizer, rl_stage
 
 CASES = int(os.environ.get("FGRPO_FUZZ", "300"))
 fuzz = settings(
@@ -225,7 +227,8 @@ def test_flat_options_are_read_right_or_refused(values: dict[str, Any]) -> None:
 )
 def test_options_as_text_are_read_right_or_refused(texts: dict[str, str]) -> None:
     with contextlib.suppress(KitError):
-        found = changed(Config(), texts)
+        vary = parse_vary([f"{name}={text}" for name, text in texts.items()])
+        found = with_fields(Config(), **{name: values[0] for name, values in vary.items()})
         assert Config.from_dict(found.to_dict()) == found
 
 
@@ -313,7 +316,7 @@ def newborn() -> Policy:
 
 def state_of(run: Run) -> tuple[Any, ...]:
     """All that a run goes on from."""
-    policy, optimizer, done = run.restore(newborn(), lambda p: make_optimizer(p, run.config, False))
+    policy, optimizer, done = run.restore(newborn(), lambda p: make_optimizer(p, rl_stage(run.config)))
     moments = [x for fields in optimizer.state_dict()["state"].values() for x in fields.values()]
     tensors = [*policy.model.state_dict().values(), *moments]
     return policy.labels.items, policy.tokenizer.get_vocab(), policy.model.config.to_dict(), done, tensors

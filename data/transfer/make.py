@@ -12,7 +12,8 @@ from random import Random
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from fgrpo.data import Example, write_jsonl  # noqa: E402
+from fgrpo.data import Example  # noqa: E402
+from fgrpo.tasks.jsonl import write_jsonl  # noqa: E402
 from fgrpo.tasks.reading import shuffled  # noqa: E402
 
 ORDERS, POOL = 3, 20

@@ -18,7 +18,8 @@ from ..policy import Policy, Sampling
 from ..prompt import PHASE_RANK, PHASE_SLATE, Output
 from ..runs.policies import new_policy
 from ..runs.run import Run
-from ..trainer import Demonstrate, fit, sft_step
+from ..runs.sft import Demonstrate, sft_stage
+from ..trainer import fit
 
 
 def decoupled(
@@ -35,9 +36,8 @@ def decoupled(
 
     def train(name: str, seed: int, resume: bool, phase: int, demonstrate: Demonstrate | None = None) -> Policy:
         run = Run(folder / name, replace(config, seed=seed), resume=resume, save_every=config.sft.sft_steps)
-        one_phase = partial(sft_step, learn=[phase], demonstrate=demonstrate)
-        new = new_policy(items, config, seed)
-        return fit(new, splits.train, run.config, run, sft=True, quiet=quiet, do_step=one_phase)
+        stage = sft_stage(run.config, demonstrate, [phase])
+        return fit(new_policy(items, config, seed), splits.train, run.config, run, stage, quiet)
 
     sampling, demonstrate = Sampling(config.grammar), None
     selector = train("selector", 0, True, PHASE_SLATE)

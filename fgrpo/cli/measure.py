@@ -4,48 +4,31 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, KitError
-from .options import load
+from ..config import KitError
+from .checkpoint import chosen, of_checkpoint, policy_of
 
 
 def analyse(args: argparse.Namespace) -> None:
     """Bias and variance of each credit method against the exact gradient, and how the phases interfere."""
     from ..credit import CREDITS, check_credit, with_credit
-    from ..runs.policies import load_policy
     from ..runs.warm_start import SHIPPED
     from ..study.analysis import analyse, format_analysis, write_analysis
 
-    checkpoint = Path(args.checkpoint) if args.checkpoint else SHIPPED
-    config = _config_of_run(args, checkpoint)
+    shipped, args.checkpoint = not args.checkpoint, args.checkpoint or str(SHIPPED)
+    config, splits = of_checkpoint(args)
     names = [name for name in args.credits.split(",") if name] or list(CREDITS)
     methods = {name: with_credit(config.rl, name) for name in names}
     for rl in methods.values():
         check_credit(rl)
-    splits, _ = load(args, config)
-    policy = load_policy(checkpoint, config.device, config.lm)
+    policy, splits = policy_of(args, config), splits._replace(test=chosen(args, splits))
     rows, apart, real = analyse(policy, splits, methods, config, args.pools, args.batches, args.groups)
     if args.out:
-        write_analysis(Path(args.out), rows, apart, real, args.checkpoint or "shipped", config)
+        write_analysis(Path(args.out), rows, apart, real, "shipped" if shipped else args.checkpoint, config)
     report = {"rows": rows, "separability": apart, "interference": real}
     print(json.dumps(report) if args.json else format_analysis(rows, apart, real))
-
-
-def _config_of_run(args: argparse.Namespace, checkpoint: Path) -> Config:
-    """The configuration of the run that a checkpoint belongs to, with the task, data, device and model of the call."""
-    from ..runs.run import read_config
-
-    folders = [checkpoint, *checkpoint.resolve().parents[:2]]  # of a run, or of a policy under its checkpoints/
-    run = next((f for f in folders if (f / "config.json").is_file() and (f / "checkpoints").is_dir()), None)
-    if run is None:
-        raise KitError(f"{checkpoint}: no run here; name the folder of a run or of one of its checkpoints.")
-    config = read_config(run)
-    given = {name: getattr(args, name) for name in ("task", "data", "device") if getattr(args, name) is not None}
-    lm = replace(config.lm, model=args.model) if args.model else config.lm
-    return replace(config, lm=lm, **given)
 
 
 def bench(args: argparse.Namespace) -> None:

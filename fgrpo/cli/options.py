@@ -6,6 +6,7 @@ The fields of a run come from the dataclasses of fgrpo.config.
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from ..config import CONCERNS, Config, KitError, LMConfig
-from ..scale.recipes import RECIPES
 
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
@@ -28,6 +28,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 LM_PRESET: dict[str, Any] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
 """Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
+
+RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm", "temperature")
+"""Fields of a run that are set in Python only."""
+PAPER: dict[str, Any] = {
+    "model": "Qwen/Qwen3-4B-Instruct-2507", "dtype": "bfloat16", "device": "cuda", "credit": "fgrpo", "lam": 1.0,
+    "slate_reward": "recall", "group": 8, "slate_size": 10, "rank_size": 5, "sft_steps": 200, "sft_batch": 16,
+    "sft_lr": 2e-4, "steps": 200, "queries": 16, "lr": 2e-5, "lora_rank": 16, "lora_alpha": 32,
+}  # fmt: skip
+"""Model, G, n, k and lambda are the paper's. It does not give LoRA, learning rates, steps and batch sizes: those are our
+choice, and none of it has been run at this size."""
+RECIPES: dict[str, dict[str, Any]] = {
+    f"paper-{task}": {**PAPER, "task": task, "micro": micro}
+    for task, micro in (("movielens", 4), ("lastfm", 4), ("hotpotqa", 2), ("musique", 2))
+}
+"""`--preset`: the paper's experiments on one GPU of 80 GB, whose memory `micro` leaves room in"""
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -49,12 +64,14 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
 
     def command(name: str, under: Any = top, config: bool = False) -> Parser:
         run = commands[name]
-        p = under.add_parser(name.split()[-1], help=run.__doc__, description=run.__doc__)
+        usage = f"python -m fgrpo {name} [options]" if config else None
+        p = under.add_parser(
+            name.split()[-1], help=run.__doc__, description=run.__doc__, usage=usage, formatter_class=_wide
+        )
         p.set_defaults(run=run)
         if config:
-            add_arguments(p, Config, *CONCERNS.values())
+            add_arguments(p, Config, *CONCERNS.values(), skip=RARE)
             p.add_argument("--preset", choices=RECIPES, help="an experiment of the paper; options that are given win")
-            p.add_argument("--skip-bad", action="store_true", help="skip broken lines of a JSONL task and count them")
         if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return p
@@ -77,8 +94,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
-    p = command("evaluate", config=True)
-    _add_measured(p)
+    p = command("evaluate")
+    _add_checkpoint(p)
     p = command("compare", config=True)
     p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="credit methods, separated by commas (default "
                    "grpo,fgrpo,reward_to_go)")  # fmt: skip
@@ -96,27 +113,25 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
                    "sampled tokens")  # fmt: skip
     p.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds per method (default 3)")
     p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
-    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or trained first)")
+    p.add_argument(
+        "--init", help="policy or run folder to start from (default: a warm start, shipped or trained first)"
+    )
     p.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="continue an interrupted comparison in --out")
-    p = command("trace", config=True)
-    _add_measured(p)
+    p = command("trace")
+    _add_checkpoint(p)
     p.add_argument("--out", required=True, help="JSONL file to write")
-    p.add_argument("--limit", type=_count, help="trace the first so many queries only")
-    p.add_argument("--sampled", type=_count, default=24, help="queries traced token by token, with --group rollouts each "
-                   "(default 24); of the others the greedy lists alone")  # fmt: skip
+    p.add_argument("--sampled", type=_count, default=24, help="number of queries traced token by token, each with the "
+                   "run's number of rollouts (default 24); of the others the greedy lists alone")  # fmt: skip
     p = command("analyse")
-    p.add_argument("--checkpoint", help="run folder, or one of its checkpoints; the run's config.json is used (default: "
-                   "the shipped warm start)")  # fmt: skip
+    _add_checkpoint(p, "the shipped warm start")
     p.add_argument("--credits", default="", help="credit methods, separated by commas (default: all)")
     p.add_argument("--pools", type=_count, default=4, metavar="N", help="queries whose pool is cut down and enumerated "
                    "(default 4)")  # fmt: skip
-    p.add_argument("--batches", type=_count, default=8, metavar="N", help="rollout batches of the real task (default 8)")
+    p.add_argument(
+        "--batches", type=_count, default=8, metavar="N", help="rollout batches of the real task (default 8)"
+    )
     p.add_argument("--groups", type=_numbers, default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)")
-    p.add_argument("--task", help="another task than the run's")
-    p.add_argument("--data", help="folder or file of the data set, if it has moved")
-    p.add_argument("--model", help="folder of the pretrained model, if it has moved")
-    p.add_argument("--device", help="another device than the run's")
     p.add_argument("--out", help="CSV file to write, with a figure beside it")
     p = command("bench")
     for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
@@ -156,6 +171,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     return parser
 
 
+def _wide(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=28, width=118)
+
+
 def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str, ...] = ()) -> None:
     """One option per field of each dataclass, its help taken from the docstring under the field.
 
@@ -175,15 +194,22 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
             group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
 
 
-def _add_measured(p: argparse.ArgumentParser) -> None:
-    """What is decoded, and on which queries."""
-    p.add_argument(
-        "--checkpoint", required=True, help="policy or run folder, or base: the pretrained model as it comes"
-    )
+def _add_checkpoint(p: argparse.ArgumentParser, default: str = "") -> None:
+    """Which checkpoint, and on which queries; all else comes from the run's config.json."""
+    p.add_argument("--checkpoint", required=not default, help="folder of a run, a checkpoint in it, or base: the untuned "
+                   "model of --model" + (f" (default: {default})" if default else ""))  # fmt: skip
+    p.add_argument("--task", help="another task than the run's")
+    p.add_argument("--data", help="folder or file of its data")
     splits = ("train", "validation", "test", "all")
-    p.add_argument("--split", choices=splits, default="test", help="which split, or all (default test)")
+    p.add_argument("--split", choices=splits, default="test", help="queries to use (default test)")
+    p.add_argument("--limit", type=_count, help="maximum number of queries")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 or mps")
+    p.add_argument("--model", default="", help="path or name of the pretrained model, where it is elsewhere now")
+    p.add_argument("--gguf-file", default="", help="GGUF file in its folder")
+    p.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
+@functools.cache
 def _field_docs(kind: type) -> dict[str, str]:
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     docs = {}
@@ -227,7 +253,7 @@ def load(args: argparse.Namespace, config: Config, notes: Any = None) -> tuple[A
     """
     from ..tasks import load_task
 
-    bad: list[str] | None = [] if getattr(args, "skip_bad", False) else None
+    bad: list[str] | None = [] if config.skip_bad else None
     loaded = load_task(config, bad, notes)
     for line in notes.sentences() if notes else ():
         print(line, file=sys.stderr)

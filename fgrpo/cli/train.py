@@ -17,9 +17,9 @@ def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     config = config_of(args)
     if args.dry_run:
-        from ..scale.plan import format_plan, plan
+        from ..scale.estimate import format_plan, plan
 
-        found = plan(config, *load(args, config), not args.init, not args.sft)
+        found = plan(config, *load(args, config), args.sft or not args.init, not args.sft)
         print(json.dumps(found) if args.json else format_plan(found))
         return
     if not (args.out or args.preset):
@@ -63,7 +63,7 @@ def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[
                 start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again, stop)
             except Stopped as error:  # raised below, where no other process waits for this one
                 stopped = error
-        if team.any(stopped is not None):
+        if team.sum(stopped is not None):
             raise stopped or Stopped(f"{out}: stopped in the warm start")
         policy = load_policy(start, lm=config.lm)
     look = tracer(run, splits.validation)

@@ -157,10 +157,6 @@ class IndexChoices:
         """Each row `times` times."""
         return self._with([n for n in self.pools for _ in range(times)])
 
-    def rows(self, some: slice) -> "IndexChoices":
-        """Only these rows."""
-        return self._with(self.pools[some])
-
     @staticmethod
     def join(parts: Sequence["IndexChoices"]) -> "IndexChoices":
         """The rows of all parts."""

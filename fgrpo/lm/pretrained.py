@@ -7,21 +7,30 @@ pretrained weights are neither copied nor held twice, not for the reference of a
 import ctypes
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..config import GrammarConfig, KitError, LMConfig
 from ..data import Example, write_text
-from ..policy import Policy, Prompts, Sampling, Scorer
-from ..prefix import RECOMPUTE_FROM, PrefixTree
+from ..policy import Policy
+from ..prefix import PrefixTree
 from .index_labels import IndexLabels
 from .loading import loading, optional
 
@@ -29,6 +38,8 @@ POLICY_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
 TRAINED, FROZEN = "default", "reference"
 KEPT = ("model", "gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "passage_tokens")
 """fields of LMConfig that policy.json holds: what the adapter was trained with"""
+RECOMPUTE_FROM = 1536
+"""tokens of prompts from which layers are run again for the gradient, not kept"""
 BATCH_TOKENS = 16_384
 """tokens of prompts, padding included, that are decoded together greedily"""
 
@@ -91,7 +102,7 @@ def load_lm(
 
 @contextmanager
 def _without_its_warning() -> Iterator[None]:
-    """peft 0.21 asks transformers by a name that goes in version 6; whoever runs the kit can do nothing about it."""
+    """Peft 0.21 asks transformers by a name that goes in version 6; whoever runs the kit can do nothing about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
@@ -198,7 +209,7 @@ class PretrainedPolicy(Policy):
             raise KitError(f"{folder}: the checkpoint is damaged ({str(error)[:150]}).") from None
         return self
 
-    def reference(self, folder: str | Path) -> Scorer:
+    def reference(self, folder: str | Path) -> Policy:
         """The same model, its adapter off or a frozen copy of a checkpoint's adapter in its place."""
         tensors = _tensors(Path(folder))
         if not any(t.any() for name, t in tensors.items() if "lora_B" in name):
@@ -230,7 +241,9 @@ class PretrainedPolicy(Policy):
 
     def grow(self, ids: torch.Tensor, mask: torch.Tensor) -> PrefixTree:
         """Encoded prompts; the graph of long ones is computed again when it is needed, not kept."""
-        return PrefixTree(self.model, ids, mask, recompute=ids.numel() > RECOMPUTE_FROM)
+        again = ids.numel() > RECOMPUTE_FROM and torch.is_grad_enabled()
+        with recomputed(self.model) if again else nullcontext():
+            return PrefixTree(self.model, ids, mask)
 
     def batches(self, examples: Sequence[Example], grammar: GrammarConfig, size: int) -> list[slice]:
         """At most `size` examples at a time, fewer where prompts are long: at most BATCH_TOKENS with padding."""
@@ -251,19 +264,50 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise KitError(f"{folder / ADAPTER_FILE}: the checkpoint is damaged ({str(error)[:150]}).") from None
 
 
-@dataclass(frozen=True)
-class FrozenReference:
-    """A pretrained policy as it was when the run began, for a KL penalty."""
+class FrozenReference(PretrainedPolicy):
+    """A pretrained policy as it was when the run began, for a KL penalty: the same model, another adapter or none."""
 
-    policy: PretrainedPolicy
-    adapter: str | None
+    def __init__(self, policy: PretrainedPolicy, frozen: str | None):
+        self.__dict__.update(policy.__dict__)
+        self.frozen = frozen
 
-    def logprobs(
-        self, prompts: Prompts, completions: torch.Tensor, mask: torch.Tensor, sampling: Sampling
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs(self, *args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """As Policy.logprobs, without gradient."""
-        with torch.no_grad(), self.policy.adapter(self.adapter):
-            return self.policy.logprobs(prompts, completions, mask, sampling)
+        with torch.no_grad(), self.adapter(self.frozen):
+            return super().logprobs(*args, **options)
+
+
+@contextmanager
+def recomputed(model: Any) -> Iterator[None]:
+    """While open, decoder layers keep only their inputs for the backward pass, and run again for the rest.
+
+    A prompt of thousands of tokens then takes its keys, values and one vector a layer.
+
+    transformers' own gradient checkpointing forbids a cache, since a layer that runs again would write into it again.
+    Here the second run writes into a cache of its own: a prompt begins with an empty one, so nothing is missing there.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
+            if not isinstance(options.get("cache"), DynamicCache):
+                return forward(hidden, *args, **options)
+            caches = [options.pop("cache")]  # the first run takes it
+
+            def once(hidden: torch.Tensor) -> Any:
+                return forward(hidden, *args, cache=caches.pop() if caches else DynamicCache(), **options)
+
+            return checkpoint(once, hidden, use_reentrant=False, preserve_rng_state=False)
+
+        return run
+
+    for layer in layers:
+        layer.forward = wrap(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import Config, KitError, LMConfig
+from ..config import Config, LMConfig
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
 from ..policy import Policy
 from .seal import check_seal, seal

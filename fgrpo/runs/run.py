@@ -30,8 +30,9 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from ..config import Config, KitError
-from ..data import read_object, write_text
-from ..policy import Policy, Scorer
+from ..data import write_text
+from ..policy import Policy
+from ..tasks.jsonl import read_object
 from .seal import check_seal, seal
 from .signals import processes
 
@@ -126,7 +127,7 @@ class Run:
         """Sum of a logged number over all steps."""
         return sum(row[name] for row in read_metrics(self.folder))
 
-    def reference(self, policy: Policy) -> Scorer:
+    def reference(self, policy: Policy) -> Policy:
         """The policy that the run started from, for the KL penalty."""
         first = self.folder / "checkpoints" / "step-000000"
         check_seal(first)
@@ -201,6 +202,21 @@ def read_config(folder: str | Path) -> Config:
     return Config.from_dict(values, str(path))
 
 
+def config_of_checkpoint(path: str | Path) -> Config:
+    """The configuration of the run that a checkpoint belongs to: its folder, a checkpoint in it, or an adapter's folder.
+
+    Raises KitError if no config.json of a run is there.
+    """
+    path = Path(path)
+    if path.parent.name == "checkpoints" and (path.parents[1] / "config.json").is_file():
+        return read_config(path.parents[1])
+    if not path.is_dir():
+        raise KitError(f"{path}: no policy here; name the folder of a run, or a checkpoint in it.")
+    if (path / "items.json").is_file() or not (path / "config.json").is_file():
+        raise KitError(f"{path}: no run here (its config.json says grammar and decoding); name the folder of a run.")
+    return read_config(path)
+
+
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """All whole lines of metrics.jsonl, one per step; a last line that a kill cut short is left out."""
     rows: dict[int, dict[str, float]] = {}
@@ -220,8 +236,10 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 
 def provenance() -> dict[str, Any]:
     """Command, versions, hardware and date, for config.json and result files."""
+    script = Path(sys.argv[0])  # a script by its relative path, as in python data/results/make.py NAME
+    called = f"python {script}" if script.suffix == ".py" and not script.is_absolute() else "python -m fgrpo"
     return {
-        "command": " ".join(["python -m fgrpo", *sys.argv[1:]]),
+        "command": " ".join([called, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "versions": {
             "fgrpo": __version__, "python": platform.python_version(), "torch": torch.__version__,

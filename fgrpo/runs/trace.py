@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .run import provenance, thinned
 from ..config import Config, GrammarConfig, KitError
 from ..credit import assign_credit, check_credit
-from ..data import Example, example_of, read_object, to_row, write_text
+from ..data import Example, write_text
 from ..evaluate import greedy
-from ..policy import Policy, Prompts, Sampling
+from ..policy import Policy, Prompts, Sampling, slices
 from ..prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, ItemChoices, Output
 from ..rewards import Rewards, score
 from ..rollout import Rollouts, rollout
+from ..tasks.jsonl import example_of, read_object, to_row
 from ..trainer import sampling_of
-from ..policy import slices
+from .run import provenance, thinned
 
 VERSION = 1
 

@@ -10,6 +10,7 @@ from ..policy import Policy
 from ..trainer import Callback, fit
 from .policies import new_policy, policy_folder
 from .run import Run, read_config
+from .sft import sft_stage
 from .trace import trace_of, trace_policy, write_trace
 
 DATA = Path(__file__).parents[2] / "data"
@@ -30,7 +31,16 @@ def warm_start(
         return policy_folder(SHIPPED)
     run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
     callback = tracer(run, splits.validation)
-    fit(new_policy(items, config), splits.train, run.config, run, sft=True, quiet=quiet, after_save=callback, stop=stop)
+    fit(
+        new_policy(items, config),
+        splits.train,
+        run.config,
+        run,
+        sft_stage(config),
+        quiet,
+        after_save=callback,
+        stop=stop,
+    )
     latest = run.latest()
     assert latest is not None
     return latest

@@ -80,7 +80,8 @@ class Case:
         """The same random weights at every call."""
         policy = Policy.tiny(self.items, self.config().model)
         policy.model.config.max_position_embeddings = 4 * self.prompt
-        return policy.to(self.device).cast(getattr(torch, self.dtype))
+        policy.model.to(dtype=getattr(torch, self.dtype))
+        return policy.to(self.device)
 
     def batch(self, number: int) -> list[Example]:
         """Fresh queries for each round; every prompt has exactly `prompt` tokens."""

@@ -1,188 +1,197 @@
-"""What a model of given sizes needs for a step, by arithmetic: memory as a sum of parts, time as FLOP over a rate.
+"""What a run would need, without loading weights: `train --dry-run`. Memory is a sum of parts, time is FLOP over a rate.
 
-Both are for planning. The tests hold memory to within a factor of 2 of measured steps of small models (it is four
-fifths of those); the time has been compared with steps on a CPU only, not on a GPU.
+Sizes are those of the real configuration, tokenizer and data; weights are counted on the meta device. A test holds
+memory to within a factor of 2 of measured steps of small models on the CPU. Hours on a GPU have not been checked.
 """
 
-import time
-from dataclasses import dataclass
-from typing import Any
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
-from ..config import Config, KitError, LMConfig
-from ..prefix import RECOMPUTE_FROM, branches_at_once, why_unshared
+from ..config import Config, KitError
+from ..data import Splits
+from ..lm.loading import loading, optional
+from ..lm.pretrained import RECOMPUTE_FROM, load_labels
+from ..policy import Policy
+from ..prefix import branches_at_once, why_unshared
+from ..runs.warm_start import fits_shipped
+from ..trainer import check_pools
 
-GPU = {"bfloat16": 312e12, "float32": 19.5e12}, 2.0e12, 0.3
-"""an A100 of 80 GB: peak FLOP/s by type, memory bandwidth (bytes/s), and the share of the peak that is reckoned with"""
-CPU_BANDWIDTH, CPU_SHARE = 10e9, 0.35
-"""of a CPU core: bytes/s, and the share of the rate of a plain matrix product, which is measured"""
-LAYER_SECONDS = 5e-4
-"""least time of one decoder layer in one decoding step on a GPU: its kernels are started one by one"""
+QWEN3_4B = Qwen3Config(
+    hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_key_value_heads=8, tie_word_embeddings=True
+)  # fmt: skip
+KNOWN = {"Qwen/Qwen3-4B-Instruct-2507": QWEN3_4B}  # the presets' model, which is planned without the model hub
+RATES = {"bfloat16": (94e12, 2e12, 5e-4), "float32": (5.9e12, 2e12, 5e-4), "cpu": (25e9, 10e9, 0.0)}
+"""FLOP/s (30 % of the peak of an A100 of 80 GB; a third of a matrix product on a CPU core of ours), bytes/s, and minimum
+seconds of one layer in a decoding step, since a GPU's kernels are started one by one"""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model: layers, widths (of attention's queries and keys too), numbers of weights.
-
-    `applied` weights multiply every token (all but embeddings and head); `inputs` counts, per layer, the numbers that
-    trained layers keep of each token for their own gradient.
-    """
+class Shape(NamedTuple):
+    """Sizes of a model. Widths of attention's queries and keys are over all heads."""
 
     layers: int
     hidden: int
-    intermediate: int
     queries: int
     keys: int
     vocabulary: int
     weights: int
-    applied: int
+    applied: int  # weights that multiply every token: all but embeddings and head
     trained: int
-    inputs: float
-    normed: bool
-    shared: bool
-    adapter: bool
+    size: int  # bytes a weight
+    kept: float  # bytes that one layer keeps of one token for its gradient
+    shared: bool  # the prompt is encoded once for all rollouts
+    adapter: bool  # LoRA weights are all that is trained
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens of a prompt (mean, most), of the longest completion, logits per token; whether a tokenizer counted them."""
+class Tokens(NamedTuple):
+    """Tokens of a prompt (mean, maximum) and of the longest completion; logits per token; whether a tokenizer counted."""
 
     mean: float
-    most: int
+    longest: int
     completion: int
     columns: int
-    counted: bool
+    counted: bool = True
 
 
-def shape_of(model: Any, lm: LMConfig | None) -> Shape:
-    """The sizes of a model, on whatever device; with `lm`, of one that gets its LoRA adapter.
+def shape_of(config: Config, items: Sequence[str]) -> Shape:
+    """The sizes of the run's model. Raises KitError if its configuration cannot be loaded, or if no layer gets LoRA.
 
-    Raises KitError if no layer bears a name of `lora_targets`.
+    Kept per layer and token: a float32 input of both norms (and of those of queries and keys, if any), attention's
+    queries and output, three vectors of the gated feed-forward layer, the input of each trained layer in float32.
     """
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
+    lm, code = config.lm, {"trust_remote_code": config.lm.trust_remote_code}
+    with torch.device("meta"):
+        if lm.model:
+            gguf = {"gguf_file": lm.gguf_file} if lm.gguf_file and optional("gguf") else {}
+            with loading(lm.model):
+                found = KNOWN.get(lm.model) or AutoConfig.from_pretrained(lm.model, **code, **gguf)
+            model = AutoModelForCausalLM.from_config(found, **code)
+        else:
+            model = Policy.tiny(items, config.model).model
+    sizes, head = model.config.get_text_config(), model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    weights = sum(p.numel() for p in model.parameters())
-    applied = sum(m.weight.numel() for m in linear.values())
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    queries, keys = heads * width, (getattr(config, "num_key_value_heads", None) or heads) * width
-    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    trained, inputs = weights, float(2 * config.hidden_size + queries + intermediate)
-    if lm:
+    layers, hidden, heads = sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads
+    width = getattr(sizes, "head_dim", None) or hidden // heads
+    queries, keys = heads * width, (getattr(sizes, "num_key_value_heads", None) or heads) * width
+    intermediate = getattr(sizes, "intermediate_size", None) or 4 * hidden
+    trained = weights = sum(p.numel() for p in model.parameters())
+    applied, size, inputs = sum(m.weight.numel() for m in linear.values()), 4, 2 * hidden + queries + intermediate
+    if lm.model:
         names = lm.lora_targets.split(",")
-        chosen = [m for n, m in linear.items() if names == ["all-linear"] or n.rsplit(".", 1)[-1] in names]
-        if not chosen:
+        adapted = [m for n, m in linear.items() if names == ["all-linear"] or n.rsplit(".", 1)[-1] in names]
+        if not adapted:
             raise KitError(f"lora_targets {lm.lora_targets!r}: this model has no such layer.")
-        trained = sum(lm.lora_rank * (m.in_features + m.out_features) for m in chosen)
-        each = sum(m.in_features for m in chosen) / config.num_hidden_layers
-        inputs = each if lm.dtype == "bfloat16" else min(each, inputs)  # float32 copies, one a layer that has one
-    return Shape(
-        config.num_hidden_layers, config.hidden_size, intermediate, queries, keys, config.vocab_size, weights, applied,
-        trained, inputs, any("q_norm" in n for n, _ in model.named_modules()), why_unshared(model) is None, bool(lm),
-    )  # fmt: skip
+        trained = sum(lm.lora_rank * (m.in_features + m.out_features) for m in adapted)
+        copies = sum(m.in_features for m in adapted) / layers  # in float32, layers that read one vector share it
+        size, inputs = (2, copies) if lm.dtype == "bfloat16" else (4, min(copies, inputs))
+    norms = 2 * hidden + (queries + keys if any("q_norm" in n for n, _ in model.named_modules()) else 0)
+    kept = 4 * norms + size * (2 * queries + 3 * intermediate) + 4 * inputs
+    counts, shared = (weights, applied, trained), why_unshared(model) is None
+    return Shape(layers, hidden, queries, keys, sizes.vocab_size, *counts, size, kept, shared, bool(lm.model))
+
+
+def tokens_of(config: Config, splits: Splits, items: Sequence[str]) -> Tokens:
+    """Lengths of prompts and completions, over about 200 training examples; guessed without the presets' tokenizer."""
+    some, grammar, lm = splits.train[:: max(1, len(splits.train) // 200)], config.grammar, config.lm
+    try:
+        labels = load_labels(lm) if lm.model else Policy.tiny(items, config.model).labels
+    except KitError:
+        if lm.model not in KNOWN:
+            raise
+        texts = [(e.query, *e.history, *e.candidates) for e in some]  # four characters a token, a lead of 4 tokens
+        guesses = [120 + sum(min(len(text) // 4 + 1, lm.passage_tokens) + 4 for text in row) for row in texts]
+        longest = 4 * (grammar.slate_size + grammar.rank_size) + 16
+        return Tokens(statistics.fmean(guesses), max(guesses), longest, 32, counted=False)
+    lengths = [len(labels.prompt_ids(e, grammar)) for e in some]
+    choices = labels.choices([max(some, key=lambda e: len(e.candidates))])
+    columns = len(items) if choices.columns is None else len(choices.columns)
+    return Tokens(statistics.fmean(lengths), max(lengths), choices.longest(grammar), columns)
 
 
 def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -> dict[str, float]:
-    """Bytes at the peak of an RL step, by part; b bytes a weight, m = `micro` queries held together, P and C the most.
+    """Bytes at the peak of one RL step (or SFT step, where G is 1), by part.
 
-    Of a step of the warm start with `sft`: G is 1 there.
+    With b bytes a weight, m queries held at a time (`--micro`), prompts of P and completions of C tokens at most:
 
-    - weights: b each; trained: 16 each (float32 weight, gradient, two moments of AdamW), of the tiny policy 12 more;
-    - cache: keys and values of m (P + G C) tokens, 2 b keys a layer;
-    - attention: in the loss, keys and values again per group of branches, and once more at the width of the queries;
-    - activations: of m G C tokens, and of m P where the prompt's layers are kept, `per_token` a layer; where they are
-      run again (a pretrained model, more than RECOMPUTE_FROM tokens) the layers' inputs and one layer. Unshared: of
-      m G (P + C) tokens;
-    - logits: three float32 copies of m G C rows, as wide as the grammar's tokens, or the vocabulary if decoding is free.
+    - weights: b each. Trained: 16 each (float32 weight, gradient, two moments of AdamW);
+    - cache: keys and values of m (P + G C) tokens;
+    - attention: in the loss, keys and values once more for each chunk of branches, and again at the queries' width;
+    - activations: `kept` a layer, of m G C tokens, and of m P unless the prompt's layers are recomputed (pretrained
+      models, more than RECOMPUTE_FROM tokens), which keeps the layers' inputs and one layer;
+    - logits: three float32 copies of m G C rows, as wide as the grammar's choices, or the vocabulary in free decoding.
+
+    Where the prompt is not shared, attention and activations hold m G P tokens of it, not m P.
     """
-    b, g, batch = _bytes(config), config.rl.group, config.rl.queries
+    b, n, g, batch = shape.size, shape.layers, config.rl.group, config.rl.queries
     if sft:
         g, batch = 1, config.sft.sft_batch
-    m = min(config.lm.micro or batch, batch)
-    p, c = tokens.most, tokens.completion
-    chunk = min(g, branches_at_once(p, c))
-    again = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM
-    each, answers = per_token(shape, b), m * g * c
-    kept = each * shape.layers * (answers + (0 if again else m * p) if shape.shared else m * g * (p + c))
-    if again:
-        kept += m * p * (shape.layers * shape.hidden * b + each)
-    branches = -(-g // chunk) * (p + chunk * c) * m if shape.shared else m * g * (p + c)
+    m, p, c = min(config.lm.micro or batch, batch), tokens.longest, tokens.completion
+    prompts, answers, chunk = m * p * (1 if shape.shared else g), m * g * c, min(g, branches_at_once(p, c))
+    attended = -(-g // chunk) * (p + chunk * c) * m if shape.shared else prompts + answers
+    recomputed = shape.adapter and shape.shared and prompts > RECOMPUTE_FROM
+    encoded = prompts * (n * shape.hidden * b + shape.kept) if recomputed else prompts * n * shape.kept
     wide = tokens.columns if config.rl.decoding == "constrained" else shape.vocabulary
     return {
-        "weights": b * (shape.weights if shape.adapter else 0),
-        "trained": 16.0 * shape.trained,
-        "cache": 2.0 * b * shape.layers * shape.keys * m * (p + g * c),
-        "attention": 2.0 * b * shape.layers * (shape.keys + shape.queries) * branches,
-        "activations": float(kept),
-        "logits": 12.0 * answers * wide,
-    }
+        "weights": float(b * shape.weights * shape.adapter), "trained": 16.0 * shape.trained,
+        "cache": 2.0 * b * n * shape.keys * m * (p + g * c),
+        "attention": 2.0 * b * n * (shape.keys + shape.queries) * attended,
+        "activations": n * shape.kept * answers + encoded, "logits": 12.0 * answers * wide,
+    }  # fmt: skip
 
 
-def per_token(shape: Shape, b: int) -> float:
-    """Bytes that a decoder layer keeps of one token for its gradient.
+def seconds_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -> float:
+    """Seconds of one RL step (or SFT step).
 
-    Both norms keep a float32 input (and those of queries and keys, where there are such), attention its queries and
-    its output, the gated feed-forward layer three vectors, and trained layers their input in float32.
+    A token costs 2 FLOP per applied weight, and 4 x width x layers in attention for each token that it sees. A backward
+    pass costs one forward pass through frozen weights, two where all are trained, and one more for recomputed prompts.
+    Decoding writes one token a step for m G rollouts; no step is faster than reading all weights, or the layers' minimum.
     """
-    norms = 2 * shape.hidden + (shape.queries + shape.keys if shape.normed else 0)
-    return 4 * norms + b * (2 * shape.queries + 3 * shape.intermediate) + 4 * shape.inputs
-
-
-def seconds_of(shape: Shape, tokens: Tokens, config: Config, rate: float, bandwidth: float, least: float) -> dict:
-    """Seconds of one SFT step and one RL step, and of one greedy answer, at `rate` FLOP/s.
-
-    A token costs 2 FLOP a weight that is applied to it, and attention 4 x width x layers for each token that it sees.
-    A backward pass costs as much as a forward pass through frozen weights, twice as much where all are trained; a
-    prompt's layers that are run again cost one more. Decoding writes one token a step for all rollouts together, and
-    no step is faster than reading all weights once, or than `least` seconds a layer.
-    """
-    b, g, c, p = _bytes(config), config.rl.group, tokens.completion, tokens.mean
-    attention = 4 * shape.layers * shape.queries
+    flops, bandwidth, layer = RATES["cpu" if config.device == "cpu" else "bfloat16" if shape.size == 2 else "float32"]
+    p, c, g, batch = tokens.mean, tokens.completion, config.rl.group, config.rl.queries
+    if sft:
+        g, batch = 1, config.sft.sft_batch
+    m, passes, prompts = min(config.lm.micro or batch, batch), 2 if shape.adapter else 3, 1 if shape.shared else g
+    chunk = min(g, branches_at_once(int(p), c)) if shape.shared else 1
+    recomputed = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM
 
     def forward(n: float, seen: float) -> float:
-        return n * (2 * shape.applied + attention * seen)
+        return n * (2 * shape.applied + 4 * shape.layers * shape.queries * seen) / flops
 
-    def learning(rollouts: int, m: int) -> float:
-        times, prompts = (2 if shape.adapter else 3), (1 if shape.shared else rollouts)
-        again = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM
-        chunk = min(rollouts, branches_at_once(int(p), c)) if shape.shared else 1
-        return prompts * (times + again) * forward(p, p / 2) + times * forward(rollouts * c, p + chunk * c)
+    encoded = batch * prompts * forward(p, p / 2)
+    loss = encoded * (passes + recomputed) + batch * passes * forward(g * c, p + chunk * c)
+    token = max(forward(m * g, p + c), shape.size * shape.weights / bandwidth, layer * shape.layers)
+    return loss if sft else config.rl.epochs * loss + encoded + -(-batch // m) * c * token
 
-    def decoding(m: int, rollouts: int) -> float:
-        one = forward(m * rollouts, p + c) / rate
-        return m * forward(p, p / 2) * (1 if shape.shared else rollouts) / rate + c * max(
-            one, b * shape.weights / bandwidth, least * shape.layers
-        )
 
-    q = config.rl.queries
-    m = min(config.lm.micro or q, q)
-    batch = min(config.lm.micro or config.sft.sft_batch, config.sft.sft_batch)
+def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True, rl: bool = True) -> dict[str, Any]:
+    """Data, tokens, weights, steps, memory (GB) and hours of a run, for JSON and `format_plan`.
+
+    `warm`: it begins with a warm start, unless the shipped one fits; `rl`: RL follows. Raises KitError if data,
+    tokenizer or configuration are missing, and on prompts longer than the model's context.
+    """
+    check_pools(splits.train, config)
+    shape, tokens = shape_of(config, items), tokens_of(config, splits, items)
+    steps = {"sft": config.sft.sft_steps * (warm and not (rl and fits_shipped(config))), "rl": config.rl.steps * rl}
+    needs = [memory_of(shape, tokens, config, name == "sft") for name, n in steps.items() if n]
+    memory = max(needs, key=lambda parts: sum(parts.values()))
+    hours = {name: n * seconds_of(shape, tokens, config, name == "sft") / 3600 for name, n in steps.items()}
     return {
-        "sft_step": config.sft.sft_batch * learning(1, batch) / rate,
-        "rl_step": -(-q // m) * decoding(m, g) + config.rl.epochs * q * learning(g, m) / rate,
-        "answer": decoding(8, 1) / 8,
-    }
+        "task": {"name": config.task, **{name: len(part) for name, part in splits._asdict().items()}},
+        "tokens": {"prompt": tokens.mean, "longest": tokens.longest, "completion": tokens.completion,
+                   "how": "counted" if tokens.counted else "guessed at four characters each"},
+        "model": {"name": config.lm.model or "tiny policy", "weights": shape.weights, "trained": shape.trained},
+        "steps": {**steps, "rollouts": steps["rl"] * config.rl.queries * config.rl.group},
+        "memory_gb": {part: x / 1e9 for part, x in {**memory, "total": sum(memory.values())}.items()},
+        "hours": {**hours, "total": sum(hours.values()), "on": "CPU" if config.device == "cpu" else "A100, not checked"},
+        "config": config.to_dict(),
+    }  # fmt: skip
 
 
-def _bytes(config: Config) -> int:
-    return 2 if config.lm.model and config.lm.dtype == "bfloat16" else 4
-
-
-def rate_of(config: Config) -> tuple[float, float, float, str]:
-    """FLOP/s to reckon with, bytes/s, least seconds a layer in decoding, and the sentence that says so."""
-    dtype = config.lm.dtype if config.lm.model else "float32"
-    if config.device != "cpu":
-        peaks, bandwidth, share = GPU
-        said = f"{share:.0%} of an A100's {peaks[dtype] / 1e12:g} TFLOP/s in {dtype}; not checked on a GPU"
-        return share * peaks[dtype], bandwidth, LAYER_SECONDS, said
-    a = torch.ones(512, 512, dtype=getattr(torch, dtype))
-    spent = []
-    for _ in range(8):
-        began = time.perf_counter()
-        a @ a
-        spent.append(time.perf_counter() - began)
-    peak = 2 * 512**3 / min(spent)
-    said = f"{CPU_SHARE:.0%} of the {peak / 1e9:.0f} GFLOP/s that a matrix product reaches here now in {dtype}"
-    return CPU_SHARE * peak, CPU_BANDWIDTH, 0.0, said
+def format_plan(found: dict[str, Any]) -> str:
+    """A plan for a terminal, a line for each part."""
+    form, last = {float: "{:,.2f}", int: "{:,}", str: "{}"}, "An estimate by arithmetic: nothing was loaded or trained."
+    parts = {name: [f"{k} {form[type(x)].format(x)}" for k, x in found[name].items()] for name in list(found)[:-1]}
+    return "\n".join([*(f"{name:<10} {', '.join(part)}" for name, part in parts.items()), last])

@@ -1,15 +1,15 @@
-"""The kit's own trainer on several processes, started by `accelerate launch` or `torchrun`. One process needs none of it.
+"""The kit's own trainer on several processes, started by `accelerate launch` or `torchrun`. Not used by one process.
 
-Every process holds the whole model and takes whole queries, an equal share of each batch, so that no group is ever
-split. It samples, scores and assigns credit by itself: which token is drawn depends on (seed, step, query, rollout,
-position) alone (fgrpo.rollout). Gradients are averaged once a step. So a run is the same on any number of processes, but
-for the rounding of sums taken in another order.
+Every process holds the whole model and takes an equal share of the queries of each batch, so that no group is split
+over processes. It samples, scores and assigns credit without the others: which token is drawn depends on (seed, step,
+query, rollout, position) alone (fgrpo.rollout). Gradients are averaged once per optimizer step. A run is therefore the
+same on any number of processes, up to rounding: sums are taken in another order.
 """
 
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,17 +32,17 @@ class Processes(Team):
 
     def __init__(self, accelerator: "Accelerator"):
         self.accelerator = accelerator
-        self.size, self.rank = accelerator.num_processes, accelerator.process_index  # type: ignore[misc]
-        self.main = self.rank == 0  # type: ignore[misc]
+        self.size, self.rank = accelerator.num_processes, accelerator.process_index
+        self.main = self.rank == 0
 
     def device(self, device: str) -> str:
-        """Under `cuda` each process has its own GPU. Raises KitError if it cannot be had."""
+        """The device of this process: with `cuda`, each has its own GPU. Raises KitError if it is not available."""
         if device not in ("cpu", self.accelerator.device.type):
             raise KitError(f"device {device!r} cannot be used by {self.size} processes here: choose cpu or cuda.")
         return str(self.accelerator.device)
 
     def share(self, queries: Sequence[Example]) -> list[Example]:
-        """An equal part of the batch. Raises KitError if there is none."""
+        """This process's queries of a batch, consecutive ones. Raises KitError if the batch cannot be shared evenly."""
         if len(queries) % self.size:
             raise KitError(f"{len(queries)} queries a step cannot be shared evenly by {self.size} processes.")
         part = len(queries) // self.size
@@ -53,7 +53,7 @@ class Processes(Team):
         return float(self._reduce(torch.tensor([float(value)], dtype=torch.float64)))
 
     def mean_gradients(self, parameters: Sequence[Tensor], loss: float) -> float:
-        """Average the gradients over the processes, in place, and the loss, which is returned: one exchange."""
+        """Average the gradients over the processes, in place, and the loss, which is returned, in one exchange."""
         grads = [p.grad for p in parameters if p.grad is not None]
         if not grads:
             return loss
@@ -64,38 +64,41 @@ class Processes(Team):
         return float(total)
 
     def reduce(self, logs: Logs, rollouts: Rollouts | None) -> Logs:
-        """Numbers of the whole batch: a mean over tokens by the tokens that it is about, a root mean square through the
-        squares, counts of tokens as a sum, anything else as a plain mean."""
+        """Logged numbers of the whole batch, from those of each process.
+
+        Means over tokens are weighted by their number of tokens, root mean squares are averaged as squares, token counts
+        are added up, and everything else is a plain mean.
+        """
         weights = torch.tensor([1.0 if rollouts is None else _weight(name, rollouts) for name in logs])
         values, squared = torch.tensor(list(logs.values())), torch.tensor(["_std" in name for name in logs])
         values = torch.where(squared, values.square(), values)
         weight, total = self._reduce(torch.stack((weights, values * weights)).double())
-        means = total / weight.clamp(min=1e-9)
+        means = total / weight.clamp(min=1e-9)  # 0 where no process has such a token
         means = torch.where(squared.to(means.device), means.sqrt(), means)
         found = dict(zip(logs, means.tolist(), strict=True))
         return found | ({"tokens": int(self.sum(logs["tokens"]))} if "tokens" in logs else {})
 
     def agree(self, rollouts: Rollouts) -> Rollouts:
-        """With the longest completion that the grammar allows on any process as the divisor of the loss."""
+        """The rollouts, with the longest completion that the grammar allows on any process as divisor of the loss."""
         longest = self.accelerator.gather(torch.tensor([rollouts.longest or 0], device=self.accelerator.device))
         return replace(rollouts, longest=int(longest.max()) or None)
 
     def any(self, here: bool) -> bool:
-        """Whether something is so on any of the processes."""
+        """Whether `here` is true on any of the processes."""
         return bool(self.sum(float(here)))
 
     def first(self) -> AbstractContextManager[None]:
-        """A block that the main process goes through before the others do."""
+        """A block that the main process completes before the others enter it."""
         return self.accelerator.main_process_first()
 
     def prepare(self, *models: object) -> None:
-        """Under `--mixed_precision bf16`, models compute in bfloat16 (torch.autocast); their weights stay as they are."""
+        """With `--mixed_precision bf16`, models compute in bfloat16 (torch.autocast); their weights keep their type."""
         for policy in models:
             if self.accelerator.mixed_precision == "bf16" and isinstance(policy, Policy):
                 self.accelerator.prepare_model(policy.model, device_placement=False, evaluation_mode=True)
 
     def leave(self) -> None:
-        """End the work in common; what follows, each does alone."""
+        """End communication with the other processes."""
         self.accelerator.end_training()
 
     def _reduce(self, values: Tensor, how: str = "sum") -> Tensor:
@@ -103,7 +106,7 @@ class Processes(Team):
 
 
 def _weight(name: str, rollouts: Rollouts) -> float:
-    """How many tokens a logged number is the mean of; 1 if it is no mean of tokens."""
+    """The number of tokens that a logged number is the mean of; 1 if it is not a mean over tokens."""
     phases = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
     kind, _, phase = name.partition("/")
     if kind in ("clipfrac", "entropy", "advantage_std"):
@@ -111,26 +114,23 @@ def _weight(name: str, rollouts: Rollouts) -> float:
     return float(rollouts.mask.sum()) if "kl" in name else 1.0
 
 
-def moved(rollouts: Rollouts, device: str) -> Rollouts:
-    """Rollouts on another device, without their prompts."""
-    values = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
-    tensors = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
-    return replace(rollouts, prompts=None, tree=None, **tensors)  # type: ignore[arg-type]
-
-
 def launched(device: str) -> Team:
-    """The processes that `accelerate launch` or `torchrun` started, or this one alone.
+    """The processes that `accelerate launch` or `torchrun` started; ALONE if there is only this one.
 
-    Raises KitError if the launcher was asked for what the kit's own trainer does not do.
+    Raises KitError if the launcher asks for something that the kit's own trainer does not do.
     """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     for what in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("true", "1"):
-            raise KitError(f"{what} splits the model, which this trainer holds whole: use fgrpo.scale.trl for that.")
+            raise KitError(
+                f"{what} splits the model over processes, which this trainer does not do: use fgrpo.scale.trl."
+            )
     if precision not in ("no", "bf16"):
-        raise KitError(f"mixed precision {precision!r} needs its losses scaled, which is not done here: choose bf16.")
+        raise KitError(
+            f"mixed precision {precision!r} needs loss scaling, which this trainer does not do: choose bf16."
+        )
     if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or 1) > 1:
-        raise KitError("gradient accumulation is set with --micro here, not in the launcher.")
+        raise KitError("gradient accumulation is set with --micro, not in the launcher: remove it there.")
     if processes() == 1 and precision == "no":
         return ALONE
     from accelerate import Accelerator
@@ -138,4 +138,4 @@ def launched(device: str) -> Team:
     try:
         return Processes(Accelerator(cpu=device == "cpu"))
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise KitError(f"the processes cannot be joined ({str(error).strip()[:150]}).") from None
+        raise KitError(f"the processes cannot connect ({str(error).strip()[:150]}).") from None

@@ -1,40 +1,41 @@
-"""What fgrpo.scale.trl needs around the trainer: rows of its data set, options that fit, and which are refused.
-
-TRL itself is not imported here.
-"""
+"""Around fgrpo.scale.trl: rows of its data set, options that fit, and options that are refused. Works without TRL."""
 
 import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import GrammarConfig, KitError, RLConfig
 from ..credit import JOINT, check_credit
 from ..data import Example
 from ..lm.index_labels import ANSWER, IndexLabels
-from ..prompt import ItemLabels
+from ..prompt import ItemLabels, Labels
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig
 
 TESTED = ("1.16.0", "1.17")
-"""TRL from the first version on, and before the second: one advantage per token is no promise of its GRPOTrainer"""
-Labels = ItemLabels | IndexLabels
+"""TRL from the first version on, below the second: that it takes one advantage per token is not part of its interface"""
 
 
 def check_version(found: str | None = None) -> None:
-    """Raise KitError unless the installed TRL, or the version `found`, is one that this was tested with."""
+    """Raise KitError unless the installed TRL, or the version `found`, is one that the kit is tested with."""
     try:
         found = found or version("trl")
     except PackageNotFoundError:
-        raise KitError("fgrpo.scale.trl needs TRL: pip install -e '.[peers]' -c constraints.txt.") from None
+        raise KitError(
+            "TRL is not installed, which fgrpo.scale.trl needs: pip install -e '.[peers]' -c constraints.txt."
+        ) from None
     least, above, have = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (*TESTED, found))
     if not least <= have < above:
         raise KitError(
-            f"fgrpo.scale.trl is tested with TRL from {TESTED[0]} on and before {TESTED[1]}, and {found} is installed: "
+            f"TRL {found} is installed, and fgrpo.scale.trl is tested with versions from {TESTED[0]} to below {TESTED[1]}: "
             f"pip install 'trl>={TESTED[0]},<{TESTED[1]}'."
         )
 
 
 def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig) -> list[dict[str, Any]]:
-    """Rows for datasets.Dataset.from_list: the prompt, and what the rewards are computed from."""
+    """Rows for datasets.Dataset.from_list: the prompt, and the fields from which rewards are computed."""
     return [
         {
             "prompt": _prompt(e, labels, grammar), "query": e.id, "relevant": sorted(e.relevant),
@@ -45,14 +46,14 @@ def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig
 
 
 def example_of_row(row: dict[str, Any]) -> Example:
-    """What a row says of its example: all that rewards and credit are computed from."""
+    """The example of a row, as far as rewards and credit need it."""
     return Example(row["query"], "", (), tuple(row["pool"]), frozenset(row["relevant"]))
 
 
-def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> Any:
-    if isinstance(labels, ItemLabels):
+def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> str | list[dict[str, str]]:
+    if not isinstance(labels, IndexLabels):
         return labels.prompt(example)
-    labels.prompt_ids(example, grammar)  # refuses what the context has no room for
+    labels.prompt_ids(example, grammar)  # raises KitError if the context has no room for it
     text = labels.message(example, grammar)
     return [{"role": "user", "content": text}] if labels.tokenizer.chat_template else text + ANSWER
 
@@ -60,7 +61,7 @@ def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> Any:
 def grpo_options(
     rl: RLConfig, grammar: GrammarConfig, labels: Labels, examples: Sequence[Example], **more: Any
 ) -> dict[str, Any]:
-    """Options for trl.GRPOConfig that say what `rl` and `grammar` say; `more` is added (output_dir, batch sizes, vLLM)."""
+    """The options of trl.GRPOConfig that follow from `rl` and `grammar`; `more` is added (output_dir, batch sizes, vLLM)."""
     longest = labels.choices(examples).longest(grammar)
     return {
         **_same(rl), "loss_type": "dr_grpo", "scale_rewards": "none", "vllm_importance_sampling_mode": "token_truncate",
@@ -70,7 +71,7 @@ def grpo_options(
 
 
 def _same(rl: RLConfig) -> dict[str, Any]:
-    """What RLConfig and GRPOConfig both say."""
+    """The options that RLConfig and GRPOConfig share, under their names in GRPOConfig."""
     return {
         "num_generations": rl.group, "temperature": rl.temperature, "beta": rl.beta, "num_iterations": rl.epochs,
         "epsilon": rl.clip_low, "epsilon_high": rl.clip_high, "importance_sampling_level": rl.ratio,
@@ -78,8 +79,8 @@ def _same(rl: RLConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_options(args: Any, rl: RLConfig) -> None:
-    """Raise KitError, with the reason, on what would undo the credit or be ignored. `args` is a trl.GRPOConfig."""
+def check_options(args: "GRPOConfig", rl: RLConfig) -> None:
+    """Raise KitError, with the reason, on options that would undo the credit or be ignored."""
     check_credit(rl)
     phases = rl.credit not in JOINT
     vllm_sequence = (
@@ -90,23 +91,23 @@ def check_options(args: Any, rl: RLConfig) -> None:
             rl.credit == "nested",
         "TRL samples from the whole vocabulary, unconstrained: give RLConfig decoding 'free'.": rl.decoding != "free",
         f"TRL has importance ratios by token or sequence, not by {rl.ratio}.": rl.ratio not in ("token", "sequence"),
-        "reward noise is the kit's own trainer's: set slate_noise and rank_noise to 0.":
+        "reward noise is added by the kit's own trainer only: set slate_noise and rank_noise to 0.":
             bool(rl.slate_noise or rl.rank_noise),
         f"importance_sampling_level 'sequence' averages the phases of {rl.credit!r} into one: choose 'token'.":
             phases and args.importance_sampling_level == "sequence",
-        f"vllm_importance_sampling_mode {args.vllm_importance_sampling_mode!r} weighs a whole completion, so that the "
-        "tokens of one phase weigh those of the other: choose 'token_truncate'.": phases and vllm_sequence,
-        f"loss_type {args.loss_type!r} divides by a completion's own length, so that a longer slate takes weight from "
-        "the ranking: choose 'dr_grpo'.": args.loss_type in ("grpo", "sapo"),
-        f"loss_type {args.loss_type!r} weighs whole completions, which averages the phases: choose 'dr_grpo'.":
+        f"vllm_importance_sampling_mode {args.vllm_importance_sampling_mode!r} weights a whole completion, so that the "
+        "tokens of one phase change the weight of the other: choose 'token_truncate'.": phases and vllm_sequence,
+        f"loss_type {args.loss_type!r} divides by a completion's own length, so that a longer slate lowers the weight "
+        "of the ranking: choose 'dr_grpo'.": args.loss_type in ("grpo", "sapo"),
+        f"loss_type {args.loss_type!r} weights whole completions, which averages the phases: choose 'dr_grpo'.":
             args.loss_type in ("luspo", "vespo"),
-        "off_policy_mask_threshold drops whole completions by the sign of one advantage, and here each token has its own.":
-            args.off_policy_mask_threshold is not None,
+        "off_policy_mask_threshold drops whole completions by the sign of one advantage, and here each token has its "
+        "own: leave it None.": args.off_policy_mask_threshold is not None,
         f"scale_rewards {args.scale_rewards!r} would be ignored, since the advantages are the kit's: give 'none', and "
-        "RLConfig scale 'std' if that is meant.": args.scale_rewards != "none",
+        "RLConfig scale 'std' to divide by the group's standard deviation.": args.scale_rewards != "none",
         "multi_objective_aggregation would be ignored, since the advantages are the kit's: credit 'gdpo' does that.":
             args.multi_objective_aggregation != "sum_then_normalize",
-        "remove_unused_columns would take away what rewards are computed from: leave it False.":
+        "remove_unused_columns would remove the columns from which rewards are computed: leave it False.":
             bool(args.remove_unused_columns),
     }  # fmt: skip
     for reason, applies in refused.items():
@@ -115,6 +116,6 @@ def check_options(args: Any, rl: RLConfig) -> None:
     for name, wanted in _same(rl).items():
         if getattr(args, name) != wanted:
             raise KitError(
-                f"GRPOConfig has {name} {getattr(args, name)!r}, and RLConfig says {wanted!r}: build the one from the "
-                f"other with grpo_options."
+                f"GRPOConfig has {name} {getattr(args, name)!r}, but RLConfig has {wanted!r}: make the GRPOConfig from "
+                "grpo_options."
             )

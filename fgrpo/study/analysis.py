@@ -14,8 +14,9 @@ from ..loss import policy_loss
 from ..policy import Policy
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..rewards import score
+from ..rollout import rollout
 from ..runs.run import provenance
-from ..trainer import batch_of, sample, sampled_tokens
+from ..trainer import batch_of, sampled_tokens, sampling_of
 from . import plots
 from .oracle import Oracle, enumerate_outputs, small_pool
 from .plots import Row
@@ -146,7 +147,7 @@ def interference(policy: Policy, queries: Sequence[Example], config: Config, num
     both norms. `flipped_slate`, `flipped_rank`: share of rollouts whose joint advantage (grpo) has the opposite sign of
     the phase's own; `blind_slate`, `blind_rank`: share where the phase's own is zero and the joint one is not.
     """
-    rollouts = sample(policy, queries, replace(config, rl=replace(config.rl, rankings=1)), number)
+    rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, config.seed, number)
     rewards = score(rollouts, queries, config.rl)
     joint, own = (  # (B, T) each
         assign_credit(rewards, rollouts, replace(config.rl, credit=name, rankings=1)) for name in ("grpo", "fgrpo")

@@ -1,24 +1,27 @@
-"""Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own. -> Splits."""
+"""Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own."""
 
 import sys
 from pathlib import Path
 
 from ..config import Config, KitError
-from ..data import Splits, read_jsonl
+from ..data import Splits
+from .jsonl import read_jsonl
 from .lab import build_lab, lab_catalogue
+from .lastfm import load_lastfm
+from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
 from .reading import Notes, catalogue, split_by_position
-from .recommendation import load_lastfm, load_movielens
 
 DATA = Path(__file__).parents[2] / "data"
 TASKS = ("lab-rec", "movielens", "lastfm", "hotpotqa", "musique")
 
 
 def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None = None) -> tuple[Splits, list[str]]:
-    """Splits of a task, and the catalogue of item keys that its policies know. Raises KitError on an unknown task.
+    """The splits of a task, and its catalogue: the item keys that a policy for it knows.
 
-    `bad` collects broken rows of a JSONL, HotpotQA or MuSiQue file instead of raising (`--skip-bad`). Rows that a real
-    data set loses are counted in `notes`; without it, what was lost is said on stderr.
+    The task is `config.task`, its folder or file `config.data`. Broken rows of a JSONL, HotpotQA or MuSiQue file are
+    appended to `bad` as messages; without `bad` the first one raises. Rows that a real data set loses are counted in
+    `notes`; without `notes` their number is printed on stderr. Raises KitError on an unknown task and on unreadable data.
     """
     if config.task == "lab-rec":
         items = [film.title for film in lab_catalogue()]

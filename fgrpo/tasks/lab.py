@@ -1,4 +1,4 @@
-"""The lab task: invented films, viewers with a latent taste."""
+"""The lab task: invented films, and viewers with a latent taste."""
 
 import json
 import math
@@ -6,7 +6,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from ..data import Example, Splits, to_json
+from ..data import Example, Splits
+from .jsonl import to_json
 
 GENRES = {
     "noir": ("Alibi", "Alley", "Ledger", "Gunsel", "Dahlia"),
@@ -34,7 +35,7 @@ LAB_QUERY = "Which of these films would this viewer like?"
 
 
 class Film(NamedTuple):
-    """An invented film: the adjective of its title tells the tone, the noun tells the genre."""
+    """An invented film: the adjective of its title gives the tone away, the noun the genre."""
 
     title: str
     genre: str
@@ -43,7 +44,7 @@ class Film(NamedTuple):
 
 
 def lab_catalogue() -> list[Film]:
-    """The 300 films: every genre with every tone, five films each, one per era. Titles are unique by construction."""
+    """The 300 films: every genre with every tone, five films each, one per era. No title appears twice."""
     return [
         Film(f"{adjectives[(i + g) % 5]} {nouns[i]}", genre, tone, ERAS[(i + 2 * g + 3 * t) % 5])
         for g, (genre, nouns) in enumerate(GENRES.items())
@@ -53,12 +54,12 @@ def lab_catalogue() -> list[Film]:
 
 
 def build_lab(one_relevant: bool = False, seed: int = 0, pool: int = 20) -> Splits:
-    """The lab task: each viewer has a latent taste over genres, tones and eras, seen only through 8 films.
+    """The lab task: each viewer has a latent taste over genres, tones and eras, which is seen only through 8 films.
 
-    History and relevant films are drawn by taste without replacement (Gumbel top-k); half of the other candidates are
-    hard negatives, drawn by an eighth of the taste from what is left, the rest are drawn uniformly. `one_relevant` gives
-    exactly one relevant film per pool instead of 2 to 4. Only `Random.random`, whose stream Python keeps stable, is
-    drawn from, so that the files are the same everywhere.
+    History and relevant films are drawn by taste without replacement (Gumbel top-k). Half of the other candidates are
+    hard negatives, drawn from the rest by an eighth of the taste; the other half is drawn uniformly. `one_relevant` puts
+    exactly one relevant film in each pool instead of 2 to 4. All draws use `Random.random`, whose stream Python keeps
+    stable, so that the files are the same on every machine.
     """
     films = lab_catalogue()
     rng = Random(f"lab-rec {seed}")
@@ -96,7 +97,7 @@ def build_lab(one_relevant: bool = False, seed: int = 0, pool: int = 20) -> Spli
 
 
 def lab_files(folder: str | Path, **options: Any) -> dict[Path, str]:
-    """The text of every file of the lab task: the three splits and the catalogue with its attributes."""
+    """The text of each file of the lab task: the three splits, and the catalogue with its attributes."""
     folder = Path(folder)
     splits = build_lab(**options)._asdict()
     files = {folder / f"{name}.jsonl": "".join(to_json(e) + "\n" for e in rows) for name, rows in splits.items()}

@@ -1,7 +1,7 @@
-"""Multi-hop questions over a pool of passages: HotpotQA and MuSiQue in their official files. -> Splits of Examples.
+"""Multi-hop questions over a pool of passages: HotpotQA and MuSiQue in their official files.
 
-The query is the question, the history is empty, a candidate is `title: passage`. A passage is keyed by question and
-place (`{question id}/{index}`), never by title.
+The query is the question, the history is empty, a candidate is `title: passage`. The key of a passage is its question
+and its place there (`{question id}/{index}`), never its title: titles repeat.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ POOL = 20
 
 
 class Passage(NamedTuple):
-    """One candidate: its key, its title (which only keeps padding apart) and the text that is shown."""
+    """One candidate: its key, its title (used only to choose passages for padding) and the text that is shown."""
 
     key: str
     title: str
@@ -25,7 +25,7 @@ class Passage(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question, its own passages, and which of them support the answer."""
+    """A question, its own passages, and the indices of those that support the answer."""
 
     id: str
     text: str
@@ -37,12 +37,14 @@ def load_hotpotqa(path: str | Path, notes: Notes | None = None, bad: list[str] |
     """HotpotQA (arXiv 1809.09600), distractor or fullwiki, in the official schema or the Hub's, a JSON array or JSONL.
 
     `path` is one file (split 8:1:1 by position) or a folder with the train file (nine tenths train, one tenth
-    validation) and a dev file (test; distractor if both are there). Relevant are the passages whose title is a
-    supporting title. Questions of which a supporting passage is absent are left out and counted. Pools of fewer than 20
-    are padded with seeded passages of other questions of the same split or of training, so that no passage is met in
-    training that only a test question has; titles in the pool are not taken again. The order of the pool is seeded.
+    validation) and a dev file (test; distractor if both variants are present). A passage is relevant if its title is a
+    supporting title. Questions without all of their supporting passages are left out and counted. Pools of fewer than
+    20 are padded with random passages of other questions, from the same split or from training, so that training never
+    shows a passage that only test questions have; a title in the pool is not added again. The pool is shuffled. All
+    random choices depend on `seed`.
 
-    `bad` collects broken rows instead of raising. Raises KitError as well if there are too few passages to pad with.
+    Broken rows are appended to `bad` as messages; without `bad` the first one raises KitError, as does a data set with
+    too few passages for padding.
     """
     trains = ("hotpot_train*.json*", "*train*.json*")
     devs = ("hotpot_dev_distractor*.json*", "hotpot_dev*.json*", "*dev*.json*", "*valid*.json*")
@@ -54,8 +56,8 @@ def load_hotpotqa(path: str | Path, notes: Notes | None = None, bad: list[str] |
 def load_musique(path: str | Path, notes: Notes | None = None, bad: list[str] | None = None) -> Splits:
     """MuSiQue (arXiv 2108.00573), `ans` or `full`, official JSONL; files and splits as for HotpotQA.
 
-    Of a folder with both variants `ans` is read. Relevant are the supporting paragraphs. Unanswerable questions have no
-    complete set of them: they are left out and counted. Pools are as published, in the published order.
+    If a folder holds both variants, `ans` is read. The supporting paragraphs are relevant. Unanswerable questions have
+    no complete set of them: they are left out and counted. Pools are as published, in the published order.
     """
     names = ("musique_ans*train*.jsonl", "*train*.jsonl"), ("musique_ans*dev*.jsonl", "*dev*.jsonl")
     parts = _read(Path(path), names, _musique, notes or Notes(), bad)
@@ -88,7 +90,7 @@ def _file(folder: Path, patterns: Sequence[str]) -> Path:
 def _questions(
     path: Path, parse: Callable[[Any], Question | str], notes: Notes, bad: list[str] | None, seen: set[str]
 ) -> list[Question]:
-    """All questions of a file that `parse` gives no reason to leave out."""
+    """The questions of a file, without those for which `parse` returns a reason to leave them out."""
     questions, texts = [], dict[str, str]()
     for where, row in json_rows(path):
         notes.read[path.name] += 1
@@ -98,7 +100,7 @@ def _questions(
             question = _located(where, parse, row, seen)
         except KitError as error:
             if bad is None:
-                raise KitError(f"{error} Mend the row, or pass --skip-bad.") from None
+                raise KitError(f"{error} Fix the row, or pass --skip-bad.") from None
             bad.append(str(error))
             notes.drop(path, "broken row")
             continue
@@ -106,7 +108,7 @@ def _questions(
             notes.drop(path, question)
             continue
         seen.add(question.id)
-        # the same article stands with many questions: one string for all of them keeps the train file under 1 GB
+        # the same article belongs to many questions: one string for all of them keeps the train file under 1 GB
         passages = tuple(p._replace(text=texts.setdefault(p.text, p.text)) for p in question.passages)
         questions.append(question._replace(passages=passages))
     if not questions:
@@ -120,7 +122,7 @@ def _located(where: str, parse: Callable[[Any], Question | str], row: Any, seen:
     except KitError as error:
         raise KitError(f"{where}: {error}") from None
     if not isinstance(question, str) and question.id in seen:
-        raise KitError(f"{where}: the id {question.id!r} stands in an earlier row too.")
+        raise KitError(f"{where}: the id {question.id!r} is in an earlier row too.")
     return question
 
 

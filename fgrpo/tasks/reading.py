@@ -1,33 +1,36 @@
-"""What the loaders of real data sets share: rows of JSON and of tables, and the count of what was left out."""
+"""What the loaders of real data sets share: rows of JSON and of tables, and the count of rows that were left out."""
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO, TypeVar
 
+import ijson
+
 from ..config import KitError
 from ..data import Splits
 
 T = TypeVar("T")
-CHUNK = 1 << 20
-_SPACE = re.compile(r"\s*")
+CHUNK = 1 << 16
+"""characters of a JSON array that are read at a time"""
 ROW_LIMIT = 16 << 20
-"""characters after which a row of a JSON array that is still not whole counts as broken"""
+"""characters after which a row of a JSON array that has not ended counts as broken, so that memory stays bounded"""
+DEPTH_LIMIT = 100
+"""maximum depth of nesting in a row of a JSON array"""
 
 
 class Notes:
-    """How many rows each file held, and how many were left out for which reason; files by name."""
+    """How many rows each file holds, and how many were left out for which reason; files by name."""
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()
         self.dropped: dict[str, Counter[str]] = {}
 
     def drop(self, path: Path, reason: str, rows: int = 1) -> None:
-        """Count rows that no example is made of."""
+        """Count rows that give no example."""
         self.dropped.setdefault(path.name, Counter())[reason] += rows
 
     def sentences(self) -> list[str]:
@@ -44,20 +47,22 @@ class Notes:
 
 
 def split_by_position(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-    """First eight tenths to train, a tenth to validate, the last tenth to test. Raises KitError on fewer than ten."""
+    """Training, validation and test rows, 8:1:1 in the order of the file. Raises KitError on fewer than ten rows."""
     if len(rows) < 10:
-        raise KitError(f"{len(rows)} examples are too few to split into training, validation and test: give ten.")
+        raise KitError(
+            f"{len(rows)} examples are too few to split into training, validation and test: give ten or more."
+        )
     return tenths(rows)
 
 
 def tenths(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-    """Cut 8:1:1; of few rows a part may be empty."""
+    """Rows cut 8:1:1; a part may be empty if there are fewer than ten."""
     a, b = len(rows) * 8 // 10, len(rows) * 9 // 10
     return rows[:a], rows[a:b], rows[b:]
 
 
 def shuffled(items: Iterable[T], rng: Random) -> list[T]:
-    """The items in random order. Python keeps the stream of `Random.random` stable, that of `shuffle` it does not."""
+    """The items in random order. Python keeps the stream of `Random.random` stable, but not that of `Random.shuffle`."""
     return [item for _, item in sorted((rng.random(), item) for item in items)]  # type: ignore[type-var]
 
 
@@ -78,7 +83,7 @@ def csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
 def split_rows(
     path: Path, separator: str, columns: int, encoding: str, skip: int = 0
 ) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells) of each line, cut at a separator. Raises KitError on a line with too few columns."""
+    """(where, cells) of each line, split at a separator. Raises KitError on a line with too few columns."""
     try:
         with path.open(encoding=encoding, newline="\n") as file:
             yield from _checked(path, (line.rstrip("\r\n").split(separator) for line in file), columns, skip)
@@ -96,60 +101,78 @@ def _checked(path: Path, rows: Iterator[list[str]], columns: int, skip: int = 0)
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, value) of each row of a JSON array or a JSONL file, read piece by piece.
+    """(where, value) of each row of a JSON array or a JSONL file, in bounded memory.
 
-    A line of JSONL that is no JSON comes as a KitError in place of its value, so that the caller may go on; a broken
-    array cannot be gone on with, and raises KitError, as does a file that cannot be read.
+    A line of JSONL that is not JSON gives a KitError in place of its value, so that the caller may skip it. A broken
+    array cannot be read further: it raises KitError, and so does a file that cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
             while (first := file.read(1)).isspace():
                 pass
+            file.seek(0)
             if first == "[":
                 yield from _array(path, file)
                 return
-            file.seek(0)
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield f"{path}, line {number}", _value(f"{path}, line {number}", line)
+                    where = f"{path}, line {number}"
+                    try:
+                        value = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        why = getattr(error, "msg", type(error).__name__)
+                        value = KitError(f"{where}: not a JSON object ({why}).")
+                    yield where, value
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from None
 
 
-def _value(where: str, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return KitError(f"{where}: not a JSON object ({getattr(error, 'msg', type(error).__name__)}).")
+class _Pieces:
+    """What ijson reads from: UTF-8 bytes, and how many characters were read since the last row ended."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.pending, self.ended = file, 0, False
+
+    def read(self, size: int) -> bytes:
+        piece = self.file.read(size)
+        self.pending, self.ended = self.pending + len(piece), not piece and size > 0
+        if self.pending > ROW_LIMIT + CHUNK:  # the row may have begun anywhere in the first piece
+            raise ijson.JSONError(f"longer than {ROW_LIMIT:,} characters")
+        return piece.encode()
 
 
 def _array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
-    """The rows of an array whose opening bracket is read already."""
-    decode, text, start, number = json.JSONDecoder().raw_decode, "", 0, 1
-    while True:
-        start = _SPACE.match(text, start).end()  # type: ignore[union-attr]
-        if number > 1 and text[start : start + 1] == ",":
-            start = _SPACE.match(text, start + 1).end()  # type: ignore[union-attr]
-        if text[start : start + 1] == "]":
-            return
-        try:
-            value, end = decode(text, start)
-        except (ValueError, RecursionError) as error:
-            room = len(text) - start < ROW_LIMIT and not isinstance(error, RecursionError)
-            piece = file.read(CHUNK) if room else ""
-            if not piece:
-                why = getattr(error, "msg", type(error).__name__)
-                if room and (why.startswith("Unterminated") or getattr(error, "pos", len(text)) >= len(text.rstrip())):
-                    why = "the file ends inside it"
-                raise KitError(f"{path}, row {number}: not a whole JSON object ({why}).") from None
-            text, start = text[start:] + piece, 0
-            continue
-        yield f"{path}, row {number}", value
-        start, number = end, number + 1
+    """The rows of an array.
+
+    Rows are built here from the parser's events, not by `ijson.items`, whose memory grows with the square of the depth:
+    20,000 brackets took 1 GB.
+    """
+    pieces, number, depth, row = _Pieces(file), 1, -1, ijson.ObjectBuilder()  # depth 0: between two rows
+    try:
+        for event, value in ijson.basic_parse(pieces, buf_size=CHUNK, use_float=True):
+            if event in ("start_array", "start_map"):
+                depth += 1
+                if depth > DEPTH_LIMIT:
+                    raise ijson.JSONError(f"nested more than {DEPTH_LIMIT} deep")
+                if depth == 0:
+                    continue
+            elif event in ("end_array", "end_map"):
+                depth -= 1
+                if depth < 0:
+                    continue
+            row.event(event, value)
+            if depth == 0:
+                yield f"{path}, row {number}", row.value
+                number, row, pieces.pending = number + 1, ijson.ObjectBuilder(), 0
+    except ijson.JSONError as error:
+        (why,) = error.args  # bytes, where the text around the fault was cut inside a character
+        why = (why.decode(errors="replace") if isinstance(why, bytes) else str(why)).partition("\n")[0]
+        why = "the file ends inside it" if pieces.ended else why
+        raise KitError(f"{path}, row {number}: not a whole JSON object ({why}).") from None
 
 
 def field(row: Any, name: str, kind: type[T]) -> T:
-    """A field of a row. Raises KitError naming it where it is absent or of another type."""
+    """A field of a row. Raises KitError naming the field if it is absent or of another type."""
     if not isinstance(row, dict):
         raise KitError(f"expected a JSON object, found {type(row).__name__}.")
     value = row.get(name)

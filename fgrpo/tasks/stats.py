@@ -1,26 +1,37 @@
-"""What a task holds, in numbers: `statistics` of its splits, and the table that the command line prints."""
+"""The size of a task in numbers: `statistics` of its splits, and the table that the command line prints."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..data import Example, Splits
 from .reading import Notes, catalogue
 
-if TYPE_CHECKING:  # counting words needs no torch
-    from ..lm.index_labels import PromptSize
 
-Numbers = dict[str, float]
+class PromptSize(Protocol):
+    """A prompt in tokens, as the labels of a pretrained model measure it."""
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the whole prompt."""
+
+    @property
+    def truncated(self) -> int:
+        """Texts in it that were cut to their budget."""
+
+    @property
+    def cut_tokens(self) -> int:
+        """Tokens that were cut from them."""
 
 
 def statistics(
-    splits: Splits, notes: Notes | None = None, count_tokens: "Callable[[Example], PromptSize] | None" = None
+    splits: Splits, notes: Notes | None = None, count_tokens: Callable[[Example], PromptSize] | None = None
 ) -> dict[str, Any]:
-    """Sizes of a task: items in the catalogue, rows of each file (read, dropped by reason), and figures of each split.
+    """Sizes of a task: items in the catalogue, rows of each file (read, left out by reason), and numbers for each split.
 
-    Of a split: the number of examples; `duplicates`, the pools in which a text stands more than once; and least,
-    median, 95th percentile (nearest rank) and greatest per example of: candidates in the pool, relevant among them,
-    items of history, characters and words of the texts that a prompt is made of (query, history, candidates; no
-    instructions). With `count_tokens` also of: tokens of the prompt, passages cut short, tokens cut.
+    For a split: the number of examples; `duplicates`, the number of pools in which a text appears more than once; and
+    minimum, median, 95th percentile (nearest rank) and maximum per example of: candidates in the pool, relevant ones
+    among them, items of history, characters and words of the texts in a prompt (query, history and candidates, without
+    instructions). With `count_tokens` also of: tokens of the prompt, texts cut short, tokens cut.
     """
 
     def of(examples: Sequence[Example]) -> dict[str, Any]:
@@ -51,7 +62,7 @@ def _texts(example: Example) -> tuple[str, ...]:
     return (example.query, *example.history, *example.candidates)
 
 
-def _spread(values: Sequence[int]) -> Numbers:
+def _spread(values: Sequence[int]) -> dict[str, float]:
     ordered, n = sorted(values), len(values)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
     return {"min": ordered[0], "median": median, "p95": ordered[-(-95 * n // 100) - 1], "max": ordered[-1]}

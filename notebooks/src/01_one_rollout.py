@@ -44,8 +44,8 @@ FIGURES = ROOT / "runs" / "notebooks"
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo.data import read_jsonl
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")

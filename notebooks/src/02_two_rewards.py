@@ -184,11 +184,11 @@ def best_of_all(ranked, relevant, k):
 
 # %%
 from fgrpo.config import Config
-from fgrpo.data import read_jsonl
 from fgrpo.rewards import score
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.trainer import sample
 
 config = Config(seed=SEED)

@@ -47,8 +47,8 @@ from notebooks import checks
 # list. (After a bad slate, a "good" ranked list is as good as that slate allows.)
 
 # %%
-from fgrpo.data import read_jsonl
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 example = next(e for e in test[SEED:] + test if len(e.relevant) == 2)

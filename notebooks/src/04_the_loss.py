@@ -159,11 +159,11 @@ def uphill(per_token, mask, longest):
 # %%
 from fgrpo.config import Config
 from fgrpo.credit import assign_credit
-from fgrpo.data import read_jsonl
 from fgrpo.rewards import score
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.trainer import sample
 
 config = Config(seed=SEED)

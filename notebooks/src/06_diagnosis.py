@@ -106,7 +106,6 @@ def nothing_irrelevant_at_all(candidate, slate, ranked, relevant):
 
 # %%
 from fgrpo.config import Config
-from fgrpo.data import read_jsonl
 from fgrpo.evaluate import FATES, fates
 from fgrpo.policy import Sampling
 from fgrpo.rewards import pad, pool_gains
@@ -114,6 +113,7 @@ from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 config = Config(seed=SEED)
 policy = load_policy(SHIPPED)

@@ -48,8 +48,8 @@ from notebooks import checks, figures
 # times, with its pool in three orders**. You will see why.
 
 # %%
-from fgrpo.data import read_jsonl
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 TASKS = ("questions", "films")
 examples = {task: read_jsonl(DATA / "transfer" / f"{task}.jsonl") for task in TASKS}

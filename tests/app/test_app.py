@@ -1,6 +1,6 @@
-"""The app without a browser: what it says, what it computes, what it refuses."""
+"""The app without a browser: its texts, its numbers, what it refuses."""
 
-import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,24 +12,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import library as library_module
-from app import measures
 from app.charts import training_curves
-from app.library import Cache, Library, open_trace
-from app.markup import shown, signed, table, tag
-from app.measures import METHODS, METRICS, compare, credit, flips, scores, verdict, zero_phases
-from app.playground import Asked, config_of, example_from, generate, typed
-from app.show import PLACES, Chosen, listed, show, training
-from app.token_strip import COLOURS, PHASES, css, paint, tokens_of
+from app.library import TRACE_BYTES, Cache, Library, open_trace
+from app.markup import html_table, printable, signed, tag
+from app.measures import (
+    METHODS,
+    METRICS,
+    compare_traces,
+    error_words,
+    flips,
+    group_credit,
+    measure_in_batches,
+    scores,
+    zero_phases,
+)
+from app.playground import Form, config_of, example_from, generate, typed
+from app.show import SLOTS, Chosen, queries_of_bar, show, training
+from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
 from app.views import fate_bars, group_panel, pool_table, side_by_side
 from fgrpo.config import Config, KitError
 from fgrpo.data import Example
-from fgrpo.evaluate import evaluate, greedy
+from fgrpo.evaluate import evaluate, greedy, measure_outputs
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import Output
 from fgrpo.runs.run import read_metrics
-from fgrpo.runs.trace import Group, Trace, credit_of, read_trace, write_trace
-from fgrpo.runs.trace import listed as lists_only
+from fgrpo.runs.trace import Group, Trace, credit_of, listed, write_trace
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Example("q", "Which?", ("h",), tuple("abcdef"), frozenset({0, 1, 2}))
@@ -43,18 +50,18 @@ def library(tmp_path_factory) -> Library:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_texts_are_escaped_and_what_cannot_be_seen_is_shown() -> None:
+def test_texts_are_escaped_and_invisible_characters_are_replaced() -> None:
     assert tag("<p>{}</p>", "<b>&${x}`") == "<p>&lt;b&gt;&amp;&#36;&#123;x&#125;&#96;</p>"
-    assert shown("a\x1b[31m\u202e\ud800\n") == "a⌈1B⌉[31m⌈202E⌉⌈D800⌉ "
-    assert shown("x" * 1_000_000, 5) == "xxxxx… (1,000,000 characters)"
-    assert shown("Amélie · 千と千尋 ★ 👩") == "Amélie · 千と千尋 ★ 👩"
-    assert "<td>&lt;i&gt;</td>" in table("c", ("a", "b"), [("x", "<i>")])
+    assert printable("a\x1b[31m\u202e\ud800\n") == "a⌈1B⌉[31m⌈202E⌉⌈D800⌉ "
+    assert printable("x" * 1_000_000, 5) == "xxxxx… (1,000,000 characters)"
+    assert printable("Amélie · 千と千尋 ★ 👩") == "Amélie · 千と千尋 ★ 👩"
+    assert "<td>&lt;i&gt;</td>" in html_table("c", ("a", "b"), [("x", "<i>")])
     assert [signed(x) for x in (0.25, -0.25, 0.0, -0.001)] == ["+0.25", "−0.25", "0.00", "0.00"]
 
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_every_text_can_be_sent(text) -> None:
+def test_every_text_is_safe_html(text) -> None:
     html = tag('<a title="{}">{}</a>', text, text)
     html.encode("utf-8")
     inner = html.removeprefix('<a title="').removesuffix("</a>")
@@ -68,7 +75,7 @@ def luminance(colour: str) -> float:
 
 
 def test_tokens_can_be_read_on_every_colour() -> None:
-    colours = [css(c) for c in PHASES.values()]
+    colours = [css(c) for c in PHASE_COLOURS.values()]
     colours += [css(paint(v, c, 1.0)) for c in COLOURS[1:] for v in (-2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 5.0)]
     assert all((luminance(c) + 0.05) / (luminance("#111111") + 0.05) >= 4.5 for c in colours)
     assert css(paint(1.0, "advantage", 1.0)) != css(paint(-1.0, "advantage", 1.0)) != css(paint(None, "advantage", 1.0))
@@ -82,7 +89,7 @@ def test_runs_are_found_by_name_alone(library, tmp_path) -> None:
     assert library.with_policy()[:3] == ["lab-rec", "lab-rec-fgrpo", "lab-rec-grpo"]
     for name in ("", ".", "..", "../checkpoints/lab-rec", str(ROOT), "runs/..", "lab-rec/../lab-rec", "lab-rec\0"):
         for read in (library.folder, library.policy, library.metrics, lambda n: library.trace(n, {})):
-            with pytest.raises(KitError, match="is not here"):
+            with pytest.raises(KitError, match="was not found"):
                 read(name)
     run = library.runs / "deep" / "er"
     run.mkdir(parents=True)
@@ -95,11 +102,11 @@ def test_runs_are_found_by_name_alone(library, tmp_path) -> None:
         library.policy("runs/deep/er")
     with pytest.raises(KitError, match="its trace cannot be read"):
         library.trace("runs/deep/er", {})
-    with pytest.raises(KitError, match="no longer kept"):
+    with pytest.raises(KitError, match="was deleted"):
         library.trace("yours: x", {"yours: x": str(tmp_path / "gone.jsonl")})
 
 
-def test_a_trace_is_read_again_when_it_changed_and_not_before(library, tmp_path, monkeypatch) -> None:
+def test_a_trace_is_read_again_when_it_changed_and_not_before(library, tmp_path) -> None:
     bundled = (ROOT / "data/checkpoints/lab-rec/trace.jsonl").read_bytes().splitlines(keepends=True)
     path, own = tmp_path / "t.jsonl", {"mine": str(tmp_path / "t.jsonl")}
     path.write_bytes(b"".join(bundled[:3]))
@@ -107,8 +114,8 @@ def test_a_trace_is_read_again_when_it_changed_and_not_before(library, tmp_path,
     assert library.trace("mine", own) is first and len(first.keys) == 2
     path.write_bytes(b"".join(bundled[:5]))
     assert len(library.trace("mine", own).keys) == 4
-    monkeypatch.setattr(library_module, "LARGEST", 10)
-    with pytest.raises(KitError, match="opens up to 10"):
+    os.truncate(path, TRACE_BYTES + 1)
+    with pytest.raises(KitError, match=f"opens up to {TRACE_BYTES:,}"):
         library.trace("mine", own)
 
 
@@ -124,7 +131,7 @@ def test_the_cache_is_bounded_by_number_and_by_bytes() -> None:
     assert list(cache._kept) == [5]
 
 
-def test_queries_have_names_even_where_ids_come_again_or_cannot_be_shown(tmp_path) -> None:
+def test_queries_have_names_even_where_ids_repeat_or_are_not_printable(tmp_path) -> None:
     groups = [
         Group(replace(EXAMPLE, id=i), step=s) for i, s in (("a", 1), ("a", 2), ("a", 2), ("\x00", 1), ("z" * 99, 1))
     ]
@@ -136,7 +143,7 @@ def test_queries_have_names_even_where_ids_come_again_or_cannot_be_shown(tmp_pat
         opened.group("b")
 
 
-def test_broken_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
+def test_invalid_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
     lines = (ROOT / "data/checkpoints/lab-rec/trace.jsonl").read_bytes().splitlines(keepends=True)[:4]
     path, bad = tmp_path / "t.jsonl", []
     path.write_bytes(b"".join([lines[0], lines[1], b"[]\n", lines[2], b'{"query": {}}\n']))
@@ -149,16 +156,16 @@ def test_broken_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
         open_trace(path, "t", bad)
 
 
-def test_a_query_too_large_to_show_is_told(tmp_path) -> None:
+def test_a_query_that_is_too_large_is_refused(tmp_path) -> None:
     wide = replace(EXAMPLE, candidates=tuple(map(str, range(3000))))
-    long = lists_only(Output(tuple(range(600)), (1,)), 2000)
-    for group, told in (
+    long = listed(Output(tuple(range(600)), (1,)), 2000)
+    for group, message in (
         (Group(wide), "query 2: 3,000 candidates; the app shows up to 2,000"),
         (Group(replace(wide, candidates=wide.candidates[:2000]), long), "600 candidates in a list"),
-        (Group(EXAMPLE, None, (lists_only(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
+        (Group(EXAMPLE, None, (listed(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
     ):
         write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE), group], {}))
-        with pytest.raises(KitError, match=told):
+        with pytest.raises(KitError, match=message):
             open_trace(tmp_path / "t.jsonl", "t")
 
 
@@ -168,18 +175,21 @@ def test_a_query_too_large_to_show_is_told(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (Output((0, 3), (0, 3)), ["slate miss: 2 of 3 relevant never entered"]),
+        (Output((0, 3), (0, 3)), ["slate miss: 2 of 3 relevant candidates not in the slate"]),
         (
             Output((0, 1, 2, 3), (3, 0, 1)),
-            ["rank drop: 3 of 3 relevant in the slate, but not ranked or below an irrelevant one"],
+            [
+                "rank drop: 3 of 3 relevant candidates in the slate, "
+                "but not ranked or ranked below an irrelevant one"
+            ],
         ),
-        (Output((2, 1, 0), (1, 0, 2)), ["right: all 3 relevant are ranked above every irrelevant candidate"]),
-        (Output(error="duplicate"), ["format error (duplicate): a candidate stands twice in a list; both rewards are 0"]),
+        (Output((2, 1, 0), (1, 0, 2)), ["no error: all 3 relevant candidates are ranked above every irrelevant one"]),
+        (Output(error="duplicate"), ["format error (duplicate): a candidate appears twice in a list; both rewards are 0"]),
     ],
 )  # fmt: skip
-def test_errors_are_said_in_words(output, words) -> None:
-    assert verdict(EXAMPLE, output) == words
-    assert shown(EXAMPLE.candidates[0]) in pool_table(EXAMPLE, output)
+def test_errors_in_words(output, words) -> None:
+    assert error_words(EXAMPLE, output) == words
+    assert printable(EXAMPLE.candidates[0]) in pool_table(EXAMPLE, output)
 
 
 def test_scores_are_those_of_training(library) -> None:
@@ -194,10 +204,10 @@ def test_scores_are_those_of_training(library) -> None:
     assert scores(EXAMPLE, Output(error="foreign"), Config())["format"] == -0.5
 
 
-def test_signs_flip_where_a_phase_is_blamed_for_the_other(library) -> None:
+def test_signs_flip_where_joint_credit_follows_the_other_phase(library) -> None:
     opened = library.trace("lab-rec-fgrpo", {})
     group = opened.trace.groups[0]
-    one, other = (credit(group, opened.config, m) for m in ("fgrpo", "grpo"))
+    one, other = (group_credit(group, opened.config, m) for m in ("fgrpo", "grpo"))
     slate, rank = one.rewards.slate[0], one.rewards.rank[0]
     own, joint = [x - x.mean() for x in (slate, rank)], slate + rank - (slate + rank).mean()
     for n, (s, r) in enumerate(flips(group, one, other)):
@@ -208,35 +218,38 @@ def test_signs_flip_where_a_phase_is_blamed_for_the_other(library) -> None:
         assert sum(marked) == s + r
     assert flips(group, one, one) == [(0, 0)] * 8
     same = replace(group, rollouts=(group.rollouts[0],) * 2, rankings=1)
-    alike = credit(same, opened.config, "fgrpo")
+    alike = group_credit(same, opened.config, "fgrpo")
     assert zero_phases(alike.rewards) == ["slate", "rank"]
     assert "zero variance" in group_panel(same, opened.config, alike, alike)
 
 
 def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
     a, b = (library.trace(name, {}) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
-    found = compare(a, b)
+    found = compare_traces(a, b)
     assert len(found.keys) == 512 and [row[0] for row in found.rows] == list(METRICS)
     measured = evaluate(library.policy("lab-rec-fgrpo"), lab.test[:64], b.config)
-    part = compare(cut(a, 64), cut(b, 64))
+    part = compare_traces(cut(a, 64), cut(b, 64))
     assert {row[0]: row[2] for row in part.rows}["ndcg@5"] == pytest.approx(float(measured["ndcg@5"].mean()))
     for _, mean_a, mean_b, difference, low, high in found.rows:
         assert difference == pytest.approx(mean_b - mean_a) and low <= difference <= high
     assert sum(found.shares[0].values()) == pytest.approx(1.0)
     misses = [float(x) for x in measured["slate_miss"]]
     assert len(part.with_fate(1, "slate_miss")) == sum(x > 0 for x in misses)
-    assert all(row[3:] == (0.0, 0.0, 0.0) for row in compare(a, a).rows)
+    assert all(row[3:] == (0.0, 0.0, 0.0) for row in compare_traces(a, a).rows)
     assert fate_bars(found, ("<a>", "b")).count("&lt;a&gt;") == 4
     other = replace(b, trace=replace(b.trace, groups=[Group(EXAMPLE)]), keys={"q": 0})
-    with pytest.raises(KitError, match="choose runs on one task"):
-        compare(a, other)
+    with pytest.raises(KitError, match="choose runs of one task"):
+        compare_traces(a, other)
 
 
-def test_metrics_in_parts_are_those_of_the_whole(library, monkeypatch) -> None:
-    a, b = (cut(library.trace(name, {}), 40) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
-    whole = compare(a, b)
-    monkeypatch.setattr(measures, "AT_ONCE", 10 * 20 * 7)
-    assert compare(cut(a, 40), b) == whole
+def test_metrics_in_batches_are_those_of_the_whole(library) -> None:
+    opened = library.trace("lab-rec-fgrpo", {})
+    groups, grammar = opened.trace.groups[:40], opened.config.grammar
+    outputs, examples = [g.greedy.output for g in groups], [g.example for g in groups]
+    whole = measure_outputs(outputs, examples, grammar)
+    for cells in (1, 10 * 20 * 7, 10**9):
+        parts = measure_in_batches(outputs, examples, grammar, cells)
+        assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 def cut(opened, count):
@@ -259,7 +272,7 @@ def test_the_page_shows_something_for_every_method_and_colour(library) -> None:
             page = show(
                 library, Chosen("lab-rec", "test-1", "2", colour, method, "grpo", "lab-rec", "lab-rec-grpo"), {}
             )
-            assert not page.problems and set(page.html) == set(PLACES) and all(page.html[p] for p in PLACES)
+            assert not page.problems and set(page.html) == set(SLOTS) and all(page.html[p] for p in SLOTS)
 
 
 JUNK = st.sampled_from(["", "lab-rec", "test-3", "greedy", "9", "-1", "nested", "../..", "\x00", "a" * 2000]) | st.text(
@@ -272,17 +285,17 @@ JUNK = st.sampled_from(["", "lab-rec", "test-3", "greedy", "9", "-1", "nested", 
 def test_no_choice_raises(library, names, run) -> None:
     page = show(library, Chosen(run or names[0], *names[1:]), {})
     assert page.problems or all(page.html.values())
-    assert listed(library, names[0], names[1], {}, "0", "slate_miss")
+    assert queries_of_bar(library, names[0], names[1], {}, "0", "slate_miss")
     assert training(library, names[0])
 
 
 def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> None:
-    only = Group(EXAMPLE, lists_only(Output((0, 3), (3,)), 6), (lists_only(Output((1,), (1,)), 6),) * 3)
+    only = Group(EXAMPLE, listed(Output((0, 3), (3,)), 6), (listed(Output((1,), (1,)), 6),) * 3)
     write_trace(tmp_path / "l.jsonl", Trace("l", Config(), [only, Group(replace(EXAMPLE, id="none"))], {}))
     own = {"mine": str(tmp_path / "l.jsonl")}
     page = show(library, Chosen("mine", "q", "1", "entropy", "item", "nested", "mine", "mine"), own)
     assert "not recorded" in page.html["strip"] and "nested compares rankings" in page.html["group"]
-    assert "examples without rollouts" in show(library, Chosen("mine", "none"), own).html["strip"]
+    assert "This query has no rollouts" in show(library, Chosen("mine", "none"), own).html["strip"]
 
 
 def test_training_draws_what_was_logged(library) -> None:
@@ -296,7 +309,7 @@ def test_training_draws_what_was_logged(library) -> None:
 
 # --- the playground ---------------------------------------------------------------------------------------------------
 
-FORM = Asked("Which?", "h", "* a\nb\n* c", 1.0, 3, 2, "constrained", 4, 0)
+FORM = Form("Which?", "h", "* a\nb\n* c", 1.0, 3, 2, "constrained", 4, 0)
 
 
 def test_a_typed_query_is_an_example_and_back() -> None:
@@ -309,7 +322,7 @@ def test_a_typed_query_is_an_example_and_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pool": ""}, "0 candidates"),
         ({"pool": "* a\n" * 300}, "300 candidates"),
@@ -319,8 +332,8 @@ def test_a_typed_query_is_an_example_and_back() -> None:
         ({"query": "q" * 3000}, "query, line 1"),
     ],
 )
-def test_a_bad_form_is_told(changes, told) -> None:
-    with pytest.raises(KitError, match=told):
+def test_a_bad_form_is_refused(changes, message) -> None:
+    with pytest.raises(KitError, match=message):
         example_from(replace(FORM, **changes))
 
 
@@ -332,8 +345,10 @@ def test_rollouts_come_one_by_one_and_the_greedy_one_is_that_of_evaluation(polic
     group = found[-1][1]
     sampling = Sampling(config.grammar, decoding == "constrained")
     assert group.greedy.output == greedy(policy, [lab.test[0]], sampling)[0]
-    again = list(generate(policy, lab.test[0], config, 3, seed=1))[-1][1]
-    assert again == group and len({r.tokens for r in group.rollouts}) > 1
+    assert list(generate(policy, lab.test[0], config, 3, seed=1))[-1][1] == group
+    assert list(generate(policy, lab.test[0], config, 2, seed=1))[-1][1].rollouts == group.rollouts[:2]
+    assert list(generate(policy, lab.test[0], config, 3, seed=2))[-1][1].rollouts != group.rollouts
+    assert len({r.tokens for r in group.rollouts}) == 3
     small = example_from(
         replace(FORM, pool="* " + "\n".join(lab.test[0].candidates[:3]), history=lab.test[0].history[0])
     )
@@ -343,13 +358,13 @@ def test_rollouts_come_one_by_one_and_the_greedy_one_is_that_of_evaluation(polic
 
 def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
     pytest.importorskip("gradio")
-    from app.form import OWN, keep
+    from app.form import OWN, add_trace
 
     own: dict[str, str] = {}
     for n in range(OWN + 2):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "t.jsonl").write_text("x")
-        own = keep(own, f"t{n}", tmp_path / str(n) / "t.jsonl")
+        own = add_trace(own, f"t{n}", tmp_path / str(n) / "t.jsonl")
     assert list(own) == [f"t{n}" for n in range(2, OWN + 2)] and len(list(tmp_path.iterdir())) == OWN
 
 
@@ -360,7 +375,7 @@ def app(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "app", *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_a_taken_port_and_a_folder_that_cannot_be_written_are_told(tmp_path) -> None:
+def test_a_taken_port_and_a_folder_that_cannot_be_written_are_reported(tmp_path) -> None:
     pytest.importorskip("gradio")
     (tmp_path / "file").write_text("")
     done = app("--runs", str(tmp_path / "file"))
@@ -371,10 +386,3 @@ def test_a_taken_port_and_a_folder_that_cannot_be_written_are_told(tmp_path) -> 
         done = app("--runs", str(tmp_path), "--port", str(s.getsockname()[1]))
     assert done.returncode == 2 and "choose another --port" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.glob(".app-*"))  # nothing is left behind
-
-
-def test_bundled_traces_are_those_that_make_sh_writes() -> None:
-    for name in ("lab-rec", "lab-rec-grpo", "lab-rec-fgrpo"):
-        trace = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl")
-        assert "trace" in trace.made["command"] and len(trace.groups) == 512
-        assert json.dumps(trace.config.to_dict())

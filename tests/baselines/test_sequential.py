@@ -121,16 +121,18 @@ def test_targets_are_all_relevant_candidates_and_each_step_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gru4rec", "unisrec"])
-def test_no_place_sees_a_later_one_or_another_row(kind: str) -> None:
+def test_no_position_sees_a_later_one_or_another_row(kind: str) -> None:
     torch.manual_seed(0)
     model: SequenceModel = GRU4Rec(9) if kind == "gru4rec" else UniSRec(torch.randn(9, 12))
     model.eval()
     ids = torch.tensor([[9, 1, 2, 3, 4], [9, 5, 6, 9, 9]])
-    rows, places = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
-    before = model(ids, rows, places)
-    after = model(torch.tensor([[9, 1, 2, 7, 8], [9, 5, 6, 0, 0]]), rows, places)
+    rows, positions = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
+    before = model(ids, rows, positions)
+    after = model(torch.tensor([[9, 1, 2, 7, 8], [9, 5, 6, 0, 0]]), rows, positions)
     assert torch.allclose(before, after, atol=1e-5) and before.shape == (3, 9)
-    assert not torch.allclose(before, model(torch.tensor([[9, 3, 2, 3, 4], [9, 8, 6, 9, 9]]), rows, places), atol=1e-3)
+    assert not torch.allclose(
+        before, model(torch.tensor([[9, 3, 2, 3, 4], [9, 8, 6, 9, 9]]), rows, positions), atol=1e-3
+    )
 
 
 def test_an_empty_split_is_said() -> None:

@@ -121,9 +121,9 @@ def test_compare_gives_the_documented_json_and_files(capsys) -> None:
     assert {"comparison.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0", "fgrpo-seed1"} <= files
 
 
-def test_analyse_says_who_is_biased(capsys) -> None:
+def test_analyse_finds_the_biased_method(capsys) -> None:
     call(capsys, "train", "--sft", "--policy-only", "--out", "p", "--json", *TINY)
-    argv = ["--checkpoint", "p", "--pools", "1", "--batches", "1", "--groups", "2", "--credits", "grpo,fgrpo", *TINY]
+    argv = ["--checkpoint", "p", "--pools", "1", "--batches", "1", "--groups", "2", "--credits", "grpo,fgrpo"]
     status, out, err = call(capsys, "analyse", "--json", "--out", "o/oracle.csv", *argv)
     report = json.loads(out)
     assert status == 0 and err == "" and set(report) == {"rows", "separability", "interference"}
@@ -133,6 +133,7 @@ def test_analyse_says_who_is_biased(capsys) -> None:
     _, out, _ = call(capsys, "analyse", *argv)
     assert "Angles in degrees" in out and "fgrpo" in out
     assert "'who' is not known" in call(capsys, "analyse", *argv, "--credits", "who")[2]
+    assert json.loads(Path("o/oracle.csv").read_text().splitlines()[0][2:])["config"]["model"]["hidden_size"] == 32
 
 
 def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
@@ -180,6 +181,10 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["compare", "--ratio", "sequence"], "averages the phases"),
         (["compare", "--credits", ","], "name at least one method"),
         (["compare", "--init", "nowhere"], "no policy here"),
+        (["compare", "--credits", "grpo:scale=std"], "credit 'grpo:scale=std' is not known"),
+        (["compare", "--vary", "lam=a,b"], "values of 'lam' must be of type float"),
+        (["compare", "--baselines", "zero_shot"], "baseline 'zero_shot' needs a model, so it runs from Python"),
+        (["analyse", "--checkpoint", "nowhere"], "nowhere: no run here"),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
         (["trace", "--checkpoint", "nowhere", "--out", "t.jsonl"], "nowhere: no policy here"),
         (["compare", "--seeds", "0"], "'0' must be whole numbers above 0"),

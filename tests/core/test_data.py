@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fgrpo.config import Config, KitError
-from fgrpo.data import parse_example, read_jsonl, to_json, write_jsonl, write_text
+from fgrpo.data import write_text
 from fgrpo.tasks import DATA, load_task
+from fgrpo.tasks.jsonl import parse_example, read_jsonl, to_json, write_jsonl
 from fgrpo.tasks.lab import build_lab, lab_catalogue, lab_files
 
 GOOD = {"id": "u1", "query": "q", "history": ["a"], "candidates": ["a", "b", "c"], "relevant": [2]}

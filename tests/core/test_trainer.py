@@ -11,8 +11,9 @@ from fgrpo.config import Config, KitError
 from fgrpo.policy import Policy
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_metrics
+from fgrpo.runs.sft import demonstration, sft_stage
 from fgrpo.tasks.lab import lab_catalogue
-from fgrpo.trainer import batch_of, demonstration, fit
+from fgrpo.trainer import batch_of, fit
 
 LOGGED = {
     "step", "loss", "approx_kl", "clipfrac/slate", "clipfrac/rank", "entropy/slate", "entropy/rank", "grad_norm",
@@ -30,7 +31,7 @@ def fresh(config: Config) -> Policy:
 
 def run_to_end(config, lab, folder, sft=False, save_every=2, resume=False) -> Run:
     run = Run(folder, config, resume=resume, save_every=save_every)
-    fit(fresh(config), lab.train, config, run, sft=sft, quiet=True)
+    fit(fresh(config), lab.train, config, run, sft_stage(config) if sft else None, quiet=True)
     return run
 
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from fgrpo.cli.main import main
 from fgrpo.config import Config, GrammarConfig, KitError, LMConfig, RLConfig
 from fgrpo.credit import assign_credit
-from fgrpo.data import read_jsonl, write_jsonl
 from fgrpo.lm.pretrained import PretrainedPolicy, give_memory_back, memory_kept
-from fgrpo.loss import RATIOS, policy_loss
+from fgrpo.loss import policy_loss, shared_log_ratio
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
@@ -22,8 +21,10 @@ from fgrpo.rollout import Rollouts, rollout
 from fgrpo.runs.policies import load_policy, new_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import seal
+from fgrpo.runs.sft import sft_stage, sft_step
 from fgrpo.runs.trace import read_trace
-from fgrpo.trainer import fit, make_optimizer, sft_step, step
+from fgrpo.tasks.jsonl import read_jsonl, write_jsonl
+from fgrpo.trainer import fit, make_optimizer, rl_stage, step
 from tests.families import FAMILIES, examples, policy_of, save_model
 
 SAMPLING = Sampling(GrammarConfig(slate_size=6, rank_size=3), temperature=4.0)  # random models are very sure of theirs
@@ -88,10 +89,10 @@ def test_every_family_samples_and_learns(models, name, capsys) -> None:
     (loss, shared), (plain_loss, plain) = (gradient(policy, r, advantages, way) for way in (True, False))
     assert abs(loss - plain_loss) < 1e-4 and error(shared, plain) < 1e-3
     config, before = Config.from_flat(**TINY), weights(policy)
-    optimizer = make_optimizer(policy, config, sft=True)
+    optimizer = make_optimizer(policy, sft_stage(config))
     losses = [sft_step(policy, optimizer, examples(), config)["loss"] for _ in range(3)]
     assert losses[-1] < losses[0]
-    step(policy, make_optimizer(policy, config, sft=False), examples(), config)
+    step(policy, make_optimizer(policy, rl_stage(config)), examples(), config)
     moved = {n for n, w in weights(policy).items() if not torch.equal(w, before[n])}
     assert moved and moved == {n for n in before if "lora" in n}
 
@@ -165,7 +166,7 @@ def test_micro_batches_are_the_same_step(models, name) -> None:
         update(policy, optimizer, loss_parts(policy, r, advantages, some, None, found), 1e9)
         gradients.append({n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None})
         logs.append(found["loss"])
-        losses = [sft_step(policy, optimizer, examples(), some, torch.Generator().manual_seed(0))["loss"]]
+        losses = [sft_step(policy, optimizer, examples(), some)["loss"]]
         logs.append(losses[0])
     assert error(gradients[1], gradients[0]) < 1e-3 and error(gradients[2], gradients[0]) < 1e-3
     assert logs[2:4] == pytest.approx(logs[:2], abs=1e-5) and logs[4:] == pytest.approx(logs[:2], abs=1e-5)
@@ -190,7 +191,7 @@ def test_credit_and_ratio_by_item_follow_labels_of_several_tokens(models) -> Non
     config = RLConfig(credit="item", group=4)
     rewards = score(r, examples(), config)
     advantages = assign_credit(rewards, r, config)
-    labels, ratio = policy.labels, RATIOS["item"](torch.randn(r.logprobs.shape) * r.mask, r)
+    labels, ratio = policy.labels, shared_log_ratio(torch.randn(r.logprobs.shape) * r.mask, r, "item")
     for b, output in enumerate(r.outputs):
         spelling, at = r.prompts.choices.spelling, 0
         words = [spelling.tags[0], *((spelling.later if n else spelling.first)[i] for n, i in enumerate(output.slate)),
@@ -235,7 +236,7 @@ def test_free_decoding_is_parsed_and_its_logprobs_repeat(models) -> None:
         "<SLATE> 5, 12 </SLATE> <RANK> 12 </RANK>"
     ] * 3
     assert set(policy.labels.phases(ids, mask)[0].tolist()) == {PHASE_SLATE, PHASE_RANK}
-    assert RATIOS["item"](r.logprobs, r).shape == r.logprobs.shape
+    assert shared_log_ratio(r.logprobs, r, "item").shape == r.logprobs.shape
 
 
 def run_to_end(
@@ -243,7 +244,14 @@ def run_to_end(
 ) -> Run:
     config = Config.from_flat(**{**TINY, "model": model, **more})
     run = Run(folder, config, resume=resume, save_every=2)
-    fit(start or new_policy([], config, config.seed), examples(6), config, run, sft=sft, quiet=True)
+    fit(
+        start or new_policy([], config, config.seed),
+        examples(6),
+        config,
+        run,
+        sft_stage(config) if sft else None,
+        quiet=True,
+    )
     return run
 
 

@@ -17,7 +17,7 @@ from fgrpo.runs.policies import load_policy
 from fgrpo.tasks import DATA
 from fgrpo.tasks.fetch import cache_folder
 from fgrpo.tasks.fetch_model import GGUF
-from fgrpo.trainer import make_optimizer, step
+from fgrpo.trainer import make_optimizer, rl_stage, step
 
 FOLDER = Path(os.environ.get("FGRPO_SMOLLM2") or cache_folder("smollm2"))
 pytestmark = [
@@ -68,7 +68,7 @@ def test_it_samples_and_learns(policy) -> None:
     config = Config.from_flat(slate_size=5, rank_size=3, group=4, queries=2, lr=1e-3)
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
     assert before and all("lora" in n for n in before)
-    logs = step(policy, make_optimizer(policy, config, sft=False), QUERIES, config, torch.Generator().manual_seed(0))
+    logs = step(policy, make_optimizer(policy, rl_stage(config)), QUERIES, config)
     assert logs["grad_norm"] > 0 and logs["format_errors"] == 0
     assert any(not torch.equal(p, before[n]) for n, p in policy.model.named_parameters() if n in before)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo.data import read_jsonl, write_jsonl
 from fgrpo.runs.trace import read_trace
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl, write_jsonl
 
 HERE = DATA / "transfer"
 TASKS = ("questions", "films")

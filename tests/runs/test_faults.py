@@ -25,18 +25,18 @@ import pytest
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from fgrpo.cli import compare as cli
-from fgrpo.runs import run as checkpoint
-from fgrpo.study import compare
 from fgrpo import trainer
+from fgrpo.cli import compare as cli
 from fgrpo.cli.main import main
-from fgrpo.runs.run import Run, read_metrics
-from fgrpo.tasks.lab import build_lab
-from fgrpo.data import write_jsonl
 from fgrpo.policy import Policy
+from fgrpo.runs import run as checkpoint
 from fgrpo.runs.policies import load_policy
+from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import read_trace
+from fgrpo.study import compare
+from fgrpo.tasks.jsonl import write_jsonl
+from fgrpo.tasks.lab import build_lab
 from fgrpo.trainer import step
 
 KILLS = int(os.environ.get("FGRPO_KILLS", "10"))

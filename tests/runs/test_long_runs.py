@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from fgrpo.runs import run as checkpoint
-from fgrpo.runs.run import FIRST, LAST, Run, read_metrics
 from fgrpo.config import Config, KitError
 from fgrpo.data import Example
-from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.policy import Policy
 from fgrpo.prompt import Output
+from fgrpo.runs import run as checkpoint
+from fgrpo.runs.run import FIRST, LAST, Run, read_metrics
 from fgrpo.runs.trace import Group, Trace, listed, read_trace, write_trace
+from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import fit
 
 ROOT = Path(__file__).parents[2]

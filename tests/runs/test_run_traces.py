@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.runs.run import Run, read_config, read_metrics
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import TRACED, tracer
-from fgrpo.study.compare import train_and_test
-from fgrpo.config import Config, with_method
-from fgrpo.credit import CREDITS
+from fgrpo.config import Config
+from fgrpo.credit import CREDITS, with_credit
 from fgrpo.data import Splits
-from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
-from fgrpo.runs.trace import credit_of, read_trace
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.run import Run, read_config, read_metrics
+from fgrpo.runs.sft import sft_stage
+from fgrpo.runs.trace import credit_of, read_trace, trace_policy
+from fgrpo.runs.warm_start import TRACED, tracer
+from fgrpo.study.compare import train_and_test
+from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import fit
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def train(config: Config, lab: Splits, folder: Path, sft=False, resume=False, tr
     run = Run(folder, config, resume=resume, save_every=2)
     look = {"after_save": tracer(run, lab.validation)} if trace else {}
     policy = Policy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
-    fit(policy, lab.train, config, run, sft=sft, quiet=True, **look)
+    fit(policy, lab.train, config, run, sft_stage(config) if sft else None, quiet=True, **look)
     return run
 
 
@@ -136,12 +136,14 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     assert [len(g.rollouts) for g in found.groups] == [8] * 24 + [0] * (len(lab.test) - 24)
     assert found.groups[0].rankings == 2 and not list(folder.glob("checkpoints/*/trainer*"))
     for method in CREDITS:
-        rewards, advantages = credit_of(found.groups[0], with_method(found.config, method))
+        rewards, advantages = credit_of(found.groups[0], replace(found.config, rl=with_credit(found.config.rl, method)))
         assert rewards.rank.shape == (1, 8) and advantages.isfinite().all() and advantages.any()
     outputs = [g.greedy.output for g in found.groups]
     policy = load_policy(folder)
     own = evaluate(policy, lab.test, config)["ndcg@5"]
     assert torch.equal(measure_outputs(outputs, lab.test, config.grammar)["ndcg@5"], own)
+    again = trace_policy(policy, lab.test[:2], found.config, 2, seed=found.config.seed)
+    assert [[r.output for r in g.rollouts] for g in again] == [[r.output for r in g.rollouts] for g in found.groups[:2]]
 
 
 def test_shipped_runs_say_how_they_were_made() -> None:
@@ -151,5 +153,6 @@ def test_shipped_runs_say_how_they_were_made() -> None:
         assert (
             made["command"].startswith("python -m fgrpo train ") and f"--out data/checkpoints/{name}" in made["command"]
         )
+        assert name in script
         traced = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl").made["command"]
-        assert "--sampled 24 --group 8 --rankings 2 --credit nested" in traced and name in script
+        assert traced == "python data/checkpoints/make.py"

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.config import Config, KitError, with_method
-from fgrpo.credit import CREDITS, assign_credit
-from fgrpo.data import write_jsonl
+from fgrpo.config import Config, KitError
+from fgrpo.credit import CREDITS, assign_credit, with_credit
 from fgrpo.policy import Sampling
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
 from fgrpo.runs.trace import Group, credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
+from fgrpo.tasks.jsonl import write_jsonl
 
 
 def traced(policy, queries, config: Config) -> list[Group]:
@@ -49,7 +49,7 @@ def test_a_trace_is_read_back_as_it_was_written(policy, queries, config, decodin
 def test_credit_of_a_trace_is_that_of_the_rollouts(policy, queries, nested, method, reward, tmp_path) -> None:
     nested = replace(nested, rl=replace(nested.rl, slate_reward=reward, lam=0.5))
     write_trace(tmp_path / "t.jsonl", trace_of("x", nested, traced(policy, queries, nested)))
-    config = with_method(nested, method)
+    config = replace(nested, rl=with_credit(nested.rl, method))
     sampling = Sampling(config.grammar)
     r = rollout(policy, queries[:4], sampling, config.rl.group, 0, rankings=2)
     wanted_rewards = score(r, queries[:4], config.rl)
@@ -70,7 +70,7 @@ def test_credit_of_a_trace_is_that_of_the_rollouts(policy, queries, nested, meth
 def test_nested_needs_rankings_of_one_slate(policy, queries, config) -> None:
     groups = traced(policy, queries, config)
     with pytest.raises(KitError, match="one ranking per slate"):
-        credit_of(groups[0], with_method(config, "nested"))
+        credit_of(groups[0], replace(config, rl=with_credit(config.rl, "nested")))
     with pytest.raises(KitError, match="fewer than two"):
         credit_of(groups[5], config)
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does: same rollouts, same loss curve, one of them writes."""
+"""Several processes train like one: same rollouts, same loss curve, one of them writes."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from safetensors.torch import load_file
 
 from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
-from fgrpo.data import Example, write_jsonl
+from fgrpo.data import Example
 from fgrpo.policy import Policy
+from fgrpo.rollout import Rollouts, rollout
 from fgrpo.runs.run import Run, read_metrics
+from fgrpo.runs.sft import sft_stage
 from fgrpo.scale import processes as distributed
-from fgrpo.scale.processes import launched
+from fgrpo.scale.processes import Processes, launched
+from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.tasks.lab import lab_catalogue
-from fgrpo.trainer import ALONE, Team, fit
+from fgrpo.trainer import ALONE, Team, fit, sampling_of
 from tests.families import examples, policy_of, save_model
 from tests.processes import launch
 
@@ -41,6 +45,12 @@ CASES = {
     "sft": {"micro": 2},
     "lora": {"credit": "item", "steps": 2, "slate_size": 6, "rank_size": 3, "ratio": "item"},
 }
+SAMPLED = {
+    "constrained": {},
+    "free": {"decoding": "free"},
+    "nested": {"credit": "nested", "rankings": 2},
+    "lora": {"slate_size": 6, "rank_size": 3},
+}
 CLI = ["train", "--json", "--queries", "4", "--group", "4", "--hidden-size", "32", "--layers", "1", "--heads", "2",
        "--init", "base", "--save-every", "2"]  # fmt: skip
 
@@ -56,18 +66,39 @@ def queries() -> list[Example]:
 
 
 def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Run:
-    """One run of a case; with `stop`, resumed after so many steps."""
+    """One run of a case; with `stop`, it ends after that many steps and is resumed."""
     options = {**SMALL, **CASES[case]}
-    if team.size > 1:  # `micro` counts queries of each process
-        options["micro"] = options.get("micro", 0) // team.size
+    options["micro"] = options.get("micro", 0) // team.size  # `micro` counts queries of each process
     config = Config.from_flat(**options)
     for steps in [stop, config.rl.steps] if stop else [config.rl.steps]:
         some = replace(config, rl=replace(config.rl, steps=steps))
         run = Run(folder / case, some, resume=steps > stop > 0, save_every=2, writes=team.main)
         new = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
         data = examples(8) if case == "lora" else queries()
-        fit(new, data, some, run, sft=case == "sft", quiet=True, team=team)
+        fit(new, data, some, run, sft_stage(config) if case == "sft" else None, quiet=True, team=team)
     return run
+
+
+def sampled(case: str, team: Team, model: Path, micro: int = 0, order: slice = slice(None)) -> tuple[Rollouts, list]:
+    """Rollouts of this process's share of four queries, and the ids of those queries."""
+    config = Config.from_flat(**{**SMALL, **SAMPLED[case], "micro": micro})
+    policy = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # fresh weights are small: every choice is nearly as likely as the others
+        for p in policy.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    some = team.share((examples(4) if case == "lora" else queries()[:4])[order])
+    rl, sampling = config.rl, sampling_of(config)
+    found = rollout(policy, some, sampling, rl.group, config.seed, 5, rankings=rl.rankings, micro=micro)
+    return found, [e.id for e in some]
+
+
+def written(found: tuple[Rollouts, list]) -> dict[str, list]:
+    """By query: token ids and parsed output of each of its rollouts, as JSON gives them back."""
+    rollouts, ids = found
+    tokens = [row[m].tolist() for row, m in zip(rollouts.completions, rollouts.mask, strict=True)]
+    rows = [[row, *map(list, o[:2]), o.error] for row, o in zip(tokens, rollouts.outputs, strict=True)]
+    return {name: rows[n * rollouts.group : (n + 1) * rollouts.group] for n, name in enumerate(ids)}
 
 
 def curve(run: Run) -> list[dict[str, float]]:
@@ -77,11 +108,14 @@ def curve(run: Run) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of every case on one process and on two."""
-    one, two, model = (tmp_path_factory.mktemp(name) for name in ("one", "two", "model"))
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    model = two / "model"
     save_model("qwen3", model)
     write_jsonl(model / "few.jsonl", queries()[1:40:3])
-    said = launch("tests.scale.test_distributed", two, model)
-    assert json.loads(said[0])["queries"] == 1 and said[1] == ""
+    printed = launch("tests.scale.test_distributed", two, model)
+    assert (
+        json.loads(printed[0])["queries"] == 1 and printed[1] == ""
+    )  # of the command line; the other process is silent
     for case in CASES:
         train(case, one, ALONE, model)
     return one, two
@@ -121,16 +155,31 @@ def test_the_command_line_trains_on_several_processes(both: tuple[Path, Path]) -
     assert [row["step"] for row in rows] == [1, 2]
 
 
+@pytest.mark.parametrize("case", SAMPLED)
+def test_rollouts_are_the_same_on_two_processes_in_parts_and_in_any_order(both: tuple[Path, Path], case: str) -> None:
+    model = both[1] / "model"
+    whole = written(sampled(case, ALONE, model))
+    assert len(whole) == 4 and len({str(row) for rows in whole.values() for row in rows}) > 8
+    assert (case == "free") == any(row[3] for rows in whole.values() for row in rows)  # the grammar makes no error
+    two = [json.loads((both[1] / f"rollouts-{rank}.json").read_text())[case] for rank in range(2)]
+    assert [len(part) for part in two] == [2, 2] and two[0] | two[1] == whole
+    for micro in (1, 2):
+        assert written(sampled(case, ALONE, model, micro)) == whole
+    assert written(sampled(case, ALONE, model, order=slice(None, None, -1))) == whole
+    for n, name in enumerate(whole):  # each query without the others
+        assert written(sampled(case, ALONE, model, order=slice(n, n + 1))) == {name: whole[name]}
+
+
+def part_of(size: int, rank: int) -> Processes:
+    """One of several processes that are not there."""
+    return Processes(SimpleNamespace(num_processes=size, process_index=rank))  # type: ignore[arg-type]
+
+
 def test_shares_are_whole_queries_and_cover_the_batch_once() -> None:
-    for size, queries, micro in ((2, 8, 0), (2, 8, 2), (2, 8, 1), (3, 12, 3), (4, 20, 2)):
-        taken: list[int] = []
-        for rank in range(size):
-            team = Team()
-            team.size, team.rank = size, rank
-            parts = team.parts(queries, micro)
-            assert all(p.stop - p.start <= (micro or queries) for p in parts)
-            taken += [i for p in parts for i in range(queries)[p]]
-        assert sorted(taken) == list(range(queries))
+    for size, count in ((1, 3), (2, 8), (3, 12), (4, 20)):
+        shares = [part_of(size, rank).share(queries()[:count]) for rank in range(size)]
+        assert [e for share in shares for e in share] == queries()[:count]
+        assert {len(share) for share in shares} == {count // size}
 
 
 @pytest.mark.parametrize(
@@ -139,10 +188,13 @@ def test_shares_are_whole_queries_and_cover_the_batch_once() -> None:
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "choose bf16"),
         ({"ACCELERATE_USE_FSDP": "true"}, "fgrpo.scale.trl"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "fgrpo.scale.trl"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "fgrpo.scale.trl"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--micro"),
     ],
 )
-def test_what_the_trainer_does_not_do_is_refused(environ: dict, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_options_that_the_trainer_does_not_support_are_refused(
+    environ: dict, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(KitError, match=reason):
@@ -157,12 +209,14 @@ def test_one_process_is_alone_and_other_commands_stay_on_one(monkeypatch: pytest
     assert "only train" in capsys.readouterr().err
 
 
-def test_uneven_shares_are_refused(tmp_path: Path) -> None:
-    team = Team()
-    team.size = 3
-    with pytest.raises(KitError, match="4 queries a step cannot be shared evenly by 3 processes"):
-        config = Config.from_flat(**SMALL)
-        fit(Policy.tiny(["a"], config.model), queries(), config, Run(tmp_path / "a", config), quiet=True, team=team)
+@pytest.mark.parametrize("sft", [False, True])
+def test_uneven_shares_are_refused_before_anything_is_written(tmp_path: Path, sft: bool) -> None:
+    config = Config.from_flat(**SMALL)
+    run = Run(tmp_path / "a", config)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KitError, match=f"{8 if sft else 4} queries a step cannot be shared evenly by 3 processes"):
+        fit(Policy.tiny(["a"], config.model), queries(), config, run, sft, quiet=True, team=part_of(3, 0))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_bfloat16_from_the_launcher_is_the_precision_of_the_model(both: tuple[Path, Path]) -> None:
@@ -174,9 +228,11 @@ def test_bfloat16_from_the_launcher_is_the_precision_of_the_model(both: tuple[Pa
 
 
 def worker(folder: Path, model: Path) -> None:
-    """One of two processes."""
+    """What each of two processes does."""
     torch.set_num_threads(1)
     team = launched("cpu")
+    found = {case: written(sampled(case, team, model)) for case in SAMPLED}
+    (folder / f"rollouts-{team.rank}.json").write_text(json.dumps(found))
     for case in CASES:
         train(case, folder, team, model)
     train("fgrpo", folder / "cut", team, model, stop=3)

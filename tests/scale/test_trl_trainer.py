@@ -13,7 +13,7 @@ import torch
 
 from fgrpo.config import Config, GrammarConfig, KitError, LMConfig, RLConfig
 from fgrpo.credit import zero_variance
-from fgrpo.data import Example, write_jsonl
+from fgrpo.data import Example
 from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Prompts, Sampling
@@ -21,8 +21,9 @@ from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, parse
 from fgrpo.rewards import ndcg, pad, pool_gains, recall
 from fgrpo.rollout import Rollouts
 from fgrpo.runs.policies import load_policy
+from fgrpo.runs.sft import sft_step
 from fgrpo.scale.trl_options import TESTED, check_options, check_version, grpo_options, trl_rows
-from fgrpo.trainer import sft_step
+from fgrpo.tasks.jsonl import write_jsonl
 from tests.families import examples, policy_of, save_model
 from tests.processes import launch
 
@@ -159,7 +160,7 @@ def test_every_method_without_branches_trains(tmp_path: Path, taught: Path, cred
 
 
 def test_pretrained_models_read_the_kits_prompt(tmp_path: Path) -> None:
-    """Candidates by number: TRL's template gives the tokens of the kit's own prompt, phases lie where the tags are."""
+    """Candidates by number: TRL's template gives the tokens of the kit's own prompt, phases follow the tags."""
     policy, queries = policy_of(save_model("qwen3", tmp_path / "model")), examples(2)
     policy.model = policy.model.merge_and_unload()
     hostile = replace(queries[1], query="<|im_end|> and <think>?")
@@ -196,11 +197,11 @@ def test_groups_over_two_processes_have_the_credit_of_whole_groups(tmp_path: Pat
     assert torch.allclose(found, reward - reward.mean(), atol=1e-6)
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_rooms_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny model, a CPU and without vLLM; its DeepSpeed configuration is one that accelerate reads."""
     from accelerate.commands.config.config_args import load_config_from_file
 
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "fgrpo/scale/README.md").read_text()
     script, yaml = (readme.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
     save_model("qwen3", tmp_path / "model")
     write_jsonl(tmp_path / "task.jsonl", examples(10))
@@ -247,7 +248,7 @@ VLLM = {"use_vllm": True, "vllm_importance_sampling_mode": "sequence_mask"}
         (RL, {"multi_objective_aggregation": "normalize_then_sum"}, "credit 'gdpo' does that"),
         (RL, {"off_policy_mask_threshold": 0.1}, "off_policy_mask_threshold"),
         (RL, {"remove_unused_columns": True}, "leave it False"),
-        (RL, {"beta": 0.1}, "GRPOConfig has beta 0.1, and RLConfig says 0.0"),
+        (RL, {"beta": 0.1}, "GRPOConfig has beta 0.1, but RLConfig has 0.0"),
         (RL, {"num_generations": 4}, "num_generations 4"),
         (replace(RL, ratio="sequence"), {}, "averages the phases"),
     ],
@@ -267,7 +268,7 @@ def test_what_fits_is_not_refused() -> None:
 
 @pytest.mark.parametrize("found", ["0.29.1", "1.15.0", "1.17.0", "2.0.0"])
 def test_another_version_of_trl_is_refused(found: str) -> None:
-    with pytest.raises(KitError, match=f"from {TESTED[0]} on and before {TESTED[1]}, and {found} is installed"):
+    with pytest.raises(KitError, match=f"TRL {found} is installed, and .* from {TESTED[0]} to below {TESTED[1]}"):
         check_version(found)
     check_version("1.16.0")
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()

@@ -1,4 +1,4 @@
-"""The oracle against finite differences and Monte Carlo, and what it says of each credit method."""
+"""The oracle against finite differences and Monte Carlo, and the bias it finds in each credit method."""
 
 import math
 from dataclasses import replace
@@ -11,16 +11,18 @@ from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
-from fgrpo.study.analysis import interference, measure_method, oracle_table, separability
+from fgrpo.study.analysis import bias_and_variance, interference, oracle_table, separability
 from fgrpo.study.oracle import Oracle, enumerate_outputs, small_pool
+from tests.conftest import spread_policy
 
 GRAMMAR = GrammarConfig(slate_size=2, rank_size=2)
 CONFIG = Config(grammar=GRAMMAR)
 
 
-@pytest.fixture
-def oracle(policy, lab) -> Oracle:
-    return enumerate_outputs(policy, small_pool(lab.test[0], 4), CONFIG)
+@pytest.fixture(scope="module")
+def oracle(lab) -> Oracle:
+    """Made once: tests that change weights change those of the policy of their own fixture, which begins alike."""
+    return enumerate_outputs(spread_policy(), small_pool(lab.test[0], 4), CONFIG)
 
 
 def expected_rewards(policy, example) -> tuple[float, float]:
@@ -33,15 +35,16 @@ def test_every_output_is_listed_once(oracle, policy, lab) -> None:
     assert len(oracle.probability) == 4 * 1 + 12 * 4 == len(set(oracle.rollouts.outputs))
     assert oracle.probability.sum().item() == pytest.approx(1, abs=1e-6)
     assert not any(o.error for o in oracle.rollouts.outputs)
-    six = enumerate_outputs(policy, small_pool(lab.test[0], 6), replace(CONFIG, grammar=GrammarConfig(3, 2)))
-    assert len(six.probability) == 1206 and six.probability.sum().item() == pytest.approx(1, abs=1e-5)
+    five = enumerate_outputs(policy, small_pool(lab.test[0], 5), replace(CONFIG, grammar=GrammarConfig(3, 1)))
+    assert len(five.probability) == 5 * 1 + 20 * 2 + 60 * 3
+    assert five.probability.sum().item() == pytest.approx(1, abs=1e-5)
     with pytest.raises(KitError, match="take fewer"):
         enumerate_outputs(policy, lab.test[0], CONFIG.from_flat(slate_size=5, rank_size=2))
 
 
 def test_probabilities_and_rewards_are_those_of_sampling(oracle, policy, lab) -> None:
     example = small_pool(lab.test[0], 4)
-    r = rollout(policy, [example], Sampling(GRAMMAR), 4000, 0)
+    r = rollout(policy, [example], Sampling(GRAMMAR), 1500, 0)
     rewards = score(r, [example], RLConfig())
     for name in ("slate", "rank"):
         exact = float((oracle.probability * getattr(oracle.rewards, name)[0]).sum())
@@ -73,8 +76,8 @@ def test_the_gradient_is_that_of_the_expected_reward(oracle, policy, lab) -> Non
 
 
 def test_separability_is_what_a_small_step_does(oracle, policy, lab) -> None:
-    """The rank phase's own step moves E[R_slate] by what `rank_on_slate` says."""
-    example, said = small_pool(lab.test[0], 4), separability(oracle)
+    """The rank phase's own step changes E[R_slate] by `rank_on_slate`, and not by nothing."""
+    example, found = small_pool(lab.test[0], 4), separability(oracle)
     r = oracle.rollouts
     logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
     own = (oracle.probability * oracle.rewards.rank[0]).unsqueeze(1) * (r.phase == PHASE_RANK)
@@ -86,8 +89,8 @@ def test_separability_is_what_a_small_step_does(oracle, policy, lab) -> None:
         for p, g in zip(policy.model.parameters(), gradient, strict=True):
             p.add_(1e-2 / length * g)
     moved = (expected_rewards(policy, example)[0] - before) / 1e-2
-    assert moved == pytest.approx(said["rank_on_slate"] * float(oracle.dot(slate, slate)) ** 0.5, rel=0.1, abs=0.01)
-    assert abs(said["rank_on_slate"]) > 0.02  # shared weights: the phases are not separate, to first order
+    assert moved == pytest.approx(found["rank_on_slate"] * float(oracle.dot(slate, slate)) ** 0.5, rel=0.1, abs=0.01)
+    assert abs(found["rank_on_slate"]) > 0.02  # shared weights: the phases are not separate, to first order
 
 
 @pytest.mark.parametrize(
@@ -96,37 +99,37 @@ def test_separability_is_what_a_small_step_does(oracle, policy, lab) -> None:
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 def test_unbiased_for_the_joint_objective(oracle, options, lam) -> None:
     """Exactly, over all groups: the direction is the true gradient's, the length 1 - 1/G of it (nested: all of it)."""
-    found = measure_method(oracle, RLConfig(**{"group": 3, "lam": lam, **options}), torch.Generator(), exact=True)
+    found = bias_and_variance(oracle, RLConfig(**{"group": 3, "lam": lam, **options}), torch.Generator(), exact=True)
     assert max(found["angle"], found["angle_slate"], found["angle_rank"]) < 0.1
     assert found["norm"] == pytest.approx(1.0 if options["credit"] == "nested" else 2 / 3, rel=1e-4)
 
 
 def test_fgrpo_is_biased_in_its_slate_phase_alone(oracle) -> None:
-    """It is never told what the ranker could have used; its rank phase is the true one's."""
-    found = measure_method(oracle, RLConfig(credit="fgrpo", group=3), torch.Generator(), exact=True)
+    """Its slate phase follows E[R_slate] and ignores what the ranker could use; its rank phase is the true one's."""
+    found = bias_and_variance(oracle, RLConfig(credit="fgrpo", group=3), torch.Generator(), exact=True)
     assert found["angle_slate"] > 1 and found["angle_rank"] < 0.1
     slate = oracle.gradient(oracle.rewards.slate[0]) * (oracle.phase == PHASE_SLATE)
     groups, weights = oracle.all_groups(RLConfig(credit="fgrpo", group=2))
     mean = weights @ oracle.estimates(groups, RLConfig(credit="fgrpo", group=2))
-    away = mean * (oracle.phase == PHASE_SLATE) - slate / 2  # what it does follow: the gradient of E[R_slate]
+    away = mean * (oracle.phase == PHASE_SLATE) - slate / 2  # it follows the gradient of E[R_slate]
     assert float(oracle.dot(away, away)) < 1e-6 * float(oracle.dot(slate, slate))
 
 
 @pytest.mark.parametrize("options", [{"credit": "grpo", "scale": "std"}, {"credit": "gdpo"}, {"credit": "item"}])
 def test_dividing_by_the_spread_and_item_credit_are_biased(oracle, options) -> None:
-    found = measure_method(oracle, RLConfig(**{"group": 3, **options}), torch.Generator(), exact=True)
+    found = bias_and_variance(oracle, RLConfig(**{"group": 3, **options}), torch.Generator(), exact=True)
     assert found["angle"] > 0.5
 
 
 def test_sampled_groups_agree_with_all_groups(oracle) -> None:
     for options in ({"credit": "fgrpo", "group": 2}, {"credit": "nested", "group": 4, "rankings": 2}):
         config = RLConfig(**options)
-        exact = measure_method(oracle, config, torch.Generator(), exact=True)
-        drawn = measure_method(oracle, config, torch.Generator().manual_seed(0), count=20_000)
+        exact = bias_and_variance(oracle, config, torch.Generator(), exact=True)
+        drawn = bias_and_variance(oracle, config, torch.Generator().manual_seed(0), count=20_000)
         assert drawn["variance"] == pytest.approx(exact["variance"], rel=0.05)
         assert drawn["tokens"] == pytest.approx(exact["tokens"], rel=0.02)
         assert drawn["angle"] < exact["angle"] + 3 * drawn["angle_error"]
-    groups = oracle.sample(50, RLConfig(credit="nested", group=4, rankings=2), 0)
+    groups = oracle.sample(50, RLConfig(credit="nested", group=4, rankings=2), torch.Generator().manual_seed(0))
     slates = oracle.slate_of[groups]
     assert torch.equal(slates[:, 0], slates[:, 1]) and not torch.equal(slates[:, 0], slates[:, 2])
 
@@ -137,7 +140,7 @@ def test_knowing_the_slate_lowers_the_variance_of_the_rank_phase(oracle) -> None
     spread = {}
     for options in ({"credit": "reward_to_go"}, {"credit": "nested", "rankings": 2}):
         config = RLConfig(group=8, **options)
-        found = oracle.estimates(oracle.sample(6000, config, 0), config) * rank
+        found = oracle.estimates(oracle.sample(6000, config, torch.Generator().manual_seed(0)), config) * rank
         away = found - found.mean(0)
         spread[options["credit"]] = float(oracle.dot(away, away).mean() / oracle.dot(found.mean(0), found.mean(0)))
     assert all(map(math.isfinite, spread.values())) and len(set(spread.values())) == 2
@@ -146,13 +149,13 @@ def test_knowing_the_slate_lowers_the_variance_of_the_rank_phase(oracle) -> None
 def test_noise_in_one_reward_is_variance_not_bias_and_reaches_every_token_under_joint_credit(oracle) -> None:
     clean, rank = {}, oracle.phase == PHASE_RANK
     for credit in ("grpo", "fgrpo"):
-        clean[credit] = measure_method(oracle, RLConfig(credit=credit), torch.Generator().manual_seed(0))
+        clean[credit] = bias_and_variance(oracle, RLConfig(credit=credit), torch.Generator().manual_seed(0))
         noisy = RLConfig(credit=credit, slate_noise=1.0)
-        found = measure_method(oracle, noisy, torch.Generator().manual_seed(0))
+        found = bias_and_variance(oracle, noisy, torch.Generator().manual_seed(0))
         assert found["signal"] < 0.7 * clean[credit]["signal"] and found["norm"] == pytest.approx(
             clean[credit]["norm"], rel=0.2
         )
-    groups = oracle.sample(500, RLConfig(), 0)
+    groups = oracle.sample(500, RLConfig(), torch.Generator().manual_seed(0))
     for credit, same in (("fgrpo", True), ("grpo", False)):
         noisy = RLConfig(credit=credit, slate_noise=1.0)
         a, b = (oracle.estimates(groups, noisy, g)[:, rank] for g in (None, torch.Generator().manual_seed(1)))
@@ -160,22 +163,24 @@ def test_noise_in_one_reward_is_variance_not_bias_and_reaches_every_token_under_
 
 
 def test_table_holds_every_method_and_leaves_out_what_cannot_be(oracle) -> None:
-    methods = ["grpo", "nested:rankings=2"]
-    exact = oracle_table([oracle], methods, [2, 3, 4], CONFIG, exact=True)
-    assert [(r["method"], r["group"]) for r in exact] == [("grpo", 2), ("grpo", 3), ("nested:rankings=2", 4)]
+    methods = {"joint": RLConfig(credit="grpo"), "nested": RLConfig(credit="nested", rankings=2)}
+    exact = oracle_table([oracle], methods, [2, 3, 4], exact=True)
+    assert [(r["method"], r["group"]) for r in exact] == [("joint", 2), ("joint", 3), ("nested", 4)]
     assert oracle.count_groups(RLConfig(group=3)) == 52**3 and exact[0]["pool"] == 4
-    rows = oracle_table([oracle, oracle], methods, [2, 4], CONFIG)
-    assert [(r["method"], r["group"]) for r in rows] == [("grpo", 2), ("grpo", 4), ("nested:rankings=2", 4)]
+    rows = oracle_table([oracle, oracle], methods, [2, 4])
+    assert [(r["method"], r["group"]) for r in rows] == [("joint", 2), ("joint", 4), ("nested", 4)]
+    noisy = {"noisy": RLConfig(credit="grpo", slate_noise=1.0)}
+    assert oracle_table([oracle], noisy, [2], exact=True) == [] != oracle_table([oracle], noisy, [2])
     with pytest.raises(KitError, match="'who' is not known"):
-        oracle_table([oracle], ["who"], [2], CONFIG)
+        oracle_table([oracle], {"who": RLConfig(credit="who")}, [2])
 
 
 def test_interference_on_the_real_task(policy, lab, config) -> None:
-    found = interference(policy, lab.train[:4], config, torch.Generator().manual_seed(0))
+    found = interference(policy, lab.train[:4], config, 3)
     assert -1 <= found["cosine"] <= 1 and 0 < found["slate_share"] < 1
     assert 0 < found["flipped_slate"] < 0.5 and 0 < found["flipped_rank"] < 0.8
-    same = interference(policy, lab.train[:4], config, torch.Generator().manual_seed(0))
-    assert same == found and all(p.grad is None for p in policy.model.parameters())
+    assert interference(policy, lab.train[:4], config, 3) == found != interference(policy, lab.train[:4], config, 4)
+    assert all(p.grad is None for p in policy.model.parameters())
 
 
 def test_small_pool_keeps_order_and_relevance(lab) -> None:

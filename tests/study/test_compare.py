@@ -1,19 +1,25 @@
-"""Methods and settings by name, the corrected table, sample efficiency, pipelines beside the policies."""
+"""Experiments as Configs, the corrected table, sample efficiency, baselines beside the policies."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from fgrpo.baselines import baselines_by_name
 from fgrpo.baselines.decoupled import decoupled
+from fgrpo.baselines.rankers import random_order
 from fgrpo.cli.main import main
-from fgrpo.config import Config, KitError, changed, with_method
+from fgrpo.config import Config, KitError
 from fgrpo.data import Splits
+from fgrpo.prompt import Output
 from fgrpo.runs.warm_start import warm_start
-from fgrpo.study.compare import Result, compare, measure_baseline, settings
-from fgrpo.study.report import crossing, efficiency, format_table, settling_step, table
+from fgrpo.study.compare import Result, check_experiments, compare, run_baseline, slug
+from fgrpo.study.experiments import grid, parse_vary, with_fields
+from fgrpo.study.plots import name_of, style_of, sweep_of
+from fgrpo.study.report import crossing, efficiency, format_table, made_of, settling_step, table
 from fgrpo.tasks.lab import lab_catalogue
 
 NAMES = ("ndcg@5", "recall@5", "slate_recall", "slate_length")
@@ -32,35 +38,87 @@ def items() -> list[str]:
     return [film.title for film in lab_catalogue()]
 
 
-def test_a_method_is_a_credit_with_options() -> None:
-    rl = with_method(Config(), "nested:rankings=2:queries=24").rl
-    assert (rl.credit, rl.rankings, rl.queries, rl.lam) == ("nested", 2, 24, 1.0)
-    for method, message in (
-        ("grpo:std", "must be FIELD=VALUE"), ("grpo:nose=1", "'nose' is not known"),
-        ("grpo:lr=fast", "must be of type float"), ("grpo:group=1", "group 1 must be at least 2"),
-        ("grpo:rl=1", "'rl' is not known"),
+def test_a_field_is_replaced_in_its_concern() -> None:
+    found = with_fields(Config(), lam=0.5, pool=50, slate_size=3, rank_size=2, model="some/folder")
+    assert (found.rl.lam, found.pool, found.grammar.slate_size, found.lm.model) == (0.5, 50, 3, "some/folder")
+    assert with_fields(found, lam=1.0, pool=20, slate_size=10, rank_size=5, model="") == Config()
+    for values, message in (({"nose": 1}, "'nose' is not known"), ({"rl": 1}, "'rl' is not known"),
+                            ({"group": 1}, "group 1 must be at least 2")):  # fmt: skip
+        with pytest.raises(KitError, match=message):
+            with_fields(Config(), **values)
+
+
+def test_values_to_vary_are_typed_by_their_field() -> None:
+    texts = ["one-relevant=false,true", "slate_size=5,10", "lam=0.5,1", "task=a:b/c.jsonl"]
+    assert parse_vary(texts) == {
+        "one_relevant": [False, True], "slate_size": [5, 10], "lam": [0.5, 1.0], "task": ["a:b/c.jsonl"]
+    }  # fmt: skip
+    for text, message in (
+        ("lam", "must be FIELD=VALUE"), ("lam=", "must be FIELD=VALUE"), ("nose=1", "'nose' is not known"),
+        ("rl=1", "'rl' is not known"), ("lr=fast", "must be of type float"), ("one_relevant=2", "must be of type bool"),
+        ("pool=20,", "must be of type int"), ("credit=grpo", "with --credits"), ("seed=1", "with --seeds"),
     ):  # fmt: skip
         with pytest.raises(KitError, match=message):
-            with_method(Config(), method)
+            parse_vary([text])
+    with pytest.raises(KitError, match="given twice"):
+        parse_vary(["lam=1", "lam=2"])
 
 
-def test_settings_are_every_combination() -> None:
-    found = settings(Config(), ["one_relevant=false,true", "slate-size=5,10"])
+def test_a_grid_is_every_method_under_every_combination() -> None:
+    found = grid(Config(), ["grpo", "nested"], {"one_relevant": [False, True], "slate_size": [5, 10]})
     assert list(found) == [
         "one_relevant=false slate_size=5", "one_relevant=false slate_size=10",
         "one_relevant=true slate_size=5", "one_relevant=true slate_size=10",
     ]  # fmt: skip
-    assert found["one_relevant=true slate_size=5"] == replace(
-        Config(one_relevant=True), grammar=replace(Config().grammar, slate_size=5)
+    config = found["one_relevant=true slate_size=5"]["nested"]
+    assert (config.one_relevant, config.grammar.slate_size, config.rl.credit, config.rl.rankings) == (
+        True,
+        5,
+        "nested",
+        2,
     )
-    assert settings(Config(), []) == {"": Config()}
-    equal = settings(Config(), ["group=4:queries=32,8:queries=16"])
-    assert [(c.rl.group, c.rl.queries) for c in equal.values()] == [(4, 32), (8, 16)]
-    assert changed(Config(), {"pool": "50"}).pool == 50
+    assert grid(Config(), ["fgrpo"]) == {"": {"fgrpo": Config()}}
+    assert list(grid(Config(), ["grpo"], {"lr": [1e-4, 0.5]})) == ["lr=0.0001", "lr=0.5"]
+
+
+def test_names_that_would_be_mixed_up_are_refused() -> None:
+    c = Config()
+    for experiments, message in (
+        ({}, "at least one method"), ({"": {}}, "at least one method"),
+        ({"": {"a b": c, "a_b": c}}, "same name"), ({"a:": {"x": c}, "a-": {"x": c}}, "same name"),
+        ({"": {"": c}}, "needs another name"), ({"": {"sft": c}}, "needs another name"),
+        ({"": {"random": c}}, "needs another name"), ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
+        ({"": {"x": c, "y": replace(c, pool=50)}}, "make them settings"),
+        ({"": {"x": with_fields(c, credit="who")}}, "'who' is not known"),
+    ):  # fmt: skip
+        with pytest.raises(KitError, match=message):
+            check_experiments(experiments, {"random": random_order})
+    assert slug("../grpo: K=4 (a/b)") == "-grpo-_K-4_-a-b-" and slug("lam=0.5 pool=20") == "lam-0.5_pool-20"
+
+
+def test_figures_know_new_names_and_those_of_recorded_tables() -> None:
+    assert sweep_of(["lam=0.5", "lam=1", "lam=2e-05"]) == {"lam=0.5": 0.5, "lam=1": 1.0, "lam=2e-05": 2e-05}
+    assert sweep_of(["group=4:queries=32", "group=8:queries=16"]) == {"group=4:queries=32": 4, "group=8:queries=16": 8}
+    assert sweep_of([""]) == sweep_of(["a=1", "b=1"]) == sweep_of(["lam=0.5 pool=20"]) == {}
+    assert name_of("nested:rankings=2:queries=24") == "nested rankings=2"
+    assert name_of("zero_shot:model=/a/b:gguf_file=c") == "zero_shot" and name_of("grpo, lam 2") == "grpo, lam 2"
+    plain, recorded, new = (style_of(m, 1) for m in ("nested", "nested:rankings=2:queries=24", "nested rankings=4"))
+    assert plain["color"] == recorded["color"] == new["color"] and recorded["markerfacecolor"] == "white"
+    assert "markerfacecolor" not in plain and style_of("my own", 0) != style_of("my own", 1)
+
+
+def test_a_report_keeps_what_each_method_changes() -> None:
+    made = made_of(grid(Config(), ["grpo", "fgrpo"], {"lam": [1.0, 2.0]}))
+    assert made["config"]["rl"]["credit"] == "grpo" and made["command"]
+    assert made["changes"] == [
+        {"setting": "lam=1", "method": "grpo"}, {"setting": "lam=1", "method": "fgrpo", "rl.credit": "fgrpo"},
+        {"setting": "lam=2", "method": "grpo", "rl.lam": 2.0},
+        {"setting": "lam=2", "method": "fgrpo", "rl.credit": "fgrpo", "rl.lam": 2.0},
+    ]  # fmt: skip
 
 
 def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(config, small, tmp_path) -> None:
-    """lam shares one warm start, slate_size needs one each; the same seed gives the same run whatever stands beside it."""
+    """lam shares one warm start, slate_size needs one each; a seed gives the same run whatever is trained beside it."""
     calls = []
 
     def load(c: Config) -> tuple[Splits, list[str]]:
@@ -68,15 +126,23 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
         return small, items()
 
     config = replace(config, rl=replace(config.rl, steps=1))
-    vary = ["slate_size=5,8", "lam=1,2"]
-    found = compare(config, ["grpo", "fgrpo"], 2, tmp_path / "a", load, vary, [], jobs=1, quiet=True)
+    experiments = grid(config, ["grpo", "fgrpo"], {"slate_size": [5, 8], "lam": [1.0, 2.0]})
+    found = compare(experiments, 2, tmp_path / "a", load, baselines={}, jobs=1, quiet=True)
     assert len(calls) == 2 and len(list((tmp_path / "a").glob("*/warm-start"))) == 2
     assert list(found) == ["slate_size=5 lam=1", "slate_size=5 lam=2", "slate_size=8 lam=1", "slate_size=8 lam=2"]
     assert all(list(methods) == ["sft_full", "sft", "grpo", "fgrpo"] for methods in found.values())
     assert found["slate_size=5 lam=1"]["grpo"][0].metrics["slate_length"].max() <= 5
-    alone = compare(config, ["grpo"], 1, tmp_path / "b", load, ["slate_size=8"], [], jobs=1, quiet=True)
-    first, second = alone["slate_size=8"]["grpo"][0], found["slate_size=8 lam=1"]["grpo"][0]
+    # by hand, under a free name, beside a method that needs a warm start of its own
+    wide, other = with_fields(config, slate_size=8, credit="grpo"), with_fields(config, slate_size=6, credit="grpo")
+    alone = compare({"": {"by hand": wide, "other": other}}, 1, tmp_path / "b", load, {}, jobs=1, quiet=True)
+    first, second = alone[""]["by hand"][0], found["slate_size=8 lam=1"]["grpo"][0]
     assert all(torch.equal(first.metrics[name], second.metrics[name]) for name in first.metrics)
+    assert {p.name for p in (tmp_path / "b").iterdir()} == {
+        "warm-start",
+        "warm-start-2",
+        "by_hand-seed0",
+        "other-seed0",
+    }
 
 
 def test_table_says_when_no_difference_is_shown() -> None:
@@ -146,7 +212,7 @@ def test_compare_sweeps_and_measures_on_the_way(tmp_path, monkeypatch, capsys) -
     monkeypatch.chdir(tmp_path)
     tiny = ["--queries", "2", "--group", "4", "--steps", "2", "--hidden-size", "32", "--layers", "1", "--heads", "2",
             "--sft-steps", "2", "--sft-batch", "4"]  # fmt: skip
-    argv = ["compare", "--credits", "grpo,nested:rankings=2", "--vary", "lam=0.5,1,2", "--seeds", "1", "--every", "1",
+    argv = ["compare", "--credits", "grpo,nested", "--vary", "lam=0.5,1,2", "--seeds", "1", "--every", "1",
             "--limit", "16", "--split", "validation", "--jobs", "1", "--out", "c", "--json", *tiny]  # fmt: skip
     assert main(argv) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -161,7 +227,7 @@ def test_compare_sweeps_and_measures_on_the_way(tmp_path, monkeypatch, capsys) -
     ):
         assert (Path("c") / name).stat().st_size > 0
     first = Path("c/reached.csv").read_text().split("\n", 1)[1]
-    assert main([*argv, "--resume"]) == 0  # nothing is trained or measured twice
+    assert main([*argv, "--resume"]) == 0  # nothing is trained or measured again
     assert Path("c/reached.csv").read_text().split("\n", 1)[1] == first
     assert list(json.loads(Path("c/lam-1/grpo-seed0/curve.json").read_text())) == ["1", "2"]
 
@@ -176,16 +242,37 @@ def test_decoupled_trains_each_on_its_own_phase(config, small, tmp_path) -> None
     assert {p.name for p in tmp_path.iterdir()} == {"selector", "ranker-gold", "ranker-selector"}
 
 
-def test_baselines_by_name(config, small, tmp_path) -> None:
-    for name in ("random", "decoupled:slates=selector"):
-        found = measure_baseline(name, small, items(), config, tmp_path)
+def test_baselines_are_functions_and_get_what_they_name(config, small, tmp_path) -> None:
+    given = {}
+
+    def own(splits: Splits, config: Config, folder: Path, option: str = "") -> list[Output]:
+        given.update(config=config, folder=folder, option=option)
+        return [Output((1, 0), (1,)) for _ in splits.test]
+
+    def measured(baseline) -> Result:
+        return run_baseline(baseline, small, items(), config, tmp_path / "x")
+
+    assert measured(partial(own, option="/a/path:with colon")).metrics["slate_length"].unique().item() == 2
+    assert given == {"config": config, "folder": tmp_path / "x", "option": "/a/path:with colon"}
+    measured(partial(own, folder=tmp_path / "bound"))
+    assert given["folder"] == tmp_path / "bound"  # what is bound already is not replaced
+    for baseline in (random_order, partial(decoupled, slates="selector")):
+        found = measured(baseline)
         assert found.metrics["ndcg@5"].shape == (12,) and found.seconds > 0
+    assert (tmp_path / "x" / "ranker-selector").is_dir()
+    with pytest.raises(KitError, match="slates 'some' is not known"):
+        measured(partial(decoupled, slates="some"))
+
+
+def test_baselines_by_name() -> None:
+    assert list(baselines_by_name(["bm25", "random"])) == ["bm25", "random"]
     for name, message in (
-        ("best", "baseline 'best' is not known"), ("random:model=x", "unexpected keyword argument 'model'"),
-        ("decoupled:slates=some", "slates 'some' is not known"), ("llm", "name a model"), ("random:x", "FIELD=VALUE"),
+        ("best", "baseline 'best' is not known; choose from random"), ("dense:model=x", "'dense:model=x' is not known"),
+        ("zero_shot", r"needs a model, so it runs from Python: compare\(..., baselines=\{'zero_shot': partial\(zero_shot, "),
+        ("cross_encoder", "needs a model, so it runs from Python"),
     ):  # fmt: skip
         with pytest.raises(KitError, match=message):
-            measure_baseline(name, small, items(), config, tmp_path)
+            baselines_by_name([name])
 
 
 def test_the_shipped_warm_start_is_used_for_what_it_was_made_for(tmp_path) -> None:

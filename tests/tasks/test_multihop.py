@@ -144,7 +144,7 @@ def test_questions_without_an_answer_are_counted(tmp_path) -> None:
         (load_hotpotqa, hotpot(2, supporting_facts=[["T"]]), r"row 3: field 'supporting_facts' must be a list of"),
         (load_hotpotqa, hotpot(2, context={"title": ["T"], "sentences": []}), r"row 3: field 'context' must be a list of"),
         (load_hotpotqa, hotpot(2, context=[["T", [1]]]), r"row 3: field 'context' must hold lists of sentences"),
-        (load_hotpotqa, hotpot(1), r"row 3: the id 'q1' stands in an earlier row too"),
+        (load_hotpotqa, hotpot(1), r"row 3: the id 'q1' is in an earlier row too"),
         (load_musique, {"id": "x", "question": "q"}, r"row 3: field 'paragraphs' must be a list"),
         (load_musique, musique(2, paragraphs=[{"title": "T"}]), r"row 3: field 'paragraphs', paragraph 0: field 'para"),
         (load_musique, musique(2, answerable="no"), r"row 3: field 'answerable' must be true or false"),
@@ -155,7 +155,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path, load, row, message) -> None:
     make = hotpot if load is load_hotpotqa else musique
     rows = [make(0), make(1), row, *(make(n) for n in range(3, 14))]
     path = array(tmp_path / "a.json", rows)
-    with pytest.raises(KitError, match=rf"a\.json, {message}.* Mend the row, or pass --skip-bad\."):
+    with pytest.raises(KitError, match=rf"a\.json, {message}.* Fix the row, or pass --skip-bad\."):
         load(path)
     bad: list[str] = []
     assert sum(map(len, load(path, None, bad))) == 13 and len(bad) == 1 and "a.json, row 3" in bad[0]
@@ -167,8 +167,9 @@ def test_bad_rows_are_named_or_skipped(tmp_path, load, row, message) -> None:
         ('[{"_id": "a"', r"a\.json, row 1: not a whole JSON object \(the file ends inside it\)"),
         ('[{"_id": "a', r"row 1: not a whole JSON object \(the file ends inside it\)"),
         ("[{}, {'a': 1}]" + " " * 99, r"row 1: field 'id' must be a string"),
-        ("[{'a': 1}]" + " " * 99, r"row 1: not a whole JSON object \(Expecting property name"),
-        ("[" * 100_000, r"row 1: not a whole JSON object \(RecursionError\)"),
+        ("[{'a': 1}]" + " " * 99, r"row 1: not a whole JSON object \(.*(invalid char|symbol)[^\n]*$"),
+        ("[" * 100_000, r"row 1: not a whole JSON object \(nested more than 100 deep\)"),
+        ("[[1], " + "[" * 100_000, r"row 1: expected a JSON object, found list"),
         ('{"_id": "a"\n', r"a\.json, line 1: not a JSON object \(Expecting ',' delimiter\)"),
         ("", r"a\.json: no usable question"),
         ("[]", r"a\.json: no usable question"),

@@ -16,7 +16,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 
 @dataclass
 class Served:
-    """The app as it runs: address, and the folder whose runs it lists."""
+    """The running app: its address, and the folder whose runs it lists."""
 
     url: str
     runs: Path
@@ -60,7 +60,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
     """Open the app in a fresh context. At the end: no console error, no request but to the app itself."""
-    contexts, said = [], []
+    contexts, events = [], []
 
     def go(width: int = 1280, scheme: str = "light", **asked: str) -> Any:
         context = browser.new_context(
@@ -69,10 +69,10 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda m: said.append(f"{m.type}: {m.text}") if m.type == "error" else None)
-        page.on("pageerror", lambda e: said.append(f"exception: {e}"))
-        page.on("dialog", lambda d: (said.append(f"dialog: {d.message}"), d.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else said.append(r.url))
+        page.on("console", lambda m: events.append(f"{m.type}: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda e: events.append(f"exception: {e}"))
+        page.on("dialog", lambda d: (events.append(f"dialog: {d.message}"), d.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else events.append(r.url))
         page.goto(f"{served.url}/?{urlencode(asked)}")
         page.locator("#at-strip .token, #at-strip .message, #at-problems .message").first.wait_for()
         return page
@@ -80,7 +80,7 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
     yield go
     for context in contexts:
         context.close()
-    assert not said, said
+    assert not events, events
 
 
 def tab(page: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of the README, taken anew, and how long the first view takes: `python -m tests.app.e2e.pictures`."""
+"""Regenerates the screenshots in app/pictures and measures the first view: `python -m tests.app.e2e.pictures`."""
 
 import shutil
 import tempfile
@@ -10,23 +10,27 @@ from app.__main__ import launch
 from .conftest import FLAGS, tab
 
 FOLDER = Path(__file__).parents[3] / "app" / "pictures"
-SHOTS = (("inspect", "Inspect", 1180, "light"), ("group", "Group", 1180, "dark"), ("narrow", "Inspect", 360, "light"))
+SCREENSHOTS = (
+    ("inspect", "Inspect", 1180, "light"),
+    ("group", "Group", 1180, "dark"),
+    ("narrow", "Inspect", 360, "light"),
+)
 
 
 def main() -> None:
-    """Write every picture of SHOTS, then open the page in five fresh contexts and print the seconds of each."""
+    """Write every screenshot, then open the page in five fresh contexts and print the seconds of each."""
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         page_of = launch("127.0.0.1", 7862, Path(folder), Path(folder))
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         FOLDER.mkdir(exist_ok=True)
-        for name, at, width, scheme in SHOTS:
+        for name, opened, width, scheme in SCREENSHOTS:
             page = browser.new_context(viewport={"width": width, "height": 1180}, color_scheme=scheme).new_page()
-            page.goto(f"{page_of.local_url}?rollout=4")
+            page.goto(f"{page_of.local_url}?rollout=1")
             page.locator("#at-pool table").wait_for()
-            tab(page, at)
-            page.locator(f"#at-{'plane img' if at == 'Group' else 'strip .flipped'}").first.wait_for()
+            tab(page, opened)
+            page.locator(f"#at-{'plane img' if opened == 'Group' else 'strip .flipped'}").first.wait_for()
             if width < 480:
                 page.locator("#at-strip").scroll_into_view_if_needed()
                 page.evaluate("document.querySelector('#at-query').scrollIntoView()")

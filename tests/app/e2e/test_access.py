@@ -1,4 +1,4 @@
-"""For everybody: keyboard alone, narrow screens, light and dark, what a screen reader is told."""
+"""Accessibility: keyboard, narrow screens, light and dark mode, what a screen reader reads."""
 
 import time
 from pathlib import Path
@@ -15,14 +15,14 @@ TABS = ("Inspect", "Group", "Compare", "Playground", "Training", "Files")
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit, scheme) -> None:
-    page = visit(scheme=scheme, rollout="4")
+    page = visit(scheme=scheme, rollout="1")
     page.evaluate(AXE)
     found = []
     for name in TABS:
         tab(page, name)
         if name == "Compare":
             page.get_by_role("button", name="slate miss \N{MIDDLE DOT} B").click()
-            page.locator("#at-listed button").first.wait_for()
+            page.locator("#at-queries button").first.wait_for()
         if name == "Playground":
             page.get_by_role("button", name="Generate").click()
             page.locator("#at-status", has_text="the greedy one").wait_for()
@@ -61,7 +61,7 @@ def test_a_narrow_screen_scrolls_down_only(visit, scheme) -> None:
 
 
 def test_the_keyboard_is_enough(visit) -> None:
-    page = visit(rollout="4")
+    page = visit(rollout="1")
 
     def press_to(wanted: str, most: int = 80) -> None:
         for _ in range(most):
@@ -76,7 +76,7 @@ def test_the_keyboard_is_enough(visit) -> None:
     press_to("input[aria-label=Rollout]")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    until(lambda: "rollout=4" not in at(page))
+    until(lambda: "rollout=1" not in at(page))
     press_to("#at-strip .token")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")

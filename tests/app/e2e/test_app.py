@@ -1,4 +1,4 @@
-"""What a visitor does: look at rollouts, switch colouring and credit, compare, generate, upload, share."""
+"""What a visitor does: inspect rollouts, switch colouring and credit, compare, generate, upload, share."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from fgrpo.runs.trace import read_trace
 
 from .conftest import Served, tab
 
-TESTED = Path(__file__).parents[3] / "data" / "checkpoints" / "lab-rec-fgrpo" / "trace.jsonl"
+TRACE = Path(__file__).parents[3] / "data" / "checkpoints" / "lab-rec-fgrpo" / "trace.jsonl"
 
 
 def radio(page: Any, group: str, name: str) -> None:
@@ -48,7 +48,7 @@ def until(what: Any, seconds: float = 20) -> None:
     """Wait until `what()` is true."""
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, "nothing came of it"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.05)
 
 
@@ -56,16 +56,16 @@ def test_opens_on_a_bundled_trace(visit) -> None:
     page = visit()
     assert page.locator("#at-pool tbody tr").count() == 20
     assert page.locator("#at-strip .token").count() > 10
-    assert "slate miss: 2 of 4 relevant never entered" in page.locator("#at-verdict").inner_text()
+    assert "slate miss: 2 of 4 relevant candidates not in the slate" in page.locator("#at-errors").inner_text()
     assert "query=test-0" in at(page) and "run=lab-rec-fgrpo" in at(page)
 
 
 def test_a_rollout_can_be_picked_and_coloured(visit) -> None:
     page = visit()
     before = page.locator("#at-pool").inner_text()
-    choose(page, "Rollout", "4 of the group")
+    choose(page, "Rollout", "sampled 4")
     until(lambda: page.locator("#at-pool").inner_text() != before)
-    trace = read_trace(TESTED)
+    trace = read_trace(TRACE)
     until(lambda: page.locator("#at-strip .token").count() == len(trace.groups[0].rollouts[3].tokens))
     for colour, legend in (
         ("phase", "slate phase"),
@@ -76,14 +76,13 @@ def test_a_rollout_can_be_picked_and_coloured(visit) -> None:
         radio(page, "Colour tokens by", colour)
         until(lambda colour=colour, legend=legend: legend in page.locator("#at-strip .legend").inner_text()
               and colour.split("-")[0] in page.locator("#at-strip .legend").inner_text().lower())  # fmt: skip
-    shown = values(page)
-    assert len(set(shown)) == 2  # one advantage per phase
+    assert len(set(values(page))) == 2  # one advantage per phase
     page.locator("#at-strip .token").nth(3).hover()
     assert "token 4 of" in page.locator(".readout").first.inner_text()
 
 
 def test_switching_credit_flips_signs(visit) -> None:
-    page = visit(rollout="4")
+    page = visit(rollout="1")
     assert page.locator("#at-strip .flipped").count() == 8  # the rank tokens: a good slate, badly ordered
     ranked = values(page)[-1]
     assert ranked.startswith("\N{MINUS SIGN}")
@@ -91,7 +90,7 @@ def test_switching_credit_flips_signs(visit) -> None:
     until(lambda: page.locator("#at-strip .flipped").count() == 0)
     assert values(page)[-1].startswith("+")
     tab(page, "Group")
-    assert "Choose two different methods" in page.locator("#at-group").inner_text()
+    assert "Choose two different credit methods" in page.locator("#at-group").inner_text()
     for method in ("reward_to_go", "nested", "item", "gdpo", "fgrpo"):
         radio(page, "Credit method", method)
         page.locator("#at-group caption", has_text=f"credit {method}").wait_for()
@@ -122,27 +121,27 @@ def test_two_runs_side_by_side_and_the_queries_behind_a_bar(visit) -> None:
     bar = page.get_by_role("button", name="slate miss \N{MIDDLE DOT} B")
     count = int(bar.inner_text().split("(")[1].split()[0])
     bar.click()
-    listed = page.locator("#at-listed button")
-    listed.first.wait_for()
-    assert listed.count() == min(count, 200)
-    name = listed.nth(1).inner_text()
-    listed.nth(1).click()
+    buttons = page.locator("#at-queries button")
+    buttons.first.wait_for()
+    assert buttons.count() == min(count, 200)
+    name = buttons.nth(1).inner_text()
+    buttons.nth(1).click()
     until(lambda: f"query={name}&" in at(page))
 
 
 def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> None:
     page = visit()
     tab(page, "Playground")
-    pool = page.get_by_label("Pool, a candidate a line")
+    pool = page.get_by_label("Pool, one candidate per line")
     lines = pool.input_value().split("\n")[:8]
     pool.fill("\n".join(lines))
-    page.get_by_label("number input for Rollouts, besides the greedy one").fill("4")
+    page.get_by_label("number input for Sampled rollouts").fill("4")
     page.get_by_role("button", name="Generate").click()
     page.locator("#at-status", has_text="4 sampled rollouts and the greedy one").wait_for()
     assert page.locator("#at-result table").first.locator("tbody tr").count() == 8
     assert "4 rollouts, credit fgrpo" in page.locator("#at-result").inner_text()
     with page.expect_download() as got:
-        page.get_by_role("button", name="Save these rollouts").click()
+        page.get_by_role("button", name="Download these rollouts").click()
     file = tmp_path / "mine.jsonl"
     got.value.save_as(file)
     (group,) = read_trace(file).groups
@@ -150,12 +149,12 @@ def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> 
     page.get_by_role("button", name="Open in Inspect").click()
     until(lambda: page.locator("#at-pool tbody tr").count() == 8)
     tab(page, "Files")
-    for _ in range(2):  # the same file again takes the place of the first
+    for _ in range(2):  # the same file again replaces the first
         page.locator("input[type=file]").set_input_files(file)
         page.locator("#at-uploaded", has_text="1 queries").wait_for()
         page.wait_for_timeout(500)
         with page.expect_download() as again:
-            page.get_by_role("button", name="Save the trace that is shown").click()
+            page.get_by_role("button", name="Download the trace of this run").click()
         assert Path(again.value.path()).read_bytes() == file.read_bytes()
         page.get_by_label("Clear").or_(page.get_by_label("Remove")).first.click()
     assert not page.locator("#at-problems .problem").count()
@@ -163,28 +162,28 @@ def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> 
     assert page.locator("#at-pool tbody tr").count() == 8
 
 
-def test_bad_forms_are_said_in_words(visit) -> None:
+def test_bad_forms_are_reported_in_words(visit) -> None:
     page = visit()
     tab(page, "Playground")
-    pool, go = page.get_by_label("Pool, a candidate a line"), page.get_by_role("button", name="Generate")
+    pool, go = page.get_by_label("Pool, one candidate per line"), page.get_by_role("button", name="Generate")
     good = pool.input_value()
-    for text, told in (
+    for text, message in (
         ("* Velvet Letter", "the pool has 1 candidates"), ("Velvet Letter\nAmber Embassy", "marked as relevant"),
         ("* A film nobody made\nAmber Embassy", "not in the policy's vocabulary"),
         ("* Velvet Letter\nVelvet Letter", "twice"), ("* Velvet Letter\n" + "x" * 3000, "pool, line 2"),
     ):  # fmt: skip
         pool.fill(text)
         go.click()
-        page.locator("#at-status .problem", has_text=told).wait_for()
+        page.locator("#at-status .problem", has_text=message).wait_for()
     pool.fill(good)
-    page.get_by_label("number input for Rank size (most)").fill("9")
-    page.get_by_label("number input for Slate size (most)").fill("4")
+    page.get_by_label("number input for Maximum rank size").fill("9")
+    page.get_by_label("number input for Maximum slate size").fill("4")
     go.click()
     page.locator("#at-status .problem", has_text="rank_size 9 is larger").wait_for()
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ([b"not json\n"], "line 1: not a JSON object"),
         ([b'{"trace": 99}\n'], "newer kit"),
@@ -195,20 +194,20 @@ def test_bad_forms_are_said_in_words(visit) -> None:
         ([b'{"id": "lone \\ud800 surrogate"}\n'], "line 1: not a JSON object"),
     ],
 )  # fmt: skip
-def test_a_bad_upload_is_told_by_line(visit, tmp_path, lines, told) -> None:
+def test_a_bad_upload_is_reported_by_line(visit, tmp_path, lines, message) -> None:
     page = visit()
     tab(page, "Files")
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b"".join(lines))
     page.locator("input[type=file]").set_input_files(file)
-    page.locator("#at-uploaded .problem", has_text=told).wait_for()
+    page.locator("#at-uploaded .problem", has_text=message).wait_for()
     tab(page, "Inspect")
     assert page.locator("#at-pool tbody tr").count() == 20  # what was shown is still there
 
 
 def test_good_lines_of_an_upload_are_kept_and_a_cut_one_is_noted(visit, tmp_path) -> None:
     page = visit()
-    lines = TESTED.read_bytes().splitlines(keepends=True)[:5]
+    lines = TRACE.read_bytes().splitlines(keepends=True)[:5]
     (tmp_path / "half.jsonl").write_bytes(b"".join([*lines[:2], b'{"query": 7}\n', *lines[2:4], lines[4][:200]]))
     tab(page, "Files")
     page.locator("input[type=file]").set_input_files(tmp_path / "half.jsonl")
@@ -238,7 +237,7 @@ def test_a_click_while_an_answer_is_on_its_way_is_kept(visit, monkeypatch) -> No
 
     page = visit()
     monkeypatch.setattr(wiring, "show", late)
-    choose(page, "Rollout", "3 of the group")
+    choose(page, "Rollout", "sampled 3")
     radio(page, "Credit method", "item")
     until(lambda: not slow and "item" in page.locator("#at-advantages").inner_text())
     page.wait_for_timeout(1500)  # nothing comes after it
@@ -249,7 +248,7 @@ def test_a_click_while_an_answer_is_on_its_way_is_kept(visit, monkeypatch) -> No
 
 def test_a_link_shows_the_same_in_a_fresh_context(visit) -> None:
     page = visit()
-    choose(page, "Rollout", "3 of the group")
+    choose(page, "Rollout", "sampled 3")
     radio(page, "Credit method", "item")
     until(lambda: "rollout=3" in at(page) and "credit=item" in at(page))
     tab(page, "Files")
@@ -271,10 +270,10 @@ def test_new_runs_are_found_and_what_was_chosen_stays(visit, served: Served) -> 
     run = served.runs / "later"
     run.mkdir()
     for name in ("config.json", "trace.jsonl"):
-        (run / name).write_bytes((TESTED.parent / name).read_bytes())
+        (run / name).write_bytes((TRACE.parent / name).read_bytes())
     time.sleep(1.1)  # the list of runs is kept for a second
     tab(page, "Files")
-    page.get_by_role("button", name="Look for new runs").click()
+    page.get_by_role("button", name="Update the list of runs").click()
     until(lambda: offered(page, "Run", "runs/later"))
     tab(page, "Training")
     assert page.get_by_label("Run to follow", exact=True).input_value() == "lab-rec-grpo"
@@ -288,7 +287,7 @@ def test_a_run_that_is_gone_leaves_the_page_usable(visit, served: Served) -> Non
     run = served.runs / "gone"
     run.mkdir()
     for name in ("config.json", "trace.jsonl"):
-        (run / name).write_bytes((TESTED.parent / name).read_bytes())
+        (run / name).write_bytes((TRACE.parent / name).read_bytes())
     time.sleep(1.1)  # the list of runs is kept for a second
     page = visit(run="runs/gone")
     shutil.rmtree(run)
@@ -334,7 +333,7 @@ def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, mon
 
 
 def test_training_is_followed_live(visit, served: Served) -> None:
-    source = TESTED.parent
+    source = TRACE.parent
     rows = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
     run = served.runs / "live" / "fgrpo-seed0"
     run.mkdir(parents=True)
@@ -360,4 +359,4 @@ def test_examples_without_rollouts_open_too(visit, tmp_path) -> None:
     page.locator("input[type=file]").set_input_files(tmp_path / "task.jsonl")
     page.locator("#at-uploaded", has_text="1 queries").wait_for()
     tab(page, "Inspect")
-    page.locator("#at-strip", has_text="examples without rollouts").wait_for()
+    page.locator("#at-strip", has_text="This query has no rollouts").wait_for()

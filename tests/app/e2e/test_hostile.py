@@ -1,4 +1,4 @@
-"""Text from outside is shown as text; links cannot leave the runs; many visitors do not meet each other."""
+"""Text from outside is shown as text; links cannot leave the runs; visitors see their own data only."""
 
 import json
 import resource
@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.markup import shown
+from app.markup import printable
 
 from .conftest import Served, tab
 
@@ -47,7 +47,7 @@ def test_hostile_strings_are_shown_as_text(visit, tmp_path) -> None:
     for number, text in enumerate(HOSTILE):
         page.get_by_label("Query", exact=True).first.click()
         page.get_by_role("option").nth(number).click()
-        seen = shown(text, 20).split("\N{HORIZONTAL ELLIPSIS}")[0].strip()
+        seen = printable(text, 20).split("\N{HORIZONTAL ELLIPSIS}")[0].strip()
         page.locator("#at-query p", has_text=seen).wait_for()
         page.locator("#at-pool td", has_text=f"2 {seen}").first.wait_for()
         assert page.evaluate(nodes) == before, text[:50]
@@ -56,7 +56,7 @@ def test_hostile_strings_are_shown_as_text(visit, tmp_path) -> None:
     for name in ("Group", "Compare", "Playground"):
         tab(page, name)
         assert page.evaluate(nodes) == before
-    page.get_by_role("button", name="Take the query shown above").click()
+    page.get_by_role("button", name="Use the query selected above").click()
 
 
 @pytest.mark.parametrize("text", [*HOSTILE[:2], "../../../../etc/passwd", "runs/../../x", "x" * 5000])
@@ -65,8 +65,8 @@ def test_links_show_what_they_name_as_text_and_cannot_leave_the_runs(visit, text
     for asked, count in (({"run": text}, 1), (others, 7)):
         page = visit(**asked)
         page.locator("#at-problems .message").nth(count - 1).wait_for()
-        for told in page.locator("#at-problems .message").all_inner_texts():
-            assert "is not here" in told and "root:" not in told and len(told) < 400
+        for shown in page.locator("#at-problems .message").all_inner_texts():
+            assert "was not found" in shown and "root:" not in shown and len(shown) < 400
         assert page.locator("img[src=x]").count() == 0
         tab(page, "Playground")
 
@@ -116,9 +116,9 @@ def test_twenty_users_at_once_each_see_their_own(served: Served) -> None:
             mine = catalogue[10 * number : 10 * number + 6]
             form = {
                 "Model": "lab-rec", "Credit method": "fgrpo", "Compared with": "grpo", "Query": "Which?",
-                "History, an entry a line": catalogue[299], "Pool, a candidate a line, * before relevant ones":
-                "* " + "\n".join(mine), "Temperature": 1.0, "Slate size (most)": 4, "Rank size (most)": 2,
-                "Decoding": "constrained", "Rollouts, besides the greedy one": 3, "Seed": number,
+                "History, one entry per line": catalogue[299], "Pool, one candidate per line, * before relevant ones":
+                "* " + "\n".join(mine), "Temperature": 1.0, "Maximum slate size": 4, "Maximum rank size": 2,
+                "Decoding": "constrained", "Sampled rollouts": 3, "Seed": number,
             }  # fmt: skip
             session = f"user{number}"
             made = ask(session, making, form)

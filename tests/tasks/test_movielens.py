@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fgrpo.config import KitError
+from fgrpo.tasks.movielens import MIN_RATING, load_movielens, readable_title
+from fgrpo.tasks.next_item import HISTORY
 from fgrpo.tasks.reading import Notes, catalogue
-from fgrpo.tasks.recommendation import HISTORY, MIN_RATING, load_movielens, readable_title
 
 REAL = Path(__file__).parents[3] / "shared/data/movielens/ml-latest-small"
 FILMS = [(str(n), f"Film {n % 40}, The (19{50 + n % 40})") for n in range(1, 61)]  # titles 1 and 41 are the same

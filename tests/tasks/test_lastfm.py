@@ -9,8 +9,8 @@ import pytest
 from fgrpo.baselines.rankers import popularity
 from fgrpo.config import Config, KitError
 from fgrpo.tasks import load_task
+from fgrpo.tasks.lastfm import load_lastfm
 from fgrpo.tasks.reading import Notes, catalogue
-from fgrpo.tasks.recommendation import load_lastfm
 
 REAL = Path(__file__).parents[3] / "shared/data/lastfm"
 ARTISTS = [f"{n}" for n in range(70_001, 70_061)]  # ids that are part of no name
@@ -113,7 +113,7 @@ def test_candidates_are_fixed_by_seed(tmp_path, layout) -> None:
         (hetrec, "user_artists.dat", "h\n2\t70001\t1\n", r"0 users with more than one artist are too few"),
         (hetrec, "artists.dat", b"h\n70001\t\xff\n", r"artists\.dat: cannot be read"),
         (llara, "id2name.txt", "70001:A\n", r"id2name\.txt, line 1: expected 2 columns, found 1"),
-        (llara, "id2name.txt", "70001::A\n70001::B\n", r"line 2: id '70001' stands twice"),
+        (llara, "id2name.txt", "70001::A\n70001::B\n", r"line 2: id '70001' appears twice"),
         (llara, "train_sessions.jsonl", '{"items": [1]}\n', r"line 1: field 'items': artist '1' is not in id2name"),
         (llara, "train_sessions.jsonl", '{"items": 1}\n', r"line 1: field 'items' must be a list"),
         (llara, "train_sessions.jsonl", "[]\n", r"0 training examples"),

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning on demonstrations, the stage before RL: `sft_step`, and `sft_stage` for fgrpo.trainer.fit."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data import Example
+from ..loss import accumulated
+from ..policy import Policy, slices
+from ..prompt import PHASE_RANK, PHASE_SLATE
+from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
+
+BOTH = (PHASE_SLATE, PHASE_RANK)
+Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
+"""(example, config, generator) -> slate and rank to imitate, as pool indices."""
+
+
+def sft_stage(config: Config, demonstrate: Demonstrate | None = None, learn: Sequence[int] = BOTH) -> Stage:
+    """The warm start as a stage of `fit`: linear warm-up over 5 % of the steps, then linear decay to zero."""
+    sft = config.sft
+    warmup = max(1, sft.sft_steps // 20)
+
+    def lr(number: int) -> float:
+        return sft.sft_lr * min((number + 1) / warmup, (sft.sft_steps - number) / max(1, sft.sft_steps - warmup))
+
+    do_step = partial(sft_step, demonstrate=demonstrate or demonstration, learn=learn)
+    return Stage(do_step, sft.sft_steps, sft.sft_batch, lr, sft.sft_weight_decay)
+
+
+def sft_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, queries: Sequence[Example], config: Config, number: int = 0,
+    reference: Policy | None = None, team: Team = ALONE, demonstrate: Demonstrate | None = None,
+    learn: Sequence[int] = BOTH,
+) -> Logs:  # fmt: skip
+    """Step `number` of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
+
+    Only tokens of the phases `learn` count. A demonstration depends on (seed, step, query id) alone.
+    """
+    generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
+    shown = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
+    ids, mask = policy.spell(queries, shown)  # (Q, T)
+    learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
+    count = int(team.sum(int(learned.sum())))
+
+    def losses() -> Iterator[Tensor]:
+        for some in slices(len(queries), config.lm.micro):
+            prompts = policy.encode(queries[some], config.grammar)
+            logp, _ = policy.logprobs(prompts, ids[some], mask[some], sampling_of(config))
+            # the mean over the tokens of all processes, whose gradients are averaged afterwards
+            yield -team.size * (logp * learned[some]).sum() / max(1, count)
+
+    parts = losses() if 0 < config.lm.micro < len(queries) else None
+    loss = next(losses()) if parts is None else accumulated(parts, policy.parameters())
+    norm = update(policy, optimizer, loss, 1.0, team)
+    return team.reduce({"loss": loss.item()}, None) | {"grad_norm": norm, "tokens": count}
+
+
+def demonstration(example: Example, config: Config, generator: torch.Generator) -> tuple[list[int], list[int]]:
+    """One good output for the warm start: (slate, rank) as pool indices.
+
+    The slate holds the relevant candidates and a random number of others, in random order; the rank puts the relevant
+    ones first, then others of the slate. The length is uniform, so that RL can move it either way.
+    """
+    grammar, pool = config.grammar, len(example.candidates)
+    order = torch.randperm(pool, generator=generator).tolist()
+    relevant = [i for i in order if i in example.relevant][: grammar.slate_size]
+    others = [i for i in order if i not in example.relevant]
+    most = min(grammar.slate_size, pool) - len(relevant)
+    slate = relevant + others[: int(torch.randint(most + 1, (), generator=generator))]
+    shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
+    return shuffled, slate[: grammar.rank_size]
+
+
+def generator_of(*names: object) -> torch.Generator:
+    """A generator seeded by a hash of the names."""
+    name = "\0".join(map(str, names)).encode("utf-8", "surrogatepass")
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7]))

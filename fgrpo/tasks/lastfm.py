@@ -1,0 +1,99 @@
+"""LastFM, in two layouts that are two different tasks: hetrec2011 (play counts) and LLaRA's sessions."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..config import KitError
+from ..data import Splits
+from .next_item import TRAIN_WINDOWS, ItemTask, split_by_user
+from .reading import Notes, field, json_rows, shuffled, split_rows
+
+QUERY = "Which of these artists does this listener play as well? The history is in no particular order."
+
+
+def load_lastfm(folder: str | Path, notes: Notes | None = None, seed: int = 0) -> Splits:
+    """LastFM artists, from hetrec2011 (`user_artists.dat`) or LLaRA (`train_sessions.jsonl`).
+
+    Neither layout records time. hetrec2011 lists each user's artists by play count. LLaRA's sessions are sorted by
+    artist id, so that choosing the next larger id finds the positive far more often than chance. Here every user's
+    artists are first put in a seeded random order: the last one is held out as the positive and up to 10 others are the
+    history, so that the order gives nothing away. It is therefore not next-item prediction, and the query says so.
+
+    hetrec2011: users in a seeded random order, split 8:1:1; play counts only say that an artist was played. Training
+    users give up to 40 examples each. The 19 negatives are drawn uniformly from the artists that the user never played.
+    LLaRA: training examples are made from the sessions in the same way. `val.jsonl` keeps its positives and its
+    candidates in their order (only the histories are shuffled): its first half is the validation split, its second half
+    the test split. Artists are keyed by id. Raises KitError on a folder with neither layout, and on a broken row.
+    """
+    notes, folder, rng = notes or Notes(), Path(folder), Random(f"lastfm {seed}")
+    if (folder / "user_artists.dat").is_file():
+        return _hetrec(folder, notes, rng)
+    if (folder / "train_sessions.jsonl").is_file():
+        return _llara(folder, notes, rng)
+    raise KitError(
+        f"{folder}: no LastFM here; name with --data the folder that holds user_artists.dat or train_sessions.jsonl."
+    )
+
+
+def _hetrec(folder: Path, notes: Notes, rng: Random) -> Splits:
+    names = {artist: name for _, (artist, name, *_) in split_rows(folder / "artists.dat", "\t", 2, "utf-8", skip=1)}
+    path, played = folder / "user_artists.dat", dict[str, dict[str, None]]()  # a dict as an ordered set
+    for where, (user, artist, weight, *_) in split_rows(path, "\t", 3, "utf-8", skip=1):
+        notes.read[path.name] += 1
+        if not weight.isdecimal():
+            raise KitError(f"{where}: field 'weight' must be a whole number, found {weight!r}.")
+        if artist not in names:
+            raise KitError(f"{where}: field 'artistID': artist {artist!r} is not in artists.dat.")
+        if artist in played.setdefault(user, {}):
+            notes.drop(path, "artist listed twice for one user")
+        played[user][artist] = None
+    users = [(user, shuffled(list(played[user]), rng)) for user in shuffled(list(played), rng)]
+    every = sorted({artist for artists in played.values() for artist in artists})
+    return split_by_user(ItemTask(QUERY, every, names, exclude_own=True), users, rng, path, notes, "artist")
+
+
+def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
+    names: dict[str, str] = {}
+    for where, (artist, *name) in split_rows(folder / "id2name.txt", "::", 2, "utf-8"):
+        if artist in names:
+            raise KitError(f"{where}: id {artist!r} appears twice.")
+        names[artist] = "::".join(name)
+    task = ItemTask(QUERY, sorted(names), names, exclude_own=True)
+
+    def rows(path: Path) -> list[tuple[str, Any]]:
+        found = list(json_rows(path))
+        notes.read[path.name] += len(found)
+        return found
+
+    def ids(where: str, row: Any, name: str) -> list[str]:
+        if isinstance(row, KitError):
+            raise row
+        try:
+            found = [str(i) for i in field(row, name, list)]
+        except KitError as error:
+            raise KitError(f"{where}: {error}") from None
+        if unknown := [i for i in found if i not in names]:
+            raise KitError(f"{where}: field '{name}': artist {unknown[0]!r} is not in id2name.txt.")
+        return found
+
+    path, train = folder / "train_sessions.jsonl", []
+    for number, (where, row) in enumerate(rows(path)):
+        session = shuffled(list(dict.fromkeys(ids(where, row, "items"))), rng)
+        if len(session) < 2:
+            notes.drop(path, "session of fewer than two artists")
+        train += task.examples(f"session-{number}", session, rng, TRAIN_WINDOWS)
+    held = []
+    for number, (where, row) in enumerate(rows(folder / "val.jsonl")):
+        pool, history = ids(where, row, "candidates"), shuffled(ids(where, row, "history"), rng)
+        relevant = row.get("relevant")
+        if not (isinstance(relevant, list) and len(relevant) == 1 and relevant[0] in range(len(pool))):
+            raise KitError(f"{where}: field 'relevant' must hold one index into 'candidates'.")
+        if str(row.get("next", pool[relevant[0]])) != pool[relevant[0]]:
+            raise KitError(f"{where}: field 'next' must be the artist that 'relevant' points at.")
+        if len(set(pool)) < len(pool):
+            raise KitError(f"{where}: field 'candidates' holds an artist twice.")
+        held.append(task.example(f"val-{number}", history, pool, pool[relevant[0]]))
+    if not train or len(held) < 2:
+        raise KitError(f"{folder}: {len(train)} training examples and {len(held)} rows in val.jsonl are too few.")
+    return Splits(train, held[: len(held) // 2], held[len(held) // 2 :])

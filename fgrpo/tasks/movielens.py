@@ -1,0 +1,78 @@
+"""MovieLens, in the layout of each of its releases, as next-item recommendation."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from ..config import KitError
+from ..data import Splits
+from .next_item import TRAIN_WINDOWS, ItemTask, split_by_user
+from .reading import Notes, csv_rows, split_rows
+
+QUERY = "Which of these films will this viewer watch next?"
+MIN_RATING = 3.0
+LATIN = "iso-8859-1"
+
+
+def load_movielens(
+    folder: str | Path, notes: Notes | None = None, seed: int = 0, train_windows: int = TRAIN_WINDOWS
+) -> Splits:
+    """MovieLens as next-item recommendation, by the protocol of LLaRA (arXiv 2312.02445).
+
+    Ratings of 3 and more, each user's in order of time (ties in a seeded random order, because the files are sorted by
+    film). Users in order of their first rating, split 8:1:1 by user. The last film is the positive, up to 10 films
+    before it are the history. The 19 negatives are drawn uniformly from the catalogue without history and positive, and
+    the pool is shuffled. Training users give one example for each of their last `train_windows` positions. Films are
+    keyed by id. Raises KitError on a folder without MovieLens and on a broken row.
+    """
+    notes, folder = notes or Notes(), Path(folder)
+    titles, ratings, path = _read(folder)
+    rng = Random(f"movielens {seed}")
+    sequences: dict[str, list[tuple[float, float, str]]] = {}  # user -> (time, tie-break, film)
+    for user, film, rating, time in ratings:
+        notes.read[path.name] += 1
+        if rating >= MIN_RATING:
+            sequences.setdefault(user, []).append((time, rng.random(), film))
+        else:
+            notes.drop(path, "rating below 3")
+    task = ItemTask(QUERY, sorted({film for events in sequences.values() for _, _, film in events}), titles)
+    in_order = sorted((sorted(events), user) for user, events in sequences.items())
+    users = [(user, [film for _, _, film in events]) for events, user in in_order]
+    return split_by_user(task, users, rng, path, notes, "rating of 3 or more", train_windows)
+
+
+def _read(folder: Path) -> tuple[dict[str, str], Iterator[tuple[str, str, float, float]], Path]:
+    """Title of each film id, (user, film, rating, time) rows and the file of the rows."""
+    if (path := folder / "ratings.csv").is_file():  # ml-latest, ml-latest-small, ml-20m, ml-25m
+        films, rows = csv_rows(folder / "movies.csv", 2), csv_rows(path, 4)
+    elif (path := folder / "ratings.dat").is_file():  # ml-1m, ml-10m
+        films, rows = split_rows(folder / "movies.dat", "::", 2, LATIN), split_rows(path, "::", 4, LATIN)
+    elif (path := folder / "u.data").is_file():  # ml-100k
+        films, rows = split_rows(folder / "u.item", "|", 2, LATIN), split_rows(path, "\t", 4, LATIN)
+    else:
+        raise KitError(
+            f"{folder}: no MovieLens here; name with --data the folder that holds ratings.csv, ratings.dat or u.data."
+        )
+    titles = {film: readable_title(title) for _, (film, title, *_) in films}
+    return titles, _ratings(rows, titles), path
+
+
+def _ratings(rows: Iterator[tuple[str, list[str]]], titles: dict[str, str]) -> Iterator[tuple[str, str, float, float]]:
+    same = {film: film for film in titles}  # one string per film, not one per rating: less memory
+    for where, (user, film, rating, time, *_) in rows:
+        try:
+            stars, when = float(rating), float(time)
+        except ValueError:
+            stars = when = math.nan
+        if not math.isfinite(stars + when):
+            raise KitError(f"{where}: rating and time must be numbers, found {rating!r} and {time!r}.")
+        if film not in titles:
+            raise KitError(f"{where}: film {film!r} is not in the list of films.")
+        yield user, same[film], stars, when
+
+
+def readable_title(title: str) -> str:
+    """`Matrix, The (1999)` -> `The Matrix (1999)`."""
+    return re.sub(r"^(.+), (The|A|An|Les?|La|Il|El|Das|Der|Die|Los?|L')( \(.*)?$", r"\2 \1\3", title.strip())

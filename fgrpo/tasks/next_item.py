@@ -1,0 +1,81 @@
+"""What MovieLens and LastFM share: one example per position of a user's items, and 19 sampled negatives.
+
+Pools hold one relevant item and 19 negatives. Items are keyed by id (`history_ids`, `candidate_ids`); a prompt shows
+names only.
+"""
+
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from ..config import KitError
+from ..data import Example, Splits
+from .reading import Notes, shuffled, tenths
+
+HISTORY = 10
+"""maximum number of items in a history"""
+POOL = 20
+"""candidates per query"""
+TRAIN_WINDOWS = 40
+"""maximum number of training examples per user: one for each of the last positions of the user's sequence"""
+
+
+class ItemTask(NamedTuple):
+    """What all examples of one data set have in common."""
+
+    query: str
+    items: list[str]
+    """ids from which negatives are drawn, sorted"""
+    names: dict[str, str]
+    """text of each id"""
+    exclude_own: bool = False
+    """no item of the user is a negative (else: no item of the history shown)"""
+
+    def example(self, name: str, history: list[str], pool: list[str], positive: str) -> Example:
+        """An example from ids."""
+        return Example(
+            name, self.query, tuple(self.names[i] for i in history), tuple(self.names[i] for i in pool),
+            frozenset([pool.index(positive)]), tuple(history), tuple(pool),
+        )  # fmt: skip
+
+    def examples(self, user: str, sequence: list[str], rng: Random, windows: int) -> list[Example]:
+        """One example for each of the last `windows` positions but the first; the item there is the positive.
+
+        Raises KitError if the catalogue is too small for the negatives.
+        """
+        made = []
+        for end in range(max(1, len(sequence) - windows), len(sequence)):
+            history, positive = sequence[max(0, end - HISTORY) : end], sequence[end]
+            taken = {*history, positive, *(sequence if self.exclude_own else ())}
+            if len(self.items) - len(taken) < POOL - 1:
+                raise KitError(f"the catalogue of {len(self.items)} items is too small for {POOL - 1} negatives.")
+            pool = [positive]
+            while len(pool) < POOL:
+                item = self.items[int(rng.random() * len(self.items))]
+                if item not in taken:
+                    taken.add(item)
+                    pool.append(item)
+            made.append(self.example(f"{user}-{end}", history, shuffled(pool, rng), positive))
+        return made
+
+
+def split_by_user(
+    task: ItemTask, users: list[tuple[str, list[str]]], rng: Random, path: Path, notes: Notes, what: str,
+    train_windows: int = TRAIN_WINDOWS,
+) -> Splits:  # fmt: skip
+    """Users, given as (user, items in order), split 8:1:1 in the order of the list.
+
+    Training users give up to `train_windows` examples each; validation and test users give one, their last item. Users
+    of a single item (`what`, for the notes) are left out and counted. Raises KitError if there are too few users.
+    """
+    kept = [(user, sequence) for user, sequence in users if len(sequence) > 1]
+    if len(kept) < len(users):
+        notes.drop(path, f"the user's only {what}", len(users) - len(kept))
+    parts = tenths(kept)
+    if not all(parts):
+        raise KitError(f"{path}: {len(kept)} users with more than one {what} are too few to split 8:1:1.")
+    splits: list[list[Example]] = [[], [], []]
+    for split, part, windows in zip(splits, parts, (train_windows, 1, 1), strict=True):
+        for user, sequence in part:
+            split += task.examples(user, sequence, rng, windows)
+    return Splits(*splits)
