@@ -1,26 +1,26 @@
 """Make the notebooks from their sources: `python notebooks/build.py [--no-run] [NN ...]`.
 
-One source per notebook, `src/NN_title.py` in jupytext's percent format, holds everything: text, exercises, solutions
-and known wrong answers. Its header names the notebook's time budget in seconds on two cores:
+Each notebook has one source, `src/NN_title.py` in jupytext's percent format, with text, exercises, solutions and known
+wrong answers. Its header holds the notebook's time budget in seconds on two cores:
 
     # ---
     # jupyter:
     #   fgrpo: {budget: 20}
     # ---
 
-Cells may carry these marks, written as cell metadata on the `# %%` line:
+Cells may have these marks, written as cell metadata on the `# %%` line:
 
     # %% exercise="my_recall" difficulty=1 minutes=5
-        An exercise: one function, whole. The line `    # solution` stands between what the student is given and what
-        has to be written. It follows a text cell, which gets a line with difficulty and minutes, and is followed by a
-        check cell.
+        An exercise: one complete function. The line `    # solution` separates what the student is given from what
+        has to be written. The cell before it is a text cell, to which a line with difficulty and minutes is added. The
+        cell after it is the check.
     # %% wrong="my_recall" says="slate's length"
-        A known wrong answer to that exercise: one function, under any name. Its check must answer with a message
-        that holds the words `says`. It appears in no notebook.
+        A known wrong answer to that exercise: one function with any name. The message of its check must contain the
+        words `says`. It does not appear in any notebook.
 
-Two notebooks come of a source: `NN_title.ipynb`, where the body of an exercise is a stub and its solution is folded
-away after the check, and, if there are exercises, `solutions/NN_title.ipynb`, where it is written out. Both are run in
-a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran them.
+A source makes one or two notebooks: `NN_title.ipynb`, where the body of an exercise is a stub and its solution is
+collapsed below the check, and, if there are exercises, `solutions/NN_title.ipynb`, where every exercise is solved. Both
+are run in a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran them.
 """
 
 import argparse
@@ -49,22 +49,22 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def read_source(path: Path) -> NotebookNode:
-    """A source as a notebook, its marks in the metadata of the cells."""
+    """A source as a notebook, with the marks in the metadata of its cells."""
     return jupytext.read(path, fmt="py:percent")
 
 
 def budget(notebook: NotebookNode) -> float:
-    """Seconds that the notebook may take on two cores."""
+    """Maximum number of seconds that the notebook may take on two cores."""
     return float(notebook.metadata["fgrpo"]["budget"])
 
 
 def marked(notebook: NotebookNode, mark: str) -> list[NotebookNode]:
-    """The cells that carry a mark, in order."""
+    """The cells with a mark, in order."""
     return [cell for cell in notebook.cells if mark in cell.metadata]
 
 
 def generate(path: Path) -> dict[Path, NotebookNode]:
-    """The notebooks of a source, not yet run, by the path that each belongs to."""
+    """The notebooks of a source, without outputs, by their paths."""
     source = read_source(path)
     folders = {HERE: False, HERE / "solutions": True} if marked(source, "exercise") else {HERE: False}
     return {
@@ -74,7 +74,7 @@ def generate(path: Path) -> dict[Path, NotebookNode]:
 
 def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
     cells: list[tuple[str, str]] = []
-    folded = ""  # a solution that waits for the check before it
+    folded = ""  # a solution, to be added after the next check
     for cell in source.cells:
         marks, text = cell.metadata, cell.source
         if "wrong" in marks:
@@ -98,7 +98,7 @@ def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
         cells[0] = ("markdown", "\n".join([f"{title}, with solutions", *rest]))
         cells = [(kind, LINK.sub(r"](../\1)", text)) for kind, text in cells]
     new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
-    made = [new[kind](text, id=f"{number}-{place:02d}") for place, (kind, text) in enumerate(cells)]
+    made = [new[kind](text, id=f"{number}-{index:02d}") for index, (kind, text) in enumerate(cells)]
     return nbformat.v4.new_notebook(cells=made, metadata={**METADATA, "fgrpo": dict(source.metadata["fgrpo"])})
 
 
@@ -119,7 +119,7 @@ def execute(notebook: NotebookNode, folder: Path, seconds: float, **options: Any
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
-    """Take out what belongs to the machine: widgets without their kernel, versions, timings."""
+    """Remove what depends on the machine: widgets, versions, timings."""
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
@@ -135,7 +135,7 @@ def leaks(notebook: NotebookNode) -> list[str]:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook; the same notebook gives the same bytes."""
+    """Write a notebook. The same notebook gives the same bytes."""
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
@@ -143,20 +143,20 @@ def write(notebook: NotebookNode, path: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the notebooks from notebooks/src.")
-    parser.add_argument("numbers", nargs="*", metavar="NN", help="notebooks to make, as 03 (default: all)")
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="notebooks to make, such as 03 (default: all)")
     parser.add_argument("--no-run", action="store_true", help="write them without outputs")
     options = parser.parse_args()
     known = {path.stem[:2]: path for path in sorted(SOURCES.glob("[0-9][0-9]_*.py"))}
     for number in options.numbers or known:
         if number not in known:
-            parser.error(f"there is no notebook {number}; known are {', '.join(known)}")
+            parser.error(f"there is no notebook {number}; choose from {', '.join(known)}")
         for path, notebook in generate(known[number]).items():
             began = time.monotonic()
             path.parent.mkdir(exist_ok=True)
             if not options.no_run:
                 execute(notebook, path.parent, 10 * budget(notebook))
                 if found := leaks(notebook):
-                    parser.exit(1, f"{path.name}: an output holds {', '.join(found)}\n")
+                    parser.exit(1, f"{path.name}: an output contains a path of this machine: {', '.join(found)}\n")
             write(clean(notebook), path)
             print(f"{path.relative_to(HERE.parent)}: {len(notebook.cells)} cells, {time.monotonic() - began:.0f} s")
 

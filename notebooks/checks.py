@@ -1,7 +1,7 @@
-"""The checks of the labs: each takes a student's function and answers in one sentence, naming the mistake it sees.
+"""The checks of the labs: each takes a student's function and returns one sentence that names the mistake it found.
 
-A check tries small cases with known answers first, each of which tells one mistake from the others, and then compares
-with the kit's own function on random cases. It needs no notebook: `print(checks.recall(my_recall))`.
+A check first tries small cases with known answers, each of which separates one mistake from the others. Then it compares
+with the kit's own function on random cases. It works without a notebook too: `print(checks.recall(my_recall))`.
 """
 
 import functools
@@ -17,15 +17,15 @@ from fgrpo import credit, loss, rewards
 from fgrpo.config import RLConfig
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, phases
 
-NOT_SOLVED = "Not solved yet: write the function above, run its cell, then run this one again."
+NOT_SOLVED = "Not solved yet: write the function above, run its cell, then run this cell again."
 RIGHT = "Right."
-UNKNOWN = "Not yet. This is none of the mistakes known here; compare your function with the formula."
+UNKNOWN = "Not yet. This is not one of the known mistakes; compare your function with the formula."
 
 Check = Callable[[Callable[..., Any]], str]
 
 
 def check(compare: Check) -> Check:
-    """Turn exceptions of the student's function into an answer."""
+    """Turn exceptions of the student's function into messages."""
 
     @functools.wraps(compare)
     def answer(student: Callable[..., Any]) -> str:
@@ -40,13 +40,13 @@ def check(compare: Check) -> Check:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Whether two numbers or tensors are the same, shapes included."""
+    """Whether two numbers or tensors are equal, with equal shapes."""
     a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
     return a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
 
 
 def number(found: Any) -> float:
-    """A student's number. Raises TypeError on anything else, None above all: a forgotten return."""
+    """A student's number. Raises TypeError on anything else, such as None (a forgotten return)."""
     if isinstance(found, Tensor) and found.numel() == 1:
         return float(found)
     if not isinstance(found, int | float):
@@ -55,7 +55,7 @@ def number(found: Any) -> float:
 
 
 def same(found: Any, wanted: Tensor) -> str:
-    """Empty if the student's tensor is of the right kind, else what is wrong with it."""
+    """Empty if the student's result is a tensor of the right shape, else a message."""
     if not isinstance(found, Tensor):
         return f"Not yet. A tensor was expected, your function returned {type(found).__name__}."
     if found.shape != wanted.shape:
@@ -76,7 +76,7 @@ def recall(student: Callable[..., Any]) -> str:
     if close(found, 1):
         if close(student([0, 9, 7, 2], {0, 9}), 2):
             return f"Not yet. {case}that is a count; divide it by how many are relevant."
-        return f"Not yet. {case}that says whether there was a hit at all, not how many of the relevant were found."
+        return f"Not yet. {case}that is whether there was any hit, not the share of the relevant candidates that were found."
     for seed in range(20):
         items, gains = _lists(seed)
         slate, relevant = items.tolist(), set(gains.nonzero().flatten().tolist())
@@ -92,24 +92,24 @@ def ndcg(student: Callable[..., Any]) -> str:
     try:
         found = number(student([3, 0, 9], {0, 9, 8}, 5))  # 2 of 3 relevant, at ranks 2 and 3
     except (ZeroDivisionError, ValueError):
-        return "Not yet. You divided by log2(1) = 0 or took log2(0): you counted from 0, but the first rank is i = 1."
+        return "Not yet. You divided by log2(1) = 0 or used log2(0): you counted from 0, but the first rank is i = 1."
     discount = (1 / torch.arange(2, 7).double().log2()).tolist()
     dcg = discount[1] + discount[2]
     wanted = dcg / sum(discount[:3])
     case = f"For the list [3, 0, 9], the relevant {{0, 8, 9}} and k = 5 you returned {found:.3f}, not {wanted:.3f}: "
     if close(found, dcg):
-        return f"Not yet. {case}that is DCG, not normalised by the best order's."
+        return f"Not yet. {case}that is DCG, not normalised by the DCG of the best order."
     if close(found, dcg / sum(discount[:2])):
         return (
-            f"Not yet. {case}you measured the list against its own best order; what the slate missed must count. "
-            "Take the best order of the whole pool."
+            f"Not yet. {case}you divided by the list's own best order, so missed candidates do not count. "
+            "Use the best order of the whole pool."
         )
     if close(found, dcg / sum(discount)):
         return f"Not yet. {case}your best order has always k relevant candidates, but this pool has only 3."
     if close(student([0], {0, 1, 2}, 1), 1 / sum(discount[:3])):
-        return "Not yet. With 3 relevant candidates and k = 1 your best order is longer than k; it ends at rank k too."
+        return "Not yet. With 3 relevant candidates and k = 1 your best order is longer than k; it must also end at rank k."
     if found > 0 and close(student([3, 1, 0], {0}, 2), discount[2]):
-        return "Not yet. The relevant candidate at rank 3 was paid although k = 2: nothing beyond rank k counts."
+        return "Not yet. You counted the relevant candidate at rank 3 although k = 2: nothing beyond rank k counts."
     for seed in range(20):
         items, gains = _lists(seed)
         ranked, relevant = items.tolist(), set(gains.nonzero().flatten().tolist())
@@ -121,7 +121,7 @@ def ndcg(student: Callable[..., Any]) -> str:
 
 
 def _lists(seed: int) -> tuple[Tensor, Tensor]:
-    """A list of 6 places of a pool of 12, and the gains of the pool: 1 to 6 relevant."""
+    """A list of 6 indices into a pool of 12, and the gains of the pool: 1 to 6 candidates are relevant."""
     generator = torch.Generator().manual_seed(seed)
     gains = torch.zeros(12)
     gains[torch.randperm(12, generator=generator)[: 1 + seed % 6]] = 1
@@ -145,20 +145,20 @@ def advantage(student: Callable[..., Any]) -> str:
     if close(found, reward - reward.mean()):
         return (
             "Not yet. You normalised across queries, not within the group: every query has its own mean. "
-            "An easy query would praise all of its rollouts."
+            "Otherwise all rollouts of an easy query would have a positive advantage."
         )
     if close(found, reward - reward.mean(dim=0)):
-        return "Not yet. You took the mean over queries (dim 0); the rollouts of one query lie along dim 1."
+        return "Not yet. You took the mean over queries (dim 0); the rollouts of one query are along dim 1."
     if any(close(found * centred.std(1, keepdim=True, correction=c), centred) for c in (0, 1)) or any(
         torch.allclose(found.double(), (centred / (centred.std(1, keepdim=True, correction=c) + eps)).double(), atol=1e-3)
         for c in (0, 1) for eps in (1e-8, 1e-6, 1e-4)
     ):  # fmt: skip
         return (
-            "Not yet. You divided by the standard deviation, as the first GRPO did; here, as in Dr. GRPO, "
-            "the advantage is only centred, so that a group which hardly differs teaches little."
+            "Not yet. You divided by the standard deviation, as the original GRPO does; here, as in Dr. GRPO, "
+            "the mean is only subtracted, so that a group with small differences has small advantages."
         )
     if close(found, -wanted):
-        return "Not yet. The sign is turned: a rollout better than its group must have a positive advantage."
+        return "Not yet. The sign is reversed: a rollout better than its group must have a positive advantage."
     return UNKNOWN
 
 
@@ -182,7 +182,7 @@ def factorised(student: Callable[..., Any]) -> str:
     phase = phases(tokens, mask, close_slate)
     a_slate, a_rank = (credit.advantage(x, RLConfig()).flatten().unsqueeze(1) for x in (slate, rank))
     paid = rewards.Rewards(slate, rank, torch.zeros(2, 2), items=torch.empty(0), places=torch.empty(0))
-    rollouts: Any = SimpleNamespace(phase=phase)  # all that these methods look at
+    rollouts: Any = SimpleNamespace(phase=phase)  # all that these methods read
     wanted, joint = (method(paid, rollouts, RLConfig(lam=lam)) for method in (credit.fgrpo, credit.grpo))
     if wrong := same(found, wanted):
         return wrong
@@ -191,15 +191,13 @@ def factorised(student: Callable[..., Any]) -> str:
     if close(found, joint):
         return "Not yet. Every token got the advantage of the sum of both rewards: that is joint credit, GRPO's."
     if close(found, a_slate * (phase == 2) + lam * a_rank * (phase == 1)):
-        return (
-            "Not yet. The phases are exchanged: slate tokens were paid by the rank reward, rank tokens by the slate's."
-        )
+        return "Not yet. The phases are swapped: slate tokens got the rank advantage, rank tokens the slate advantage."
     if close(found, a_slate * (phase == 1) + a_rank * (phase == 2)):
         return "Not yet. lam is missing: the rank phase learns from lam times its advantage."
     if close(found * (tokens != end), wanted * (tokens != end)) and close(found[tokens == end], torch.zeros(4)):
         return "Not yet. The end token has no credit: ending the list is a decision of the rank phase."
     if close(found * mask, wanted) and bool((found[~mask] != 0).any()):
-        return "Not yet. Padding got credit: nothing counts after the end token."
+        return "Not yet. Padding got credit: after the end token every advantage is 0."
     if close(found * (tokens != close_slate), wanted * (tokens != close_slate)):
         return "Not yet. The token </SLATE> has the wrong credit: closing the slate is the last decision of the slate phase."
     return UNKNOWN
@@ -222,21 +220,21 @@ def surrogate(student: Callable[..., Any]) -> str:
         return f"{RIGHT} It agrees with fgrpo.loss.clipped_surrogate."
     clipped = ratio.clamp(1 - low, 1 + high) * advantages
     if close(found, ratio * advantages):
-        return "Not yet. Nothing is clipped: one rollout could be followed as far as the optimizer likes."
+        return "Not yet. Nothing is clipped: several steps could move the policy arbitrarily far on one rollout."
     if close(found, clipped):
         return (
-            "Not yet. You always clipped. Take the minimum of both: where the policy moved the wrong way "
-            "(ratio 0.5, advantage +1) the gradient must stay, to bring it back."
+            "Not yet. You always clipped. Take the minimum of both: if the policy moved in the wrong direction "
+            "(ratio 0.5, advantage +1) the gradient must not vanish, so that it can move back."
         )
     if close(found, torch.maximum(ratio * advantages, clipped)):
-        return "Not yet. You took the maximum: that keeps the gradient where it should stop and stops it where it is needed."
+        return "Not yet. You took the maximum: the gradient is then 0 where it is needed, and not 0 where it should be."
     if close(found, torch.minimum(ratio, ratio.clamp(1 - low, 1 + high)) * advantages):
         return (
             "Not yet. You took the minimum of the ratios, before the advantage: for a negative advantage "
             "the smaller product belongs to the larger ratio."
         )
     if close(found, torch.minimum(ratio * advantages, ratio.clamp(1 - high, 1 + low) * advantages)):
-        return "Not yet. The widths are exchanged: the ratio is held between 1 - low and 1 + high."
+        return "Not yet. The widths are swapped: the ratio is limited to the interval from 1 - low to 1 + high."
     return UNKNOWN
 
 
@@ -254,7 +252,7 @@ def normalised(student: Callable[..., Any]) -> str:
     if close(found, wanted):
         return f"{RIGHT} It is the last step of fgrpo.loss.policy_loss."
     if close(found, -wanted):
-        return "Not yet. The sign is missing: an optimizer makes the loss smaller, and we want more of what paid."
+        return "Not yet. The minus sign is missing: an optimizer makes the loss smaller, and the surrogate should grow."
     if close(found, -per_token.sum() / (4 * longest)):
         return "Not yet. Padding was counted: the mask is missing."
     if close(found, -((per_token * mask).sum(1) / mask.sum(1)).mean()):
@@ -264,8 +262,8 @@ def normalised(student: Callable[..., Any]) -> str:
         )
     if close(found, -loss.masked_mean(per_token, mask)):
         return (
-            "Not yet. You divided by the number of real tokens of this batch: long outputs elsewhere then "
-            "change the weight of this token. Divide by the constant B * longest."
+            "Not yet. You divided by the number of real tokens of this batch: the weight of a token then depends "
+            "on the length of the other outputs. Divide by the constant B * longest."
         )
     if close(found, -(per_token * mask).sum() / (4 * 6)):
         return "Not yet. You divided by the width of this batch; longest is the longest output that the grammar allows."
@@ -281,32 +279,32 @@ def fate(student: Callable[..., Any]) -> str:
     from fgrpo.evaluate import FATES, fates
 
     slate, ranked, relevant = [0, 1, 5, 6, 2], [0, 5, 1, 6], {0, 1, 2, 3}  # 5 and 6 are irrelevant, 4 is elsewhere
-    case = f"For the slate {slate}, the ranked list {ranked} and the relevant {relevant} you said that "
+    case = f"For the slate {slate}, the ranked list {ranked} and the relevant {relevant} you returned "
     known = {0: "right", 1: "rank_drop", 2: "rank_drop", 3: "slate_miss"}
-    said = {c: student(c, list(slate), list(ranked), set(relevant)) for c in known}
-    if wrong := [x for x in said.values() if x not in FATES[:3]]:
+    found = {c: student(c, list(slate), list(ranked), set(relevant)) for c in known}
+    if wrong := [x for x in found.values() if x not in FATES[:3]]:
         return f"Not yet. The answer must be one of {', '.join(FATES[:3])}, not {wrong[0]!r}."
-    if said[1] == "right":
-        return f"Not yet. {case}1 is right, but 5, which is irrelevant, is above it: it matters where it stands."
-    if said[2] == "slate_miss":
+    if found[1] == "right":
+        return f"Not yet. {case}'right' for 1, but the irrelevant 5 is ranked above it: its rank matters."
+    if found[2] == "slate_miss":
         return (
-            f"Not yet. {case}2 is a slate miss, but it is in the slate and was left out of the ranked list. "
-            "Whether the slate missed it is not to be seen in the ranked list: look at the slate."
+            f"Not yet. {case}'slate_miss' for 2, but 2 is in the slate; only the ranked list left it out. "
+            "The ranked list does not tell whether the slate missed a candidate: look at the slate."
         )
-    if said[0] != "right":
-        return f"Not yet. {case}0 is a {said[0]}, but nothing is above it. An irrelevant one that stands below does no harm."
+    if found[0] != "right":
+        return f"Not yet. {case}{found[0]!r} for 0, but nothing is above it. What is ranked below it does not matter."
     if student(1, [0, 1], [0, 1], {0, 1}) != "right":
-        return "Not yet. In the ranked list [0, 1] both are relevant and right: not only the first place counts."
+        return "Not yet. In the ranked list [0, 1] both are relevant and right: not only the first rank counts."
     for c, wanted in known.items():
-        if said[c] != wanted:
-            return f"{UNKNOWN} {case}{c} is a {said[c]}, but it is a {wanted}."
+        if found[c] != wanted:
+            return f"{UNKNOWN} {case}{found[c]!r} for {c}, which is a {wanted}."
     for seed in range(30):
         items, gains = _lists(seed)
         slate, ranked, relevant = items.tolist(), items.flip(0)[:4].tolist(), set(gains.nonzero().flatten().tolist())
         codes = fates(items.unsqueeze(0), items.flip(0)[:4].unsqueeze(0), torch.tensor([False]), gains[None])[0]
         for c in sorted(relevant):
-            if (found := student(c, list(slate), list(ranked), set(relevant))) != (wanted := FATES[codes[c]]):
-                return f"{UNKNOWN} Slate {slate}, ranked {ranked}, relevant {relevant}: {c} is a {wanted}, no {found}."
+            if (own := student(c, list(slate), list(ranked), set(relevant))) != (wanted := FATES[codes[c]]):
+                return f"{UNKNOWN} Slate {slate}, ranked {ranked}, relevant {relevant}: {c} is a {wanted}, not {own!r}."
     return f"{RIGHT} It agrees with fgrpo.evaluate.fates."
 
 
@@ -315,61 +313,65 @@ def reward_to_go(student: Callable[..., Any]) -> str:
     """my_reward_to_go(slate, rank, lam, in_slate, in_rank) against fgrpo.credit.reward_to_go."""
     lam, (slate, rank) = 0.5, torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
     slates, ends = torch.tensor([[3], [2], [4], [3], [3], [2]]), torch.tensor([[6], [5], [6], [4], [6], [5]])
-    place = torch.arange(7)
-    in_slate, in_rank = place < slates, (place >= slates) & (place < ends)  # (6, 7); the last place is padding
+    t = torch.arange(7)
+    in_slate, in_rank = t < slates, (t >= slates) & (t < ends)  # (6, 7); the last column is padding
     found = student(slate.clone(), rank.clone(), lam, in_slate.clone(), in_rank.clone())
     joint, own, alone, bare = (
         credit.advantage(x, RLConfig()).reshape(-1, 1) for x in (slate + lam * rank, lam * rank, slate, rank)
     )
     paid = rewards.Rewards(slate, rank, torch.zeros(2, 3), items=torch.empty(0), places=torch.empty(0))
-    rollouts: Any = SimpleNamespace(phase=PHASE_SLATE * in_slate + PHASE_RANK * in_rank)  # all that the method looks at
+    rollouts: Any = SimpleNamespace(phase=PHASE_SLATE * in_slate + PHASE_RANK * in_rank)  # all that the method reads
     wanted = credit.reward_to_go(paid, rollouts, RLConfig(lam=lam))
     if wrong := same(found, wanted):
         return wrong
     if close(found, wanted):
         return f"{RIGHT} It agrees with fgrpo.credit.reward_to_go."
     if close(found, joint * (in_slate | in_rank)):
-        return "Not yet. The rank tokens got the slate's reward as well: that is joint credit. It came before them."
+        return "Not yet. The rank tokens also got the slate reward, which they cannot change: that is joint credit."
     if close(found, alone * in_slate + own * in_rank):
-        return "Not yet. Each phase got its own reward alone: that is factorised credit. The rank reward follows the slate."
+        return (
+            "Not yet. Each phase got only its own reward: that is factorised credit. The rank reward follows the slate."
+        )
     if close(found, alone * in_slate + joint * in_rank):
-        return "Not yet. You looked back in time: a token can only change the rewards that come after it."
+        return "Not yet. The rank tokens got a reward that came before them: a token can only change later rewards."
     if close(found, joint * in_slate + bare * in_rank):
         return "Not yet. lam is missing: the rank tokens learn from lam times their advantage."
     raw = (slate + lam * rank).reshape(-1, 1) * in_slate + (lam * rank).reshape(-1, 1) * in_rank
     if close(found, raw):
         return "Not yet. The rewards are not centred: an advantage is the reward minus the mean of its group."
     if close(found * (in_slate | in_rank), wanted):
-        return "Not yet. Padding got credit: outside both phases everything is 0."
+        return "Not yet. Padding got credit: outside both phases every advantage is 0."
     return UNKNOWN
 
 
 @check
 def chance(student: Callable[..., Any]) -> str:
-    """my_chance(n, pool, relevant): what a slate drawn blindly recalls, on average."""
+    """my_chance(n, pool, relevant): the expected recall of a random slate."""
     known = {(10, 20, 2): 0.5, (5, 20, 1): 0.25, (20, 20, 3): 1.0, (3, 20, 4): 0.15}
-    said = {case: number(student(*case)) for case in known}
+    found = {case: number(student(*case)) for case in known}
 
     def all_close(other: Callable[[int, int, int], float]) -> bool:
-        return all(close(said[case], other(*case)) for case in known)
+        return all(close(found[case], other(*case)) for case in known)
 
-    if all(close(said[case], wanted) for case, wanted in known.items()):
-        return f"{RIGHT} However many are relevant, each of them is in a blind slate with the same probability."
+    if all(close(found[case], wanted) for case, wanted in known.items()):
+        return (
+            f"{RIGHT} Each relevant candidate is in a random slate with the same probability, however many there are."
+        )
     case = "For a slate of 10 from a pool of 20 with 2 relevant candidates"
     if all_close(lambda n, pool, relevant: n * relevant / pool):
-        return f"Not yet. {case} you said 1: that is the number of hits. Recall is the share of the relevant ones."
+        return f"Not yet. {case} you returned 1: that is the expected number of hits; recall divides it by `relevant`."
     if all_close(lambda n, pool, relevant: relevant / pool):
-        return (
-            f"Not yet. {case} you said 0.1: that is the precision to expect, the share of the slate that is relevant."
-        )
+        return f"Not yet. {case} you returned 0.1: that is the expected precision, the share of the slate that is relevant."
     if all_close(lambda n, pool, relevant: 1 - math.comb(pool - relevant, n) / math.comb(pool, n)):
-        return f"Not yet. {case} you said {said[10, 20, 2]:.2f}: the chance of at least one hit. Recall counts each of them."
+        return (
+            f"Not yet. {case} you returned {found[10, 20, 2]:.2f}: the probability of at least one hit, not the recall."
+        )
     if all_close(lambda n, pool, relevant: min(1.0, n / relevant)):
         return (
-            f"Not yet. {case} you said 1: the most that a slate of this length can recall, not what a blind one does."
+            f"Not yet. {case} you returned 1: the maximum recall of a slate of this length, not that of a random slate."
         )
-    wrong = next(case for case, wanted in known.items() if not close(said[case], wanted))
-    return f"{UNKNOWN} For (n, pool, relevant) = {wrong} it is {known[wrong]:g}, you said {said[wrong]:g}."
+    wrong = next(case for case, wanted in known.items() if not close(found[case], wanted))
+    return f"{UNKNOWN} For (n, pool, relevant) = {wrong} it is {known[wrong]:g}, you returned {found[wrong]:g}."
 
 
 @check
@@ -379,19 +381,17 @@ def overlap(student: Callable[..., Any]) -> str:
         ([1, 2, 3], [3, 1, 2]), ([1, 2], [3, 4]), ([1, 2, 3], [2, 3, 4, 5]), (["a"], ["b", "a", "c", "d"]),
     ]  # fmt: skip
     wanted = [1.0, 0.0, 0.4, 0.25]
-    said = [number(student(list(a), list(b))) for a, b in cases]
+    found = [number(student(list(a), list(b))) for a, b in cases]
     shared = [len(set(a) & set(b)) for a, b in cases]
-    if close(said[0], 0.0):
-        return (
-            "Not yet. [1, 2, 3] and [3, 1, 2] overlap wholly, you said 0: slates have no order, so look at no places."
-        )
-    if all(close(x, n) for x, n in zip(said, shared, strict=True)):
-        return "Not yet. You count what both hold; divide it, so that two equal lists give 1."
-    if all(close(x, n / len(a)) for x, n, (a, _) in zip(said, shared, cases, strict=True)):
+    if close(found[0], 0.0):
+        return "Not yet. [1, 2, 3] and [3, 1, 2] have an overlap of 1, you returned 0: slates have no order."
+    if all(close(x, n) for x, n in zip(found, shared, strict=True)):
+        return "Not yet. That is the number of items in both; divide it, so that two equal lists give 1."
+    if all(close(x, n / len(a)) for x, n, (a, _) in zip(found, shared, cases, strict=True)):
         return 'Not yet. ["a"] and ["b", "a", "c", "d"] give 1: the overlap must be the same from both sides.'
-    if all(close(x, 2 * n / (len(a) + len(b))) for x, n, (a, b) in zip(said, shared, cases, strict=True)):
-        return "Not yet. You divide by the mean length (Dice's coefficient); here it is what either list holds."
-    for (a, b), x, right in zip(cases, said, wanted, strict=True):
+    if all(close(x, 2 * n / (len(a) + len(b))) for x, n, (a, b) in zip(found, shared, cases, strict=True)):
+        return "Not yet. You divided by the mean length (Dice's coefficient); divide by the number of items in either list."
+    for (a, b), x, right in zip(cases, found, wanted, strict=True):
         if not close(x, right):
-            return f"{UNKNOWN} {a} and {b} overlap by {right:g}, you said {x:g}."
+            return f"{UNKNOWN} {a} and {b} have an overlap of {right:g}, you returned {x:g}."
     return f"{RIGHT} It is the Jaccard index."

@@ -1,6 +1,6 @@
 """The figures of the notebooks. Every function returns a matplotlib Figure; fgrpo.study.plots.save writes it as PNG.
 
-A phase is told by colour and by hatch, a sign by direction or by a printed number, so that no meaning hangs on colour.
+Phases differ in colour and in hatch, signs in direction or in a printed number, so that nothing depends on colour alone.
 """
 
 import math
@@ -23,16 +23,16 @@ STAR = "\N{BLACK STAR} "
 
 
 def token_strip(policy: Policy, example: Example, rollouts: Rollouts, row: int = 0) -> Figure:
-    """One completion: every token in the colour of its phase, as high as its probability when it was drawn.
+    """One completion: a bar per token, its height the probability when drawn, its colour the phase.
 
-    A token that the grammar forced is drawn hollow.
+    Tokens that the grammar forced are hollow.
     """
     phase, logprobs = (x[row][rollouts.mask[row]].tolist() for x in (rollouts.phase, rollouts.logprobs))
     return _strip(phase, logprobs, _token_names(policy, example, rollouts, row))
 
 
 def traced_strip(rollout: Traced, example: Example) -> Figure:
-    """`token_strip` of a recorded rollout, whose labels may take several tokens: the last one names the candidate."""
+    """`token_strip` of a recorded rollout, where a label may have several tokens: its last token names the candidate."""
     names = [
         f"{text.replace(' ', '␣')}{f' = {STAR * (item in example.relevant)}[{item + 1}]' if item >= 0 else ''}"
         for text, item in zip(rollout.tokens, rollout.items, strict=True)
@@ -45,8 +45,8 @@ def _strip(phase: Sequence[int], logprobs: Sequence[float], names: Sequence[str]
     figure = Figure(figsize=(max(11, 0.27 * len(phase)), 4.6), layout="constrained")
     axes = figure.subplots()
     _token_bars(axes, phase, [math.exp(x) for x in logprobs], [x == 0 for x in logprobs])
-    for place, x in enumerate(logprobs):
-        axes.text(place, math.exp(x) + 0.02, f"{math.exp(x):.2f}", ha="center", fontsize=size)
+    for t, x in enumerate(logprobs):
+        axes.text(t, math.exp(x) + 0.02, f"{math.exp(x):.2f}", ha="center", fontsize=size)
     _name_phases(axes, phase, 1.12)
     _name_tokens(axes, names)
     axes.set(ylabel="probability when drawn", ylim=(0, 1.24), yticks=np.linspace(0, 1, 5))
@@ -54,17 +54,17 @@ def _strip(phase: Sequence[int], logprobs: Sequence[float], names: Sequence[str]
 
 
 def group_rewards(rewards: Rewards, rollouts: Rollouts, query: int = 0) -> Figure:
-    """One group as a heat map: a row per rollout; what each phase is paid, and what each item and rank brought."""
+    """One group as a heat map, one row per rollout: the two rewards, and the contribution of each item and rank."""
     phases = np.stack([rewards.slate[query].numpy(), rewards.rank[query].numpy()], axis=1)
-    items, places = (
-        np.where(written[query] >= 0, brought[query], np.nan)
-        for written, brought in zip(output_lists(rollouts), (rewards.items, rewards.places), strict=True)
+    items, ranks = (
+        np.where(indices[query] >= 0, parts[query], np.nan)
+        for indices, parts in zip(output_lists(rollouts), (rewards.items, rewards.places), strict=True)
     )
     numbers = [str(i + 1) for i in range(max(items.shape[1], len(phases)))]
     panels = (
-        ("paid to each phase", phases, ["slate", "rank"], "phase"),
-        ("slate reward lost without the item", items, numbers[: items.shape[1]], "place in the slate"),
-        ("share of the rank reward", places, numbers[: places.shape[1]], "rank"),
+        ("reward of each phase", phases, ["slate", "rank"], "phase"),
+        ("slate reward lost without the item", items, numbers[: items.shape[1]], "position in the slate"),
+        ("contribution to the rank reward", ranks, numbers[: ranks.shape[1]], "rank"),
     )
     figure = Figure(figsize=(12, 1.6 + 0.36 * len(phases)), layout="constrained")
     widths = [values.shape[1] for _, values, _, _ in panels]
@@ -74,8 +74,8 @@ def group_rewards(rewards: Rewards, rollouts: Rollouts, query: int = 0) -> Figur
         axes.set_facecolor("0.88")  # no item here
         for (row, column), value in np.ndenumerate(values):
             if value > 0 or values is phases:
-                shown = f"{value:.2f}".removeprefix("0") if value < 1 and values is not phases else f"{value:.2f}"
-                axes.text(column, row, shown, ha="center", va="center", fontsize=8,
+                text = f"{value:.2f}".removeprefix("0") if value < 1 and values is not phases else f"{value:.2f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8,
                           color="white" if value < 0.55 else "black")  # fmt: skip
         axes.set_xticks(range(len(names)), names)
         axes.set_title(title, fontsize=10)
@@ -91,33 +91,33 @@ def group_rewards(rewards: Rewards, rollouts: Rollouts, query: int = 0) -> Figur
 
 
 def credit_bars(names: Sequence[str], credit: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Advantages on slate and rank tokens of each rollout, two methods side by side: `{method: (slate, rank)}`.
+    """Advantages of the slate and of the rank tokens of each rollout, methods side by side: `{method: (slate, rank)}`.
 
-    The last method is the one that judges: where another has the opposite sign, it is marked as wrong blame or praise.
+    The last method is the reference: where another has the opposite sign, it is marked as wrong blame or wrong praise.
     """
     figure = Figure(figsize=(max(11, 1.9 * len(names)), 4.4), layout="constrained")
     every = figure.subplots(1, 2, sharey=True)
-    *_, judge = credit
+    *_, reference = credit
     gap = " " if len(names) < 6 else "\n"
     width, most = 0.8 / len(credit), max(abs(x) for pair in credit.values() for values in pair for x in values) or 1.0
     for side, (axes, phase) in enumerate(zip(every, PHASES, strict=True)):
         for number, (method, pair) in enumerate(credit.items()):
-            places = np.arange(len(names)) + (number - (len(credit) - 1) / 2) * width
+            centres = np.arange(len(names)) + (number - (len(credit) - 1) / 2) * width
             look: dict[str, Any] = {"color": style_of(method, number)["color"], "hatch": ("", "//", "xx")[number % 3]}
-            axes.bar(places, pair[side], width * 0.94, label=name_of(method), edgecolor="white", linewidth=0, **look)
-            for place, x, own in zip(places, pair[side], credit[judge][side], strict=True):
+            axes.bar(centres, pair[side], width * 0.94, label=name_of(method), edgecolor="white", linewidth=0, **look)
+            for centre, x, own in zip(centres, pair[side], credit[reference][side], strict=True):
                 up = x >= 0
-                axes.text(place, x + (0.02 if up else -0.02) * most, _signed(x), ha="center", fontsize=8,
+                axes.text(centre, x + (0.02 if up else -0.02) * most, _signed(x), ha="center", fontsize=8,
                           va="bottom" if up else "top")  # fmt: skip
                 if x * own < 0:
                     axes.annotate(
-                        f"wrong{gap}{'praise' if up else 'blame'}", (place, x), (0, 46 if up else -46), ha="center",
+                        f"wrong{gap}{'praise' if up else 'blame'}", (centre, x), (0, 46 if up else -46), ha="center",
                         va="bottom" if up else "top", textcoords="offset points", fontsize=8.5, weight="bold",
                         arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkB": 16},
                     )  # fmt: skip
         axes.axhline(0, color="0.3", linewidth=1)
         axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=9)
-        axes.set_title(f"on the tokens of the {PHASES[phase][0]}", fontsize=10)
+        axes.set_title(f"tokens of the {PHASES[phase][0]}", fontsize=10)
         axes.set_ylim(-1.35 * most, 1.35 * most)
         tidy(axes)
         axes.grid(visible=False, axis="x")
@@ -131,9 +131,9 @@ def logprob_change(
     policy: Policy, example: Example, rollouts: Rollouts, row: int,
     change: Mapping[str, Tensor], advantages: Mapping[str, Tensor],
 ) -> Figure:  # fmt: skip
-    """Change of the log-probability of every token of one rollout after a step, a panel per method.
+    """Change of the log-probability of every token of one rollout after a step, one panel per method.
 
-    change, advantages: per method (B, T). The advantage is printed beside the name of the phase.
+    change, advantages: per method (B, T). The advantage is printed next to the name of the phase.
     """
     mask = rollouts.mask[row]
     phase, logprobs = (x[row][mask].tolist() for x in (rollouts.phase, rollouts.logprobs))
@@ -144,8 +144,8 @@ def logprob_change(
     for axes, (method, values) in zip(every, change.items(), strict=True):
         _token_bars(axes, phase, values[row][mask].tolist(), forced)
         axes.axhline(0, color="0.3", linewidth=1)
-        places = [place for place, hollow in enumerate(forced) if hollow]
-        axes.plot(places, [0] * len(places), "o", color="white", markeredgecolor="0.3", markersize=5)
+        hollow = [t for t, is_forced in enumerate(forced) if is_forced]
+        axes.plot(hollow, [0] * len(hollow), "o", color="white", markeredgecolor="0.3", markersize=5)
         given = dict(zip(phase, advantages[method][row][mask].tolist(), strict=True))
         _name_phases(axes, phase, 1.2 * most, {p: f"advantage {_signed(x)}" for p, x in given.items()})
         axes.set(ylim=(-most, 1.5 * most))
@@ -155,12 +155,12 @@ def logprob_change(
 
 
 def _token_bars(axes: Axes, phase: Sequence[int], heights: Sequence[float], hollow: Sequence[bool]) -> None:
-    for place, (p, height, empty) in enumerate(zip(phase, heights, hollow, strict=True)):
+    for t, (p, height, empty) in enumerate(zip(phase, heights, hollow, strict=True)):
         _, color, hatch = PHASES[p]
         look: dict[str, Any] = (
             {"facecolor": "white", "edgecolor": color} if empty else {"facecolor": color, "edgecolor": "white"}
         )
-        axes.bar(place, height, 0.84, hatch="" if empty else hatch, linewidth=1.2 if empty else 0, **look)
+        axes.bar(t, height, 0.84, hatch="" if empty else hatch, linewidth=1.2 if empty else 0, **look)
     tidy(axes)
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
@@ -170,17 +170,17 @@ def _token_bars(axes: Axes, phase: Sequence[int], heights: Sequence[float], holl
 def _name_phases(axes: Axes, phase: Sequence[int], height: float, more: Mapping[int, str] | None = None) -> None:
     """A bracket over the tokens of each phase, with its name."""
     for which, (name, color, _) in PHASES.items():
-        places = [i for i, p in enumerate(phase) if p == which]
-        if places:
-            ends = (places[0] - 0.42, places[-1] + 0.42)
+        own = [t for t, p in enumerate(phase) if p == which]
+        if own:
+            ends = (own[0] - 0.42, own[-1] + 0.42)
             axes.plot(ends, [height] * 2, color=color, linewidth=4, solid_capstyle="butt")
-            text = f"{name}: {more[which]}" if more else f"{name}, {len(places)} tokens"
+            text = f"{name}: {more[which]}" if more else f"{name}, {len(own)} tokens"
             look = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             axes.text(sum(ends) / 2, height * 1.04, text, ha="center", va="bottom", fontsize=10, bbox=look)
 
 
 def _token_names(policy: Policy, example: Example, rollouts: Rollouts, row: int) -> list[str]:
-    """Titles in place of the policy's opaque item tokens, a star before the relevant ones."""
+    """Titles instead of the policy's item tokens, with a star before the relevant ones."""
     titles = {
         label: STAR * (i in example.relevant) + example.candidates[i]
         for i, label in enumerate(policy.labels.candidates(example))
@@ -191,7 +191,7 @@ def _token_names(policy: Policy, example: Example, rollouts: Rollouts, row: int)
 
 def _name_tokens(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names, rotation=55, ha="right", fontsize=9, rotation_mode="anchor")
-    axes.set_xlabel("tokens, in the order written (\N{BLACK STAR} relevant; hollow: forced by the grammar)")
+    axes.set_xlabel("tokens, in the order of the output (\N{BLACK STAR} relevant; hollow: forced by the grammar)")
 
 
 def _signed(x: float) -> str:

@@ -1,4 +1,4 @@
-"""Sliders over a figure. ipywidgets' own `interact` draws into an Output widget, over which nbclient now and then hangs."""
+"""Sliders for a figure. `ipywidgets.interact` draws into an Output widget, with which nbclient sometimes hangs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,9 @@ import ipywidgets
 
 
 def live(draw: Callable[..., Path], **controls: tuple[float, float, float] | list[Any]) -> ipywidgets.VBox:
-    """A picture that is drawn anew when a control moves. `draw` takes the controls' values and returns a PNG file.
+    """A figure that is drawn again when a control changes. `draw` takes the controls' values and returns a PNG file.
 
-    A control is (least, most, step) for a slider, or a list of choices. Sliders begin in their middle.
+    A control is (minimum, maximum, step) for a slider, or a list of choices. Sliders start in the middle.
     """
     widgets = {
         name: ipywidgets.Dropdown(options=values, description=name)

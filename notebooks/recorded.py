@@ -1,4 +1,7 @@
-"""Recorded results, read and drawn: the tables of data/results and what the oracle measures, for the notebooks."""
+"""Tables of data/results, read for the notebooks, and figures of whole experiments and of the oracle.
+
+Every figure is a matplotlib Figure; fgrpo.study.plots.save writes it as PNG.
+"""
 
 import csv
 import json
@@ -20,19 +23,19 @@ Rows = list[dict[str, Any]]
 AXES = {
     "lam": "lambda",
     "slate_size": "slate size (items)",
-    "group": "rollouts a query (G)",
+    "group": "rollouts per query (G)",
     "pool": "pool (candidates)",
 }
 
 
-def recorded(name: str) -> tuple[dict[str, Any], Rows]:
-    """How a table of data/results was made, and its rows, numbers as numbers. Raises KitError, naming the file."""
+def read_table(name: str) -> tuple[dict[str, Any], Rows]:
+    """How a table of data/results was made, and its rows with numbers parsed. Raises KitError, naming the file."""
     try:
         first, *lines = (DATA / "results" / f"{name}.csv").read_text(encoding="utf-8").splitlines()
         rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(lines)]
         return json.loads(first.removeprefix("# ")), rows
     except FileNotFoundError:
-        raise KitError(f"data/results/{name}.csv is missing: data/results/README.md says what makes it.") from None
+        raise KitError(f"data/results/{name}.csv is missing: make it with data/results/make.py.") from None
     except ValueError as error:
         raise KitError(f"data/results/{name}.csv cannot be read ({error}).") from None
 
@@ -45,35 +48,33 @@ def _value(text: str) -> Any:
 
 
 def pick(rows: Rows, **wanted: Any) -> Rows:
-    """The rows that hold these values: `pick(rows, method="fgrpo", metric="ndcg@5")`."""
+    """The rows with these values: `pick(rows, method="fgrpo", metric="ndcg@5")`."""
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
 def differences(rows: Rows, digits: int = 3) -> str:
-    """Rows of one metric as a Markdown table: mean, difference to the baseline at Holm's level, p-value, verdict."""
+    """Rows of one metric as a Markdown table: mean, difference to the baseline at Holm's level, p-value, verdict.
+
+    The verdict is "higher" or "lower" if the corrected p-value is below 0.05, else "no difference shown".
+    """
     metric, baseline, wide = rows[0]["metric"], rows[0]["baseline"], any(r["setting"] for r in rows)
     lines = [f"| {'setting | ' * wide}method | {metric} | difference to {baseline} | p (Holm) | verdict |"]
     lines.append("|---" * (5 + wide) + "|")
     for r in rows:
         diff, low, high = (f"{r[key]:+.{digits}f}" for key in ("diff", "holm_low", "holm_high"))
-        apart = f"{diff} [{low}, {high}] | {r['p_holm']:.3f} | {shown(r)}" if r["method"] != baseline else " | | "
+        apart = f"{diff} [{low}, {high}] | {r['p_holm']:.3f} | {r['verdict']}" if r["method"] != baseline else " | | "
         name = f"{r['setting']} | " * wide + name_of(r["method"])
         lines.append(f"| {name} | {r['mean']:.{digits}f} | {apart} |")
     return "\n".join(lines)
 
 
-def shown(row: Mapping[str, Any]) -> str:
-    """What Holm's p-value of a row allows to say."""
-    return "not shown" if row["p_holm"] >= 0.05 else "shown: higher" if row["diff"] > 0 else "shown: lower"
-
-
 def value_of(setting: str) -> float:
-    """The number behind a setting's first field: 4 for `group=4:queries=32`."""
+    """The number of a setting's first field: 4 for `group=4` and for `group=4:queries=32`, as older tables have it."""
     return float(setting.partition("=")[2].split(":")[0])
 
 
 def small_multiples(tables: Mapping[str, Rows], metric: Mapping[str, str]) -> Figure:
-    """A column per varied field, rows by field: `metric`, recall of the slates, `metric` minus the baseline (Holm)."""
+    """One column per varied field. Rows: `metric[field]`, recall of the slate, `metric[field]` minus the baseline (Holm)."""
     figure = Figure(figsize=(3.1 * len(tables), 8), layout="constrained")
     every = figure.subplots(3, len(tables), squeeze=False)
     for column, (field, rows) in zip(every.T, tables.items(), strict=True):
@@ -97,13 +98,13 @@ def _lines(axes: Axes, rows: Rows, bounds: str) -> None:
         x = [values.index(value_of(r["setting"])) + 0.1 * (number - (len(names) - 1) / 2) for r in own]
         spread = [[r[key] - r[f"{bounds}low"] for r in own], [r[f"{bounds}high"] - r[key] for r in own]]
         axes.errorbar(x, [r[key] for r in own], yerr=np.maximum(spread, 0), capsize=2, markersize=5, **style_of(method, 1),
-                      label="warm start, lists filled" if method == "sft_full" else name_of(method))  # fmt: skip
+                      label="warm start, full lists" if method == "sft_full" else name_of(method))  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
     tidy(axes)
 
 
 def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
-    """Queries by slate misses and rank drops, a panel per policy. fates: indices into FATES, (Q, N) each."""
+    """Number of queries by slate misses and rank drops, one panel per policy. fates: indices into FATES, (Q, N) each."""
     figure = Figure(figsize=(4.9 * len(fates), 4.9), layout="constrained")
     most = int(max((f >= 0).sum(1).max() for f in fates.values()))
     for axes, (title, fate) in zip(figure.subplots(1, len(fates), squeeze=False)[0], fates.items(), strict=True):
@@ -150,10 +151,10 @@ def bias_over_lambda(curves: Mapping[str, Sequence[float]], values: Sequence[flo
     return figure
 
 
-def places(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[float, float]]) -> Figure:
-    """How often each place of the pool is in the slate, a row per policy; and whether slates follow texts or numbers.
+def numbers_and_overlaps(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[float, float]]) -> Figure:
+    """How often each number of the pool is in the slate, one row per policy; and whether slates follow texts or numbers.
 
-    shares: per policy one share for each place. agreement: per policy the overlap of its slates for one pool in two
+    shares: per policy one share for each number. agreement: per policy the overlap of its slates for one pool in two
     orders, (of the numbers, of the candidates).
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
@@ -165,7 +166,7 @@ def places(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[
         left.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", **look)
     left.set_yticks(range(len(shares)), list(shares))
     left.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
-    left.set(xlabel="number in the pool", title="share of slates that hold it")
+    left.set(xlabel="number in the pool", title="share of slates with this number")
     left.spines[:].set_visible(False)
     figure.colorbar(image, ax=left, pad=0.01)
     for number, (name, (by_number, by_text)) in enumerate(agreement.items()):
@@ -175,14 +176,14 @@ def places(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[
     for x, y, word in ((0.03, 0.97, "reads"), (0.97, 0.03, "counts")):
         right.text(x, y, word, ha="left" if x < 0.5 else "right", va="center", weight="bold")
     right.set(xlim=(0, 1), ylim=(0, 1), xlabel="same numbers in two orders", ylabel="same candidates in two orders",
-              title="overlap of two slates for one pool")  # fmt: skip
+              title="overlap of two slates of one pool")  # fmt: skip
     right.legend(frameon=False, loc="upper right", fontsize=8)
     tidy(right)
     return figure
 
 
-def tasks(tables: Mapping[str, Rows], metric: str = "ndcg@5") -> Figure:
-    """Recorded means with their 95 % intervals, a panel per task and a row per method."""
+def means_by_task(tables: Mapping[str, Rows], metric: str = "ndcg@5") -> Figure:
+    """Recorded means with their 95 % intervals, one panel per task and one row per method."""
     figure = Figure(figsize=(3.2 * len(tables), 3.6), layout="constrained")
     every = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
     for axes, (title, rows) in zip(every, tables.items(), strict=True):

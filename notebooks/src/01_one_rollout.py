@@ -8,26 +8,26 @@
 #
 # **Which token belongs to which phase?**
 #
-# A language model reads what somebody liked and a pool of films. In one go it writes a selection and then an order of
-# that selection. Before anyone can be praised or blamed for the result we have to know which word belongs to which
-# half. This notebook looks at a single output, token by token.
+# A language model reads which films somebody liked, and a pool of other films. In one output it writes a selection
+# from the pool and then a ranking of that selection. Before we can give credit for the result, we have to know which
+# token belongs to which of the two parts. This notebook looks at one output, token by token.
 #
-# You need Python and the softmax function; nothing about reinforcement learning.
+# You need to know Python and the softmax function. You need no reinforcement learning.
 
 # %%
 import os
 import sys
 from pathlib import Path
 
-SEED = 0  # change it and run again: every number below is computed
+SEED = 0  # change it and run the notebook again: every number below is computed
 REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
 
 here = Path.cwd()
-places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
-ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+folders = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((folder for folder in folders if (folder / "fgrpo" / "__init__.py").is_file()), None)
 if ROOT is None:
     raise SystemExit(
-        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        "The kit was not found. Run the next line in a cell of its own, then run this cell again:\n"
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
@@ -37,15 +37,15 @@ FIGURES = ROOT / "runs" / "notebooks"
 # ## The task
 #
 # One **query** is one viewer: a *history* of films already liked, and a **pool** of *candidates*, numbered from 0. Some
-# candidates are **relevant** (the viewer would like them); the model does not get to see which. The films are invented,
-# the adjective of a title tells the tone and the noun the genre, so that you can play along.
+# candidates are **relevant**: the viewer would like them. The model is not told which. The films are invented. The
+# adjective in a title gives the tone and the noun gives the genre, so that you can guess too.
 
 # %%
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
@@ -60,19 +60,18 @@ Markdown(
 # %% [markdown]
 # ## The policy
 #
-# A **policy** is the model seen as something that acts: given what has been written so far, it holds a probability for
-# every possible next **token** (the smallest piece of text that the model reads or writes). It is an ordinary language
-# model: scores, then a softmax.
+# In reinforcement learning the model is called a **policy**. Given the text so far, it computes a probability for every
+# possible next **token** (the smallest piece of text that the model reads or writes). It is an ordinary language model:
+# one score per token, then a softmax.
 #
-# Ours is tiny, and to make it learn in seconds every film is one token of its vocabulary. The prompt is what it reads.
-# Inside the model a film is just a number, so it has to learn from examples which films go together. It has seen some
-# already, in a short training on good outputs (the *warm start*); this course is about what comes after.
+# Our policy is tiny. Every film is one token of its vocabulary, so that it can be trained in seconds. The text that the
+# policy reads is the prompt. Inside the model a film is only a number: the policy has to learn from examples which
+# films go together. It has already had a short training on good outputs (the *warm start*). This course is about the
+# training that follows.
 
 # %%
-from fgrpo.runs.policies import policy_folder
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
-from fgrpo.policy import Policy
 
 policy = load_policy(SHIPPED)
 weights = sum(p.numel() for p in policy.model.parameters())
@@ -90,12 +89,13 @@ Markdown(
 # <SLATE> at most slate_size films of the pool </SLATE> <RANK> at most rank_size films of that slate </RANK> <eos>
 # ```
 #
-# The **slate** is the selection; its order means nothing. The **ranked list** is an order of some of the slate, best
-# first.
+# The **slate** is the selection. Its order has no meaning. The **ranked list** holds films of the slate, best first. It
+# may leave some of them out.
 #
-# A **rollout** is one output drawn at random: look at the probabilities, draw a token, append it, repeat until the **end
-# token** `<eos>`. A **grammar** helps: tokens that would break the form get probability 0 and the rest are scaled up to
-# a sum of 1. `rollout` draws G of them for the same query, a **group**; here we ask for one.
+# A **rollout** is one output, sampled at random: compute the probabilities, draw a token, append it, and repeat until the
+# **end token** `<eos>` is drawn. A **grammar** enforces the form: tokens that would break it get probability 0, and the
+# other probabilities are scaled up to sum to 1. `rollout` samples G outputs for the same query, which are called a
+# **group**. Here we ask for one.
 
 # %%
 from fgrpo.config import Config
@@ -103,13 +103,13 @@ from fgrpo.rollout import rollout
 from fgrpo.trainer import sampling_of
 
 config = Config()
-rollouts = rollout(policy, [example], sampling_of(config), group=1, generator=generator)
+rollouts = rollout(policy, [example], sampling_of(config), group=1, seed=SEED)
 output = rollouts.outputs[0]
 Markdown(
     f"At most {config.grammar.slate_size} films in the slate and {config.grammar.rank_size} in the ranked list. "
     f"This rollout chose {len(output.slate)} and ranked {len(output.rank)}:\n\n"
     f"```text\n{policy.text(rollouts.completions[0].tolist())}\n```\n\n"
-    f"- slate, as places in the pool: {output.slate}\n- ranked list, best first: {output.rank}"
+    f"- slate, as indices into the pool: {output.slate}\n- ranked list, best first: {output.rank}"
 )
 
 # %% [markdown]
@@ -117,30 +117,31 @@ Markdown(
 #
 # The output is written in two **phases**:
 #
-# - the *slate phase* reaches through `</SLATE>`: closing the slate is a choice too, the choice to stop;
-# - the *rank phase* is everything after it, through the end token.
+# - the *slate phase* ends with `</SLATE>`, which belongs to it: closing the slate is the decision to stop;
+# - the *rank phase* is everything after `</SLATE>`, including the end token.
 #
-# `phases` finds them from nothing but the token numbers. It gives `PHASE_SLATE`, `PHASE_RANK`, or `PHASE_PAD` where a
-# shorter output was filled up to the length of the longest. Shapes are written `(B, T)`: B outputs of T tokens.
+# `phases` computes the phase of every token from the token ids alone. The result is `PHASE_SLATE`, `PHASE_RANK`, or
+# `PHASE_PAD` where a short output was padded to the length of the longest. Shapes are written as `(B, T)`: B outputs of
+# T tokens.
 
 # %%
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, phases
 
 phase = phases(rollouts.completions, rollouts.mask, policy.tags[1])  # (B, T); policy.tags[1] is </SLATE>
-assert phase.equal(rollouts.phase)  # a rollout carries its phases with it
+assert phase.equal(rollouts.phase)  # rollouts already hold their phases
 counts = {name: int((phase == p).sum()) for name, p in (("slate", PHASE_SLATE), ("rank", PHASE_RANK))}
 Markdown(f"B, T = {tuple(phase.shape)}. Tokens per phase: {counts['slate']} slate, {counts['rank']} rank.")
 
 # %% [markdown]
 # ## The figure to keep
 #
-# Each bar is one token, in the order written. Its colour and hatching tell the phase, its height the probability that
-# the token had at the moment it was drawn. Hollow bars were **forced**: the grammar left only one choice, so they had
-# probability 1 and the policy decided nothing.
+# Each bar is one token, in the order of the output. Colour and hatching show the phase. The height is the probability of
+# the token when it was drawn. Hollow bars are **forced** tokens: the grammar allowed only one token, so its probability
+# was 1 and the policy decided nothing.
 
 # %%
-from notebooks import figures
 from fgrpo.study.plots import save
+from notebooks import figures
 
 strip = figures.token_strip(policy, example, rollouts)
 Image(save(strip, FIGURES / "01_one_rollout.png"), width=900, alt="Probability of every token, by phase")
@@ -148,16 +149,16 @@ Image(save(strip, FIGURES / "01_one_rollout.png"), width=900, alt="Probability o
 # %% [markdown]
 # ## One product, two factors
 #
-# The probability of a whole output is the product of the probabilities of its tokens. We add logarithms instead, since
-# products of many small numbers vanish; `logprobs` (B, T) holds them. Because every token belongs to one phase, the sum
-# falls into two parts:
+# The probability of a whole output is the product of the probabilities of its tokens. A product of many small numbers
+# soon becomes too small for the computer, so we add logarithms instead; `logprobs` (B, T) holds them. Every token belongs
+# to exactly one phase, so the sum has two parts:
 #
 # ```text
 # log p(slate, rank) = log p(slate) + log p(rank, given the slate)
 #                    = logprobs[phase == PHASE_SLATE].sum() + logprobs[phase == PHASE_RANK].sum()
 # ```
 #
-# One model, one pass, and still two decisions that can be told apart. That is all that the method of this course needs.
+# One model writes one output, and yet the two decisions can be separated. The method of this course needs nothing more.
 
 # %%
 slate = rollouts.logprobs[phase == PHASE_SLATE].sum()
@@ -165,16 +166,16 @@ rank = rollouts.logprobs[phase == PHASE_RANK].sum()
 assert torch.isclose(slate + rank, rollouts.logprobs.sum())
 forced = int(((rollouts.logprobs == 0) & rollouts.mask).sum())
 Markdown(
-    f"log p(slate) = {slate:.2f}, log p(rank, given the slate) = {rank:.2f}, together {slate + rank:.2f}: "
-    f"this very output comes up about once in {float(f'{1 / (slate + rank).exp():.0e}'):,.0f} rollouts. "
-    f"{forced} of the {int(rollouts.mask.sum())} tokens were forced and add 0."
+    f"log p(slate) = {slate:.2f}, log p(rank, given the slate) = {rank:.2f}, sum {slate + rank:.2f}: "
+    f"exactly this output is sampled about once in {float(f'{1 / (slate + rank).exp():.0e}'):,.0f} rollouts. "
+    f"{forced} of the {int(rollouts.mask.sum())} tokens were forced and contribute 0."
 )
 
 # %% [markdown]
 # ## Try it
 #
-# - Change `SEED` at the top and run all cells: another viewer, another output.
-# - Could the rank phase repeat a mistake of the slate phase? Look for a relevant film (★) that is not in the slate. The
-#   grammar allows the ranked list films of the slate only, so a film that the slate missed is lost for good.
+# - Change `SEED` at the top and run all cells: you get another viewer and another output.
+# - Can the rank phase correct a mistake of the slate phase? Look for a relevant film (★) that is not in the slate. The
+#   grammar allows only films of the slate in the ranked list, so a film that the slate missed cannot be ranked.
 #
 # **Next:** [two rewards](02_two_rewards.ipynb), one for each phase.

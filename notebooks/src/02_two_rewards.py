@@ -6,28 +6,28 @@
 # %% [markdown]
 # # 2. Two rewards (lab)
 #
-# **What is each phase paid for?**
+# **Which reward does each phase get?**
 #
-# The [first notebook](01_one_rollout.ipynb) split an output into a slate and a ranked list. Now both get a mark. You
-# will write the two marks yourself, and then look at a whole group of outputs through them.
+# The [first notebook](01_one_rollout.ipynb) split an output into a slate and a ranked list. Now each of the two gets a
+# score. You will write both scores yourself, and then look at the scores of a whole group of outputs.
 #
-# *In a lab, cells that say `raise NotImplementedError` are yours. The cell after each tells you whether it is right, and
-# if not, which mistake it looks like. Nothing later depends on your answer: the kit's own function takes over.*
+# *In a lab, you write the cells that end in `raise NotImplementedError`. The next cell checks your function and, if it is
+# wrong, names the mistake that it found. The rest of the notebook uses the kit's own functions, so it runs in any case.*
 
 # %%
 import os
 import sys
 from pathlib import Path
 
-SEED = 0  # change it and run again: every number below is computed
+SEED = 0  # change it and run the notebook again: every number below is computed
 REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
 
 here = Path.cwd()
-places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
-ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+folders = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((folder for folder in folders if (folder / "fgrpo" / "__init__.py").is_file()), None)
 if ROOT is None:
     raise SystemExit(
-        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        "The kit was not found. Run the next line in a cell of its own, then run this cell again:\n"
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
@@ -36,15 +36,16 @@ FIGURES = ROOT / "runs" / "notebooks"
 # %% [markdown]
 # ## A number for every output
 #
-# A **reward** is a number that says how good an output was; more is better. In *reinforcement learning* nobody shows the
-# model the right output. It writes, it is paid, and it shifts its probabilities towards what paid well.
+# A **reward** is a number that says how good an output was; higher is better. In *reinforcement learning* the model is
+# never shown the right output. It writes outputs, gets a reward for each, and changes its probabilities towards outputs
+# with a high reward.
 #
-# A single number for the finished list cannot say *why* the list is bad. There are two ways to lose a relevant film:
+# One number for the finished list cannot say *why* the list is bad. A relevant film can be lost in two ways:
 #
-# - a **slate miss**: it never entered the slate;
-# - a **rank drop**: it was in the slate, but was ranked too low or left out.
+# - a **slate miss**: it is not in the slate;
+# - a **rank drop**: it is in the slate, but it was ranked too low or left out of the ranked list.
 #
-# So there are two rewards: `slate` judges the selection and knows nothing of the order; `rank` judges the ranked list.
+# So there are two rewards: `slate` scores the selection and ignores its order; `rank` scores the ranked list.
 
 # %%
 import math
@@ -63,12 +64,13 @@ from notebooks import checks
 # recall = (relevant candidates in the slate) / (relevant candidates in the pool)
 # ```
 #
-# The order of the slate does not matter. Recall is 1 when nothing was missed, however much else is in the slate.
+# The order of the slate does not matter. Recall is 1 if no relevant candidate was missed, even if the slate also holds
+# many others.
 
 
 # %% exercise="my_recall" difficulty=1 minutes=5
 def my_recall(slate: list[int], relevant: set[int]) -> float:
-    """Recall of a slate. Both arguments hold places in the pool; `relevant` is never empty."""
+    """Recall of a slate. Both arguments hold indices into the pool; `relevant` is never empty."""
     # solution
     return len(set(slate) & relevant) / len(relevant)
 
@@ -95,16 +97,16 @@ def any_at_all(slate, relevant):
 # %% [markdown]
 # ## The rank reward: NDCG
 #
-# For a ranked list it matters *where* the relevant candidates stand. **DCG** (discounted cumulative gain) gives a relevant
-# candidate at rank i, counted from 1, a share that shrinks with i, and looks at the first k ranks only:
+# In a ranked list the *rank* of the relevant candidates matters. **DCG** (discounted cumulative gain) gives a relevant
+# candidate at rank i (the first rank is 1) a share that gets smaller with i, and uses only the first k ranks:
 #
 # ```text
 # DCG@k  = sum over ranks i = 1 ... k of  gain_i / log2(i + 1)      gain_i: 1 if the candidate at rank i is relevant, else 0
 # NDCG@k = DCG@k / (DCG@k of the best order of the whole pool)      N: normalised, between 0 and 1
 # ```
 #
-# The best order puts all relevant candidates *of the pool* first. Not of the slate: otherwise a slate that missed
-# something would make the ranker's work look better than it is.
+# The best order starts with all relevant candidates *of the pool*, not of the slate. Otherwise a ranking would look
+# better than it is whenever the slate missed something.
 
 # %%
 from fgrpo.rewards import discounts
@@ -116,12 +118,12 @@ Markdown(
 )
 
 # %% [markdown]
-# Write NDCG@k for plain lists. Mind the pools with fewer than k relevant candidates, and those with more.
+# Write NDCG@k for plain lists. Think of pools with fewer than k relevant candidates, and of pools with more than k.
 
 
 # %% exercise="my_ndcg" difficulty=2 minutes=10
 def my_ndcg(ranked: list[int], relevant: set[int], k: int) -> float:
-    """NDCG@k of a ranked list, best first. Both hold places in the pool; `relevant` is never empty."""
+    """NDCG@k of a ranked list, best first. Both hold indices into the pool; `relevant` is never empty."""
 
     # solution
     def discount(i):
@@ -176,27 +178,25 @@ def best_of_all(ranked, relevant, k):
 # %% [markdown]
 # ## A group of rollouts
 #
-# The G rollouts of a group answer the same query, so their rewards can be compared. `score` gives the rewards of all groups
-# at once, shape `(Q, G)`: Q queries, G rollouts each. We draw groups for some queries of the test set and look at the one
-# whose rollouts differ most.
+# The G rollouts of a group answer the same query, so their rewards can be compared. `score` computes the rewards of all
+# groups at once, with shape `(Q, G)`: Q queries with G rollouts each. We sample groups for some queries of the test split
+# and look at the group whose rewards differ most.
 
 # %%
-from fgrpo.runs.policies import policy_folder
+from fgrpo.config import Config
+from fgrpo.rewards import score
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
-from fgrpo.config import Config
-from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
-from fgrpo.policy import Policy
-from fgrpo.rewards import score
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.trainer import sample
 
-config = Config()
+config = Config(seed=SEED)
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-rollouts = sample(policy, queries, config, generator)
+rollouts = sample(policy, queries, config)
 rewards = score(rollouts, queries, config.rl)
 q = int((rewards.slate.std(dim=1) + rewards.rank.std(dim=1)).argmax())
 Markdown(
@@ -217,13 +217,13 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## The figure to keep
 #
-# A row is a rollout. On the left what each phase is paid. In the middle, how much of the slate reward would be lost
-# without the item at that place of the slate; on the right, what each rank brings to the rank reward (a row sums up to
-# it). Dark without a number: nothing. Grey: the list had ended.
+# Each row is a rollout. Left: the two rewards. Middle: how much of the slate reward would be lost without the item at
+# that position of the slate. Right: how much each rank contributes to the rank reward (a row sums to it). Dark cells
+# without a number: 0. Grey cells: the list had ended.
 
 # %%
-from notebooks import figures
 from fgrpo.study.plots import save
+from notebooks import figures
 
 heat = figures.group_rewards(rewards, rollouts, q)
 Image(save(heat, FIGURES / "02_two_rewards.png"), width=950, alt="Rewards of one group: G rollouts by rewards")
@@ -231,32 +231,32 @@ Image(save(heat, FIGURES / "02_two_rewards.png"), width=950, alt="Rewards of one
 # %% [markdown]
 # ## What one number would have hidden
 #
-# Add both rewards up, as a single mark for the list would, and compare any two rollouts of a group. How often does the
-# sum say that one is better while a phase did *equally well* in both, or was even *better in the other one*? Each such
-# pair is a case where the sum praises tokens that did not earn it.
+# Add the two rewards, as a single score of the list would, and compare any two rollouts of a group. How often does the
+# sum say that one of them is better, although a phase did *equally well* in both, or even *better in the other one*? In
+# each such pair the sum gives credit to tokens that did not earn it.
 
 
 # %%
 def misled(joint, own):
-    """Pairs of a group that the sum tells apart though `own` is level, and pairs in the opposite order. (Q, G) each."""
-    joint, own = (x.unsqueeze(2) - x.unsqueeze(1) for x in (joint, own))  # (Q, G, G): every pair, both ways round
+    """Pairs of a group with equal `own` but different `joint`, and pairs in opposite order. (Q, G) each."""
+    joint, own = (x.unsqueeze(2) - x.unsqueeze(1) for x in (joint, own))  # (Q, G, G): every pair, in both orders
     return [int(pairs.sum()) // 2 for pairs in ((own == 0) & (joint != 0), own * joint < 0)]
 
 
 pairs = rewards.slate.numel() * (rollouts.group - 1) // 2
-rows = ["| phase | pairs | level, but the sum differs | opposite order |", "|---" * 4 + "|"]
+rows = ["| phase | pairs | equal, but the sum differs | opposite order |", "|---" * 4 + "|"]
 for name, own in (("slate", rewards.slate), ("rank", rewards.rank)):
-    level, opposite = misled(rewards.slate + rewards.rank, own)
-    rows.append(f"| {name} | {pairs} | {level} | {opposite} |")
+    equal, opposite = misled(rewards.slate + rewards.rank, own)
+    rows.append(f"| {name} | {pairs} | {equal} | {opposite} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
 # ## Good to know
 #
 # - An output that breaks the form is *ill-formed*: both its rewards are 0 and `rewards.format` is minus the format penalty.
-#   With the grammar switched on, as here, it cannot happen.
-# - Recall never minds a longer slate. With F1 as slate reward (`--slate-reward f1`) every useless item costs a little,
-#   and the slate learns to be short; a later notebook shows what that does to the ranker.
+#   With the grammar switched on, as here, this cannot happen.
+# - A longer slate never lowers recall. With F1 as slate reward (`--slate-reward f1`) every irrelevant item costs a little,
+#   and the policy learns to write short slates. A later notebook shows what that means for the ranking.
 # - The rank reward depends on the slate: a film that was missed cannot be ranked. The slate reward does not depend on
 #   the ranked list.
 #

@@ -8,24 +8,24 @@
 #
 # **Who gets the credit?**
 #
-# Two rewards are known for every rollout ([notebook 2](02_two_rewards.ipynb)). Now they become a number for every token:
-# how much more, or less, of it we want. One way of doing it praises bad rankings and blames good ones. Four outputs
-# written by hand are enough to see that; the model comes later.
+# Every rollout has two rewards ([notebook 2](02_two_rewards.ipynb)). From them we now compute one number for every token:
+# should it become more likely or less likely, and how strongly? The usual method sometimes rewards a bad ranking and
+# punishes a good one. Four outputs written by hand are enough to show it; the model comes later.
 
 # %%
 import os
 import sys
 from pathlib import Path
 
-SEED = 0  # change it and run again: every number below is computed
+SEED = 0  # change it and run the notebook again: every number below is computed
 REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
 
 here = Path.cwd()
-places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
-ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+folders = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((folder for folder in folders if (folder / "fgrpo" / "__init__.py").is_file()), None)
 if ROOT is None:
     raise SystemExit(
-        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        "The kit was not found. Run the next line in a cell of its own, then run this cell again:\n"
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
@@ -43,12 +43,12 @@ from notebooks import checks
 # %% [markdown]
 # ## Four rollouts, written by hand
 #
-# One query with two relevant candidates. The four outputs are every combination of a good and a bad slate with a good
-# and a bad ranked list. (After a bad slate, "good" means: as good as that slate allowed.)
+# One query with two relevant candidates. The four outputs combine a good or a bad slate with a good or a bad ranked
+# list. (After a bad slate, a "good" ranked list is as good as that slate allows.)
 
 # %%
-from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 example = next(e for e in test[SEED:] + test if len(e.relevant) == 2)
@@ -67,21 +67,19 @@ Markdown(
 )
 
 # %% [markdown]
-# The kit reads them like outputs of the policy: text, then tokens, then a `Rollouts` record of one group. Its `phase`
-# (B, T) is known from notebook 1, the rewards `slate` and `rank` (Q, G) from notebook 2; here B = G and Q = 1.
+# We turn them into the same data as outputs of the policy: text, then tokens, then a `Rollouts` record with one group. You
+# know `phase` (B, T) from notebook 1 and the rewards `slate` and `rank` (Q, G) from notebook 2; here B = G and Q = 1.
 
 # %%
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
-from fgrpo.policy import Policy
 from fgrpo.prompt import Output, completion_text, phases
 from fgrpo.rewards import score
 from fgrpo.rollout import Rollouts
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.trainer import sampling_of
 
-config = Config()
+config = Config(seed=SEED)
 policy = load_policy(SHIPPED)
 outputs = [Output(tuple(slate), tuple(rank)) for slate, rank in WRITTEN.values()]
 labels = policy.labels.candidates(example)
@@ -100,15 +98,16 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## Better than what?
 #
-# A reward of 0.5 is good for a hard query and poor for an easy one. What counts is whether a rollout was better than the
-# other rollouts *of the same query*. The **advantage** is the reward minus the mean of its group:
+# A reward of 0.5 is good for a hard query and poor for an easy one. What matters is whether a rollout was better than the
+# other rollouts *of the same query*. The **advantage** is the reward minus the mean reward of the group:
 #
 # ```text
 # advantage[q, g] = reward[q, g] - mean of reward[q, :]
 # ```
 #
-# It is called *group-relative*: nothing but the group itself serves as the yardstick (the **baseline**). Positive: more of
-# this, please. Negative: less. In every group the advantages sum to 0.
+# It is called *group-relative*, because the value that is subtracted (the **baseline**) comes from the group alone. If the
+# advantage is positive, the tokens should become more likely; if it is negative, less likely. In every group the
+# advantages sum to 0.
 
 
 # %% exercise="my_advantage" difficulty=1 minutes=5
@@ -137,7 +136,7 @@ def standardised(reward):
     return (reward - reward.mean(dim=1, keepdim=True)) / (reward.std(dim=1, keepdim=True) + 1e-4)
 
 
-# %% wrong="my_advantage" says="sign is turned"
+# %% wrong="my_advantage" says="sign is reversed"
 def turned(reward):
     return reward.mean(dim=1, keepdim=True) - reward
 
@@ -145,15 +144,15 @@ def turned(reward):
 # %% [markdown]
 # ## Joint credit
 #
-# The usual method, **GRPO**, adds both rewards up and gives every token of a rollout the same advantage. `lam` (lambda)
-# weighs the rank reward:
+# The usual method, **GRPO**, adds the two rewards and gives every token of a rollout the same advantage. `lam` (lambda) is
+# the weight of the rank reward:
 #
 # ```text
 # joint[q, g] = slate[q, g] + lam * rank[q, g]
 # every token of rollout (q, g):   advantage of joint[q, g]
 # ```
 #
-# If the list is good, slate and ranking are both praised, whichever of them made it good.
+# If the result is good, the slate and the ranking both get a positive advantage, whichever of them made it good.
 
 # %% [markdown]
 # ## Factorised credit
@@ -166,8 +165,8 @@ def turned(reward):
 # padding:                               0
 # ```
 #
-# Write it, from the tokens on. The slate phase reaches through the token `close_slate`, the rank phase from there through
-# the token `end`; what follows is padding. Row `q * G + g` of `tokens` is rollout g of query q.
+# Write it, starting from the token ids. The slate phase ends with the token `close_slate` (included), the rank phase ends
+# with the token `end` (included), and the rest is padding. Row `q * G + g` of `tokens` is rollout g of query q.
 
 
 # %% exercise="my_credit" difficulty=3 minutes=15
@@ -227,8 +226,8 @@ def unweighted(slate, rank, lam, tokens, close_slate, end):
 # %% [markdown]
 # ## The same four rollouts under both
 #
-# In the kit a credit method is a function with a name; `assign_credit` calls the one that `config.credit` names and
-# returns advantages (B, T). Every token of a phase has the same one, so it is enough to read it off the first token.
+# In the kit a credit method is a function with a name. `assign_credit` calls the method named by `config.credit` and
+# returns advantages (B, T). All tokens of a phase have the same advantage here, so we read that of the first token.
 
 # %%
 from fgrpo.credit import assign_credit
@@ -245,9 +244,9 @@ def credit_of(method, rewards, lam):
 # %% [markdown]
 # ## The figure to keep
 #
-# On the left what the slate tokens are given, on the right what the rank tokens are given, under joint credit (`grpo`)
-# and under their own (`fgrpo`). Where the two point in opposite directions, joint credit has blamed or praised a phase
-# for what the other phase did.
+# Left: the advantages of the slate tokens. Right: the advantages of the rank tokens. Both are shown under joint credit
+# (`grpo`) and under factorised credit (`fgrpo`). Where the two have opposite signs, joint credit has blamed or praised a
+# phase for what the other phase did.
 
 # %%
 from notebooks import figures
@@ -264,22 +263,22 @@ Image(save(bars(rewards, 1.0), FIGURES / "03_advantages.png"), width=900, alt="J
 grpo, fgrpo = (credit_of(method, rewards, 1.0) for method in ("grpo", "fgrpo"))
 lines = []
 for name, joint, own in zip(WRITTEN, grpo[1], fgrpo[1], strict=True):
-    verdict = "the wrong way" if joint * own < 0 else "the same way"
-    lines.append(f"- {name}: its ranking earned {own:+.2f} and is given {joint:+.2f}, {verdict}")
-Markdown("What joint credit tells the rank tokens:\n\n" + "\n".join(lines))
+    sign = "the wrong sign" if joint * own < 0 else "the same sign"
+    lines.append(f"- {name}: the ranking's own advantage is {own:+.2f}, the joint one {joint:+.2f}: {sign}")
+Markdown("Advantages of the rank tokens:\n\n" + "\n".join(lines))
 
 # %% [markdown]
-# The two mixed rollouts are the ones that go wrong. A bad ranking after a good slate rides along on the slate's success;
-# a good ranking after a bad slate is blamed for what it could not help. With enough rollouts this averages out, since
-# luck of the slate hits good and bad rankings alike, but until then it is **noise**: the right signal drowned in the
-# other phase's.
+# The two mixed rollouts get the wrong sign. A bad ranking after a good slate is praised, because the slate was good. A good
+# ranking after a bad slate is blamed for the slate. Over many rollouts these errors average out, because good and bad
+# rankings follow good and bad slates equally often. In a single group they are **noise**: they hide what the ranking
+# itself did.
 
 # %% [markdown]
-# ## Move it yourself
+# ## Try other values
 #
-# `lam` decides how loud the rank reward is. Joint credit mixes the two rewards, so `lam` also decides *which* phase is
-# wronged. Run the second cell for sliders that change one rollout's rewards and `lam`; where sliders are not shown, the
-# first has three values of `lam`.
+# `lam` sets the weight of the rank reward. Joint credit mixes the two rewards, so `lam` also decides *which* phase gets
+# the wrong sign. The first cell shows three values of `lam`. The second cell has sliders for `lam` and for the rewards of
+# one rollout; they need a running kernel.
 
 # %%
 for lam in (0.25, 1.0, 4.0):
@@ -291,10 +290,10 @@ from notebooks.live import live
 
 
 def edited(rollout, slate, rank, lam):
-    """The figure after one rollout's rewards were changed by hand."""
-    place = list(WRITTEN).index(rollout)
+    """The figure with other rewards for one rollout."""
+    g = list(WRITTEN).index(rollout)
     new = replace(rewards, slate=rewards.slate.clone(), rank=rewards.rank.clone())
-    new.slate[0, place], new.rank[0, place] = slate, rank
+    new.slate[0, g], new.rank[0, g] = slate, rank
     return save(bars(new, lam), FIGURES / "03_edited.png")
 
 
@@ -303,9 +302,9 @@ live(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05
 # %% [markdown]
 # ## With a real policy
 #
-# How often does it happen outside the textbook? We let the policy write groups for queries of the test set and compare
-# the sign of both advantages, phase by phase. A group whose rollouts all earned the same gives every one of them 0: it
-# teaches nothing.
+# How often does this happen with a real policy? We sample groups for queries of the test split and compare the signs of
+# the two advantages, phase by phase. If all rollouts of a group have the same reward, all their advantages are 0: the
+# policy learns nothing from that group.
 
 # %%
 from fgrpo.credit import zero_variance
@@ -313,23 +312,23 @@ from fgrpo.trainer import sample
 
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-drawn = sample(policy, queries, config, generator)
+drawn = sample(policy, queries, config)
 earned = score(drawn, queries, config.rl)
 joint, own = (assign_credit(earned, drawn, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo"))
-rows = ["| phase | rollouts | wrong sign | own 0, joint not | groups that teach nothing |", "|---" * 5 + "|"]
+rows = ["| phase | rollouts | wrong sign | own 0, joint not | groups with equal rewards |", "|---" * 5 + "|"]
 for name, p in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
     first = (drawn.phase == p).int().argmax(dim=1, keepdim=True)
     a, b = joint.gather(1, first), own.gather(1, first)
     wrong, blind = int((a * b < 0).sum()), int(((b == 0) & (a != 0)).sum())
-    still = int(zero_variance(getattr(earned, name)).sum())
-    rows.append(f"| {name} | {len(a)} | {wrong} | {blind} | {still} of {len(queries)} |")
+    equal = int(zero_variance(getattr(earned, name)).sum())
+    rows.append(f"| {name} | {len(a)} | {wrong} | {blind} | {equal} of {len(queries)} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
 # ## Is factorised credit simply better?
 #
-# It has a price. Under F-GRPO the slate is never told what the ranker could have used, only what the slate's own reward
-# measures. And a ranking is compared with rankings of *other* slates, so luck of the slate is still in the rank
-# advantage. The kit has methods for both (`reward_to_go`, `nested`); later notebooks measure when each pays.
+# It has a price. Under F-GRPO the slate tokens learn from the slate reward only; they get no signal about what helps the
+# ranking. And a ranking is compared with rankings of *other* slates, so the quality of the slate still affects the rank
+# advantage. The kit has a method for each problem (`reward_to_go` and `nested`). Later notebooks measure when they help.
 #
-# **Next:** [the loss](04_the_loss.ipynb), which turns advantages into a step.
+# **Next:** [the loss](04_the_loss.ipynb), which turns advantages into an update of the policy.

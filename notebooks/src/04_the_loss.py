@@ -6,26 +6,26 @@
 # %% [markdown]
 # # 4. The loss (lab)
 #
-# **Does the gradient reach only the tokens meant?**
+# **Does the gradient reach only the intended tokens?**
 #
-# Every token has an advantage ([notebook 3](03_advantages.ipynb)). The loss turns them into a change of the policy's
-# weights. On paper each token is moved by its own advantage alone. But all tokens come out of the same weights: we take
-# one step and measure what really moved.
+# Every token has an advantage ([notebook 3](03_advantages.ipynb)). The loss turns the advantages into a change of the
+# policy's weights. In the formula each token is changed by its own advantage alone. But all tokens share the same
+# weights, so we take one step and measure which probabilities really changed.
 
 # %%
 import os
 import sys
 from pathlib import Path
 
-SEED = 0  # change it and run again: every number below is computed
+SEED = 0  # change it and run the notebook again: every number below is computed
 REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
 
 here = Path.cwd()
-places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
-ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+folders = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((folder for folder in folders if (folder / "fgrpo" / "__init__.py").is_file()), None)
 if ROOT is None:
     raise SystemExit(
-        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        "The kit was not found. Run the next line in a cell of its own, then run this cell again:\n"
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
@@ -43,33 +43,34 @@ from notebooks import checks
 # %% [markdown]
 # ## From advantage to loss
 #
-# A **loss** is a number that training makes smaller. Its **gradient** says how it would change with every weight, and the
-# **optimizer** takes a small step against the gradient. The rewards have no gradient, so something has to stand in for
-# them (a *surrogate*): we want a step that makes tokens with a positive advantage likelier and those with a negative one
+# A **loss** is a number that training makes smaller. Its **gradient** says how the loss changes with every weight, and
+# the **optimizer** takes a small step against the gradient. The rewards have no gradient, so the loss uses a replacement
+# (a *surrogate*). The step should make tokens with a positive advantage more likely and tokens with a negative advantage
 # less likely.
 #
-# The policy is compared with itself at the moment of sampling. For every token
+# The policy is compared with itself at the time of sampling. For every token
 #
 # ```text
 # ratio = exp(logp - old_logp)      logp: log-probability under the policy now; old_logp: when the token was drawn
 # ```
 #
-# Before the first step every ratio is 1. Raising `ratio * advantages` does what we want: `logp` goes up where the advantage
+# Before the first step every ratio is 1. A larger `ratio * advantages` is what we want: `logp` goes up where the advantage
 # is positive and down where it is negative.
 
 # %% [markdown]
-# ## Not too far: clipping
+# ## Clipping
 #
-# The advantages were measured with the old policy. If the same rollouts are used for several steps, nothing stops the
-# policy from running after them. So the gain is cut off once the ratio has left a band around 1 (PPO, arXiv 1707.06347):
+# The advantages were measured with the old policy. If the same rollouts are used for several steps, the policy can move
+# too far from the one that sampled them. So the gain is clipped when the ratio leaves an interval around 1 (PPO, arXiv
+# 1707.06347):
 #
 # ```text
 # surrogate = min(ratio * advantages, clip(ratio, 1 - low, 1 + high) * advantages)
 # ```
 #
-# `clip` holds a number between two bounds; `low` and `high` are the widths of the band. The `min` matters. Where the policy
-# has already gone far in the *right* direction, the clipped term is the smaller one, it is constant, and the gradient is 0.
-# Where it has gone in the *wrong* direction the gradient stays, to bring it back.
+# `clip` limits a number to an interval; `low` and `high` are its widths below and above 1. The `min` matters. If the policy
+# has already moved far in the *right* direction, the clipped term is smaller; it is constant, so the gradient is 0. If the
+# policy has moved in the *wrong* direction, the unclipped term is smaller, and its gradient brings the policy back.
 
 
 # %% exercise="my_surrogate" difficulty=2 minutes=10
@@ -105,7 +106,7 @@ def no_clip(ratio, advantages, low, high):
 
 
 # %% [markdown]
-# ## One number out of many
+# ## From tokens to one number
 #
 # The loss is minus the sum over all real tokens, divided by a constant (Dr. GRPO, arXiv 2503.20783):
 #
@@ -114,9 +115,9 @@ def no_clip(ratio, advantages, low, high):
 # ```
 #
 # `per_token` (B, T) is the surrogate; `mask` (B, T) is true for real tokens and false for padding; `longest` is the length
-# of the longest output that the grammar allows. Why a constant, and not each output's own length? Divided by its own length,
-# a token of a short output would weigh more than one of a long output, and the policy would learn about length what
-# nobody meant to teach.
+# of the longest output that the grammar allows. Why a constant, and not the length of each output? If each output were
+# divided by its own length, a token of a short output would weigh more than a token of a long output. The policy would
+# then learn to prefer certain lengths for no good reason.
 
 
 # %% exercise="my_loss" difficulty=1 minutes=5
@@ -153,37 +154,35 @@ def uphill(per_token, mask, longest):
 # %% [markdown]
 # ## Rollouts, and their credit under two methods
 #
-# As before: groups for some queries of the test set, rewards, advantages (B, T).
+# As before: groups for some queries of the test split, rewards, advantages (B, T).
 
 # %%
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
 from fgrpo.credit import assign_credit
-from fgrpo.tasks.jsonl import read_jsonl
-from fgrpo.tasks import DATA
-from fgrpo.policy import Policy
 from fgrpo.rewards import score
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
+from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 from fgrpo.trainer import sample
 
-config = Config()
+config = Config(seed=SEED)
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-rollouts = replace(sample(policy, queries, config, generator), tree=None)  # no tree: several losses on these rollouts
+rollouts = replace(sample(policy, queries, config), tree=None)  # no tree: several losses on these rollouts
 rewards = score(rollouts, queries, config.rl)
 advantages = {m: assign_credit(rewards, rollouts, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo")}
 B, T = rollouts.mask.shape
 Markdown(f"Q = {len(queries)} queries, G = {rollouts.group}, so B, T = {B}, {T}.")
 
 # %% [markdown]
-# ## On paper: exactly the tokens meant
+# ## In the formula: exactly the intended tokens
 #
-# The loss is a function of the log-probabilities first and of the weights second. Take the first half alone: the
-# derivative of the loss with respect to every `logp`. With all ratios at 1 it should be the token's own advantage, turned
-# around and scaled, and 0 at padding. Nothing crosses from one phase to the other.
+# The loss depends on the log-probabilities, and these depend on the weights. Look at the first part alone: the derivative
+# of the loss with respect to every `logp`. With all ratios equal to 1 it should be minus the token's own advantage, times
+# a constant, and 0 at padding. No token is affected by the advantage of another phase.
 
 # %%
 from fgrpo.loss import clipped_surrogate, policy_loss
@@ -191,24 +190,25 @@ from fgrpo.prompt import max_tokens
 
 longest = max_tokens(config.grammar)
 old_logp = rollouts.logprobs  # (B, T)
-logp = old_logp.clone().requires_grad_()  # as if these were the weights
+logp = old_logp.clone().requires_grad_()  # treated as if they were the weights
 ratio = (logp - old_logp).exp()
 per_token = clipped_surrogate(ratio, advantages["fgrpo"], config.rl.clip_low, config.rl.clip_high)
 loss = -(per_token * rollouts.mask).sum() / (B * longest)
 loss.backward()
 
 whole, logs = policy_loss(policy, rollouts, advantages["fgrpo"], config.rl)
-assert torch.isclose(loss, whole, atol=1e-6)  # the kit's loss, from the weights on
+assert torch.isclose(loss, whole, atol=1e-6)  # the kit's loss, computed from the weights
 wanted = -advantages["fgrpo"] * rollouts.mask / (B * longest)
 Markdown(f"Largest difference to minus advantages / (B * longest): {(logp.grad - wanted).abs().max():.1e}.")
 
 # %% [markdown]
-# ## In the weights: one step, measured
+# ## In the weights: one measured step
 #
-# Now the whole way. We copy the policy, take one step of plain gradient descent, and ask for the log-probability of the same
-# tokens again. (Training uses AdamW, whose first steps are equally long however small the gradient is; plain descent shows
-# the gradient as it is.) To see one cause at a time, only **one rollout** has an advantage: the one, of those
-# with a full ranked list, whose phases disagree most: good slate and bad ranking or the other way round.
+# Now the weights too. We copy the policy, take one step of plain gradient descent, and compute the log-probabilities of
+# the same tokens again. (Training uses AdamW, whose first steps have the same size for small and large gradients. Plain
+# gradient descent shows the gradient itself.) To see one cause at a time, only **one rollout** has an advantage. Of the
+# rollouts with a full ranked list, we choose the one whose phases disagree most: a good slate with a bad ranking, or a
+# bad slate with a good ranking.
 
 # %%
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
@@ -226,41 +226,47 @@ def step(advantages, lr=1.0):
 
 
 first = [(rollouts.phase == p).int().argmax(dim=1, keepdim=True) for p in (PHASE_SLATE, PHASE_RANK)]
-own_slate, own_rank = (advantages["fgrpo"].gather(1, place).squeeze(1) for place in first)
+own_slate, own_rank = (advantages["fgrpo"].gather(1, t).squeeze(1) for t in first)
 full = torch.tensor([len(output.rank) == config.grammar.rank_size for output in rollouts.outputs])
 apart = torch.minimum(own_slate.abs(), own_rank.abs()) * (own_slate * own_rank < 0) * full
 row = int(apart.argmax())
 alone = (torch.arange(B) == row).unsqueeze(1)  # (B, 1): true for this rollout only
 change = {method: step(a * alone) for method, a in advantages.items()}
-Markdown(f"Rollout {row}: its slate earned {own_slate[row]:+.2f}, its ranking {own_rank[row]:+.2f}.")
+Markdown(
+    f"Rollout {row}: the advantage of its slate is {own_slate[row]:+.2f}, that of its ranking {own_rank[row]:+.2f}."
+)
 
 # %% [markdown]
 # ## The figure to keep
 #
-# Every bar is a token of that rollout; up means likelier than before. (Natural logarithms are counted in *nats*; for small
-# changes, 0.01 nats are one percent more probability.) One joint advantage asks both phases to go the same
-# way. With an advantage each, the two are asked to part company. Tokens that the grammar forced have no choice in them
-# and cannot move.
+# Every bar is a token of that rollout. A bar above 0 means that the token is more likely than before. (The unit of natural
+# logarithms is the *nat*; a small change of 0.01 nats is one percent more probability.) Under joint credit both phases
+# have the same advantage and are pushed in the same direction. Under factorised credit each phase has its own advantage,
+# and here they have opposite signs. Forced tokens always have probability 1 and cannot change.
 
 # %%
-from notebooks import figures
 from fgrpo.study.plots import save
+from notebooks import figures
 
 bars = figures.logprob_change(policy, queries[row // rollouts.group], rollouts, row, change, advantages)
 Image(save(bars, FIGURES / "04_the_loss.png"), width=950, alt="Change of log-prob of every token after one step")
 
 # %% [markdown]
-# ## Did every token go where its own reward points?
+# ## Did every token change in the direction of its own reward?
 #
-# "The right way" means: up if the token's own phase did better than the group, down if worse. First for this rollout,
-# then for a step on all rollouts at once, where every token is also moved by everybody else's. If the two methods come
-# out close there, it is for that reason: what a single token does is then mostly decided by the other rollouts.
+# A token changes "in the right direction" if it becomes more likely when its own phase was better than the group, and less
+# likely when it was worse. We count this for this rollout, and then for a step on all rollouts at once. In that step every
+# token is also changed by the other rollouts. If the two methods come out close there, this is the reason: the other
+# rollouts have more influence on a token than its own advantage.
 
 # %%
 free = (rollouts.logprobs < 0) & rollouts.mask  # tokens that the policy chose
 own = advantages["fgrpo"]
 together = {method: step(a) for method, a in advantages.items()}
-rows = ["| step on | credit | slate tokens, the right way | rank tokens, the right way |", "|---" * 4 + "|"]
+rows = [
+    "| step on | credit | slate tokens in the right direction | rank tokens in the right direction |",
+    "|---" * 4 + "|",
+]
 for name, moved, where in (("this rollout", change, free & alone), ("all rollouts", together, free & (own != 0))):
     for method, values in moved.items():
         shares = []
@@ -271,30 +277,31 @@ for name, moved, where in (("this rollout", change, free & alone), ("all rollout
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# ## What leaks
+# ## Leakage between the phases
 #
-# Give an advantage to the tokens of *one phase only* and nothing to the other. On paper the other phase is left in peace.
-# In the weights it is not: both phases speak about the same films through the same weights. The table shows the mean
-# size of the change, in thousandths of a nat.
+# Now only the tokens of *one phase* get an advantage; that of the other phase is 0. In the formula the other phase is not
+# affected. In the weights it is: both phases use the same weights for the same films. The table shows the mean absolute
+# change of the log-probabilities, in thousandths of a nat.
 
 # %%
-rows = ["| advantage on | slate tokens move by | rank tokens move by | leak |", "|---" * 4 + "|"]
+rows = ["| advantage on | change of slate tokens | change of rank tokens | leakage |", "|---" * 4 + "|"]
 for name, p, other in (("slate", PHASE_SLATE, PHASE_RANK), ("rank", PHASE_RANK, PHASE_SLATE)):
     moved = step(own * alone * (rollouts.phase == p)).abs()
     size = {q: float(moved[free & alone & (rollouts.phase == q)].mean()) for q in (PHASE_SLATE, PHASE_RANK)}
     rows.append(
-        f"| {name} alone | {1000 * size[PHASE_SLATE]:.1f} | {1000 * size[PHASE_RANK]:.1f} | {size[other] / size[p]:.0%} |"
+        f"| {name} only | {1000 * size[PHASE_SLATE]:.1f} | {1000 * size[PHASE_RANK]:.1f} | {size[other] / size[p]:.0%} |"
     )
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# ## So, does it?
+# ## Answer
 #
-# - **The loss** reaches exactly the tokens meant: the derivative for a token is its own advantage, scaled. That is what
-#   factorised credit promises, and the kit's tests hold it to it.
-# - **The step** moves shared weights, so every token moves a little with every other. Factorised credit chooses what is
-#   *asked* of each phase; it cannot build a wall between them.
-# - One rollout's step is one voice. Over many rollouts and steps, what the voices have in common is what is learned.
+# - **The loss** reaches exactly the intended tokens: the derivative for a token is its own advantage times a constant.
+#   This is what factorised credit promises, and the kit's tests check it.
+# - **The step** changes shared weights, so a change of one token also changes the others a little. Factorised credit
+#   decides in which direction each phase is *pushed*; it does not separate the weights of the phases.
+# - This was the step of one rollout. Training takes many steps on many rollouts, and the policy learns what their gradients
+#   have in common.
 #
-# The paper claims *separability*: for small steps, one phase's update does not move the other's expected reward gradient.
-# You have just seen why such a claim has to be measured and cannot be taken for granted.
+# The paper claims *separability*. We read this as: for small steps, the update of one phase does not change the expected
+# reward of the other. You have just seen why such a claim has to be measured.

@@ -6,26 +6,26 @@
 # %% [markdown]
 # # 6. Diagnosis (lab)
 #
-# **When does each credit mislead?**
+# **When does each credit method mislead?**
 #
-# [Training](05_training.ipynb) compared finished lists. Here we look for causes: where relevant candidates are lost,
-# how often joint credit points the wrong way, what a badly chosen reward does, and at last, on a task so small that
-# everything can be counted, what every method gets wrong *exactly*.
+# [Training](05_training.ipynb) compared finished lists. Here we look for causes: where relevant candidates are lost, how
+# often joint credit has the wrong sign, and what a badly chosen reward does. At the end we use a task that is so small
+# that we can list every output, and compute the error of every method *exactly*.
 
 # %%
 import os
 import sys
 from pathlib import Path
 
-SEED = 0  # change it and run again: every number below is computed
+SEED = 0  # change it and run the notebook again: every number below is computed
 REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
 
 here = Path.cwd()
-places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
-ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+folders = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((folder for folder in folders if (folder / "fgrpo" / "__init__.py").is_file()), None)
 if ROOT is None:
     raise SystemExit(
-        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        "The kit was not found. Run the next line in a cell of its own, then run this cell again:\n"
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
@@ -41,21 +41,21 @@ from fgrpo.study.plots import save
 from notebooks import checks
 
 # %% [markdown]
-# ## Whose fault was it?
+# ## Which phase lost the candidate?
 #
 # [Notebook 2](02_two_rewards.ipynb) named two ways to lose a relevant candidate. To count them, each relevant
 # candidate gets exactly one **fate**:
 #
-# - `slate_miss`: it never entered the slate;
-# - `rank_drop`: it was in the slate, but was left out of the ranked list or stands below an irrelevant candidate;
-# - `right`: it stands in the ranked list with nothing irrelevant above it.
+# - `slate_miss`: it is not in the slate;
+# - `rank_drop`: it is in the slate, but not in the ranked list, or it is ranked below an irrelevant candidate;
+# - `right`: it is in the ranked list, and no irrelevant candidate is ranked above it.
 #
-# Write it for one candidate. What stands *below* it does not matter.
+# Write the function for one candidate. Candidates ranked *below* it do not matter.
 
 
 # %% exercise="my_fate" difficulty=2 minutes=8
 def my_fate(candidate: int, slate: list[int], ranked: list[int], relevant: set[int]) -> str:
-    """Fate of one relevant candidate: "right", "slate_miss" or "rank_drop". All numbers are places in the pool."""
+    """Fate of one relevant candidate: "right", "slate_miss" or "rank_drop". All numbers are pool indices."""
     # solution
     if candidate not in slate:
         return "slate_miss"
@@ -69,7 +69,7 @@ def my_fate(candidate: int, slate: list[int], ranked: list[int], relevant: set[i
 print(checks.fate(my_fate))
 
 
-# %% wrong="my_fate" says="where it stands"
+# %% wrong="my_fate" says="its rank matters"
 def anywhere_in_the_list(candidate, slate, ranked, relevant):
     if candidate in ranked:
         return "right"
@@ -83,14 +83,14 @@ def never_looked_at_the_slate(candidate, slate, ranked, relevant):
     return "right" if set(ranked[: ranked.index(candidate)]) <= relevant else "rank_drop"
 
 
-# %% wrong="my_fate" says="first place"
+# %% wrong="my_fate" says="first rank"
 def only_the_first(candidate, slate, ranked, relevant):
     if candidate not in slate:
         return "slate_miss"
     return "right" if ranked[0] == candidate else "rank_drop"
 
 
-# %% wrong="my_fate" says="stands below"
+# %% wrong="my_fate" says="ranked below"
 def nothing_irrelevant_at_all(candidate, slate, ranked, relevant):
     if candidate not in slate:
         return "slate_miss"
@@ -100,27 +100,26 @@ def nothing_irrelevant_at_all(candidate, slate, ranked, relevant):
 # %% [markdown]
 # ## Misses and drops of a real policy
 #
-# `fates` does the same for many outputs at once. We ask the warm start about the test queries, once as it comes and once
-# with its lists filled (`sft_full` of the last notebook). Every query falls into one of four quadrants: both phases did
-# well, the slate missed something, the ranking dropped something, or both.
+# `fates` computes the same for many outputs at once. We decode the test queries with the warm start, once as usual and once
+# with full lists (`sft_full` of the last notebook). Every query is in one of four quadrants: nothing was lost, the slate
+# missed something, the ranking dropped something, or both.
 
 # %%
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.config import Config
-from fgrpo.tasks.jsonl import read_jsonl
-from fgrpo.tasks import DATA
 from fgrpo.evaluate import FATES, fates
-from fgrpo.policy import Policy, Sampling
+from fgrpo.policy import Sampling
 from fgrpo.rewards import pad, pool_gains
 from fgrpo.rollout import rollout
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
+from fgrpo.tasks import DATA
+from fgrpo.tasks.jsonl import read_jsonl
 
-config = Config()
+config = Config(seed=SEED)
 policy = load_policy(SHIPPED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 found = {}
-for name, grammar in (("warm start", config.grammar), ("lists filled", replace(config.grammar, full=True))):
+for name, grammar in (("warm start", config.grammar), ("full lists", replace(config.grammar, full=True))):
     outputs = rollout(policy, test, Sampling(grammar)).outputs
     slates, ranks = (
         pad([o.slate for o in outputs], grammar.slate_size),
@@ -133,15 +132,15 @@ rows = [f"| {name} | " + " | ".join(f"{x:.0%}" for x in s) + " |" for name, s in
 Markdown("| relevant candidates of | " + " | ".join(FATES[:3]) + " |\n" + "|---" * 4 + "|\n" + "\n".join(rows))
 
 # %%
-from notebooks import recorded as figures_results
+from notebooks.recorded import miss_and_drop
 
-quadrants = figures_results.miss_and_drop(found)
+quadrants = miss_and_drop(found)
 Image(save(quadrants, FIGURES / "06_quadrants.png"), width=850, alt="Queries by slate misses and rank drops")
 
 # %% [markdown]
-# Filling the lists changed no weight. A candidate that the slate no longer misses is not yet ranked right: compare
-# how much the misses fell with how much `right` rose. The rest has only moved from one phase's account to the
-# other's. Fates say where a candidate was lost, not what would have saved it.
+# Full lists change no weight. A candidate that the slate no longer misses may still be ranked too low: compare the decrease
+# of `slate_miss` with the increase of `right`. The difference went from slate misses to rank drops. A fate says where a
+# candidate was lost, not what would have saved it.
 
 # %% [markdown]
 # ## The same for trained policies
@@ -149,10 +148,10 @@ Image(save(quadrants, FIGURES / "06_quadrants.png"), width=850, alt="Queries by 
 # From the recorded runs (`credits.csv`): shares of the relevant candidates, mean over seeds.
 
 # %%
-from notebooks.recorded import differences, pick, recorded, shown
 from fgrpo.study.plots import error_types, name_of
+from notebooks.recorded import differences, pick, read_table
 
-made, credits = recorded("credits")
+made, credits = read_table("credits")
 ONE, SEVERAL = "one_relevant=true", "one_relevant=false"
 rows = pick(credits, setting=f"{SEVERAL} slate_reward=recall")
 Image(save(error_types(rows), FIGURES / "06_errors.png"), width=800, alt="Fate of the relevant candidates, by method")
@@ -160,12 +159,12 @@ Image(save(error_types(rows), FIGURES / "06_errors.png"), width=800, alt="Fate o
 # %% [markdown]
 # ## Joint credit: how often is the sign wrong?
 #
-# Joint credit gives a slate the advantage of the *sum*. For some rollouts that has the opposite sign of what the
-# phase earned; for others the phase earned exactly 0 and is still praised or blamed. `interference` counts both on
-# real groups. Remember from [notebook 3](03_advantages.ipynb) that `lam` decides which phase is wronged.
+# Joint credit gives every token the advantage of the *sum*. For some rollouts its sign is opposite to that of the phase's
+# own advantage. For others the phase's own advantage is exactly 0, and the joint one is not. `interference` counts both
+# cases on sampled groups. Remember from [notebook 3](03_advantages.ipynb) that `lam` decides which phase is affected.
 #
-# The line below the table is about the weights: the **cosine** between the gradients of the two phases (1: they pull
-# the same way, 0: neither touches the other, -1: they pull against each other).
+# The line below the table is about the weights: the **cosine** between the gradients of the two phases. 1 means that both
+# phases change the weights in the same direction, 0 that the directions are independent, and -1 that they are opposite.
 
 # %%
 from fgrpo.study.analysis import interference
@@ -173,9 +172,8 @@ from fgrpo.study.analysis import interference
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[:64].tolist()]
 rows = ["| lam | slates, wrong sign | slates, own 0 | rankings, wrong sign | rankings, own 0 |", "|---" * 5 + "|"]
-for lam in (0.25, 1.0, 4.0):
-    again = torch.Generator().manual_seed(SEED)  # the same rollouts for every lam
-    seen = interference(policy, queries, replace(config, rl=replace(config.rl, lam=lam)), again)
+for lam in (0.25, 1.0, 4.0):  # with the same rollouts
+    seen = interference(policy, queries, replace(config, rl=replace(config.rl, lam=lam)))
     cells = (f"{seen[f'{kind}_{phase}']:.0%}" for phase in ("slate", "rank") for kind in ("flipped", "blind"))
     rows.append(f"| {lam:g} | {' | '.join(cells)} |")
 Markdown("\n".join(rows) + f"\n\nCosine between the phases' gradients under fgrpo: {seen['cosine']:+.2f}.")
@@ -183,18 +181,18 @@ Markdown("\n".join(rows) + f"\n\nCosine between the phases' gradients under fgrp
 # %% [markdown]
 # ## The F1 trap
 #
-# Factorised credit has its own way to mislead: a phase learns from its reward *alone*, so that reward had better be
-# right. Recall never minds a longer slate. Some would rather pay for a clean one, by **F1**, the harmonic mean of
-# recall and **precision** (the share of the slate that is relevant):
+# Factorised credit can mislead in its own way. A phase learns from its own reward *alone*, so that reward has to be right.
+# A longer slate never lowers recall. To get slates with fewer irrelevant items, one could use **F1** instead, the harmonic
+# mean of recall and **precision** (the share of the slate that is relevant):
 #
 # ```text
 # F1 = 2 * hits / (length of the slate + relevant candidates in the pool)
 # ```
 #
-# Now every further candidate costs something, and once the likely ones are in, stopping pays. But the slate is not
-# the result. A good ranker could put the doubtful candidate last, at no cost, or first, if it sees better than the
-# slate phase did. Joint credit hears of that through the rank reward, as far as its ranker makes something of the
-# longer slate; F-GRPO's slate phase never does. What happened in the recorded runs?
+# Now every further candidate has a cost, and after the likely ones it is better to stop. But the slate is not the final
+# result. A good ranking can put a doubtful candidate last, where it costs nothing, or first, if the rank phase judges it
+# better than the slate phase did. Under joint credit the slate tokens get this signal through the rank reward, if the
+# ranking makes use of the longer slate. Under F-GRPO they never get it. What happened in the recorded runs?
 
 # %%
 rows = pick(credits, metric="slate_length")
@@ -206,28 +204,28 @@ for few in (SEVERAL, ONE):
     (own,) = pick(rows, setting=f"{few} slate_reward=f1", method="fgrpo")
     (end,) = pick(credits, setting=f"{few} slate_reward=f1", method="fgrpo", metric="recall@5")
     lines.append(
-        f"- `{few}`: F1 in place of recall makes the slate of grpo {lost['grpo']:.1f} items shorter, that of fgrpo "
-        f"{lost['fgrpo']:.1f}. Under F1, fgrpo's slate against grpo's: {own['diff']:+.1f} items ({shown(own)}); "
-        f"its recall@5 {end['diff']:+.3f} ({shown(end)})."
+        f"- `{few}`: F1 instead of recall makes the slate of grpo {lost['grpo']:.1f} items shorter, that of fgrpo "
+        f"{lost['fgrpo']:.1f}. Under F1, fgrpo minus grpo: slate length {own['diff']:+.1f} items ({own['verdict']}), "
+        f"recall@5 {end['diff']:+.3f} ({end['verdict']})."
     )
 Markdown(differences(rows, 1) + "\n\n" + "\n".join(lines))
 
 # %% [markdown]
-# ## Counting everything: the oracle
+# ## The oracle: listing every output
 #
-# With a pool of 5 candidates and slates of at most 3 there are few enough possible outputs to **list every one**,
-# with its exact probability and its exact rewards. Nothing is sampled any more: an expected reward is a sum, E[R] =
-# sum of probability x reward, and its gradient, the **true gradient**, is a sum as well. `enumerate_outputs` makes
-# such an *oracle* from the policy and one query.
+# With a pool of 5 candidates and slates of at most 3 candidates there are so few possible outputs that we can **list all
+# of them**, with their exact probabilities and rewards. Then nothing has to be sampled. The expected reward is a sum,
+# E[R] = sum of probability x reward, and its gradient, the **true gradient**, is a sum too. `enumerate_outputs` makes such
+# an *oracle* from the policy and one query.
 #
-# First question to it: what does each reward pay for another candidate in the slate? (One relevant candidate; mean over
-# a few queries.)
+# First question: how does each reward change with the length of the slate? (One relevant candidate; mean over a few
+# queries.)
 
 # %%
 from fgrpo.config import GrammarConfig
-from fgrpo.study.oracle import enumerate_outputs, small_pool
 from fgrpo.prompt import PHASE_SLATE
 from fgrpo.rewards import f1, output_lists
+from fgrpo.study.oracle import enumerate_outputs, small_pool
 
 small = replace(config, grammar=GrammarConfig(slate_size=3, rank_size=1))
 examples = [small_pool(e, size=5, relevant=1) for e in queries[:8]]
@@ -238,7 +236,7 @@ for oracle, e in zip(oracles, examples, strict=True):
     recall, rank = oracle.rewards.slate[0].double(), oracle.rewards.rank[0].double()
     pays.append({"recall": recall, "F1": f1(slates, pool_gains([e]).unsqueeze(1))[0].double(), "rank": rank})
     lengths.append((slates[0] >= 0).sum(1))
-rows = ["| slate of | probability | recall pays | F1 pays | rank reward |", "|---" * 5 + "|"]
+rows = ["| slate length | probability | recall | F1 | rank reward |", "|---" * 5 + "|"]
 for n in (1, 2, 3):
     some = [o.probability * (x == n) for o, x in zip(oracles, lengths, strict=True)]
     mean = [sum(float(p @ pay[k] / p.sum()) for p, pay in zip(some, pays, strict=True)) / 8 for k in pays[0]]
@@ -246,57 +244,60 @@ for n in (1, 2, 3):
 Markdown(f"{len(oracles[0].probability)} outputs for each query.\n\n" + "\n".join(rows))
 
 # %% [markdown]
-# With one relevant candidate, a *perfect* ranker would earn 1 whenever the slate holds it: its rank reward would be the
-# recall column. The last column is what this ranker makes of the same slates.
+# With one relevant candidate, a *perfect* ranking would have reward 1 whenever the slate holds it, so its rank reward would
+# be the recall column. The last column is the reward of this policy's rankings of the same slates.
 #
-# Second question: if the *slate tokens* take a small step along each credit's expected update, does the expected
-# length of the slate go up or down? Exactly, to first order: the inner product of that update with the gradient of
-# E[length]. In percent of what recall does under fgrpo.
+# Second question: a small step of the *slate tokens* along the expected update of each method changes the expected slate
+# length. By how much? To first order, the exact answer is the inner product of the update with the gradient of E[length].
+# It is given in percent of the change under recall with fgrpo.
 
 # %%
-HEARD = {"fgrpo": None, "grpo": "rank", "grpo, perfect ranker": "recall"}  # what the slate tokens hear of the ranking
-pull = {(reward, method): 0.0 for reward in ("recall", "F1") for method in HEARD}
+ADDED = {"fgrpo": None, "grpo": "rank", "grpo, perfect ranking": "recall"}  # what is added to the slate reward
+pull = {(reward, method): 0.0 for reward in ("recall", "F1") for method in ADDED}
 for reward, method in pull:
     for oracle, pay, n in zip(oracles, pays, lengths, strict=True):
-        paid = pay[reward] + (pay[HEARD[method]] if HEARD[method] else 0)
+        paid = pay[reward] + (pay[ADDED[method]] if ADDED[method] else 0)
         step, longer = (oracle.gradient(x) * (oracle.phase == PHASE_SLATE) for x in (paid, n.double()))
         pull[reward, method] += float(oracle.dot(step, longer))
 base = pull["recall", "fgrpo"]
-rows = [f"| slate reward | {' | '.join(HEARD)} |", "|---" * 4 + "|"]
-rows += [f"| {r} | " + " | ".join(f"{pull[r, m] / base:+.0%}" for m in HEARD) + " |" for r in ("recall", "F1")]
-left, this, best = (pull["F1", m] / base for m in HEARD)
+rows = [f"| slate reward | {' | '.join(ADDED)} |", "|---" * 4 + "|"]
+rows += [f"| {r} | " + " | ".join(f"{pull[r, m] / base:+.0%}" for m in ADDED) + " |" for r in ("recall", "F1")]
+left, this, best = (pull["F1", m] / base for m in ADDED)
 Markdown(
-    "\n".join(rows) + f"\n\nF1 leaves {left:.0%} of the pull towards length. Hearing of *this* ranker adds "
-    f"{this - left:+.0%}, hearing of a perfect one {best - left:+.0%}."
+    "\n".join(rows)
+    + f"\n\nWith F1, the push towards longer slates is {left:.0%} of that with recall. The rank reward of "
+    f"*this* policy adds {this - left:+.0%}, that of a perfect ranking {best - left:+.0%}."
 )
 
 # %% [markdown]
-# So the trap has two parts: what F1 leaves of the pull, and whether anybody speaks up for the longer slate. Joint credit
-# does, as far as its ranker is good enough to live on it; factorised credit does not, however good the ranker gets.
+# So the trap has two parts: how much of the push towards longer slates is left under F1, and whether the slate tokens also
+# get the rank reward. Under joint credit they do, and it helps as far as the ranking makes use of longer slates. Under
+# factorised credit they do not, however good the ranking becomes.
 
 # %% [markdown]
 # ## Bias and variance
 #
-# A training step sees one group and makes from it an **estimate** of the true gradient of E[slate + lam * rank]. Two
-# things can be wrong with an estimate, and they are different things:
+# From one group, a training step computes an **estimate** of the true gradient of E[slate + lam * rank]. An estimate can be
+# wrong in two different ways:
 #
-# - **bias**: the mean of the estimate over all possible groups does not point along the true gradient. We measure the
-#   angle, in degrees. More rollouts do not help.
-# - **variance**: single estimates scatter around their mean. More rollouts help, and they cost. **Signal-to-noise**
-#   is the length of the mean estimate along the true gradient over the scatter, here for as many groups as 1,000
-#   sampled tokens buy.
+# - **bias**: the mean of the estimate over all possible groups does not have the direction of the true gradient. We
+#   measure the angle between the two, in degrees. More rollouts do not reduce it.
+# - **variance**: single estimates differ from their mean. More rollouts reduce the variance, at a cost. The
+#   **signal-to-noise** ratio is the length of the mean estimate along the true gradient, divided by the standard deviation
+#   of the estimate. It is computed for as many groups as 1,000 sampled tokens give.
 #
-# With a pool of 4 and slates of at most 2, all *groups* can be listed too, so both are exact. Besides the known methods:
-# `gdpo` divides each reward by its spread in the group before adding them; `nested` draws several rankings of the *same*
-# slate and compares those with each other; `item` pays every item of a list for what it brings itself.
+# With a pool of 4 and slates of at most 2, we can also list all *groups*, so both numbers are exact. Three methods are new:
+# `gdpo` divides each reward by its standard deviation in the group before it adds them; `nested` samples several rankings
+# of the *same* slate and compares those with each other; `item` gives every item credit for its own contribution.
 
 # %%
+from fgrpo.credit import with_credit
 from fgrpo.study.analysis import mean_of, oracle_table
 
-METHODS = ("grpo", "gdpo", "fgrpo", "reward_to_go", "nested:rankings=2", "item")
 tiny = replace(config, grammar=GrammarConfig(slate_size=2, rank_size=2))
+METHODS = {m: with_credit(tiny.rl, m) for m in ("grpo", "gdpo", "fgrpo", "reward_to_go", "nested", "item")}
 oracles = [enumerate_outputs(policy, small_pool(e, 4), tiny) for e in queries[:6] if len(e.relevant) > 1]
-pools = [oracle_table([oracle], METHODS, [3, 4], tiny, exact=True) for oracle in oracles]  # 4: nested's 2 x 2
+pools = [oracle_table([oracle], METHODS, [3, 4], exact=True) for oracle in oracles]  # nested: 2 x 2 rankings
 names = ("angle_slate", "angle_rank", "angle", "variance", "signal_1k")
 rows = ["| method | G | slate tokens | rank tokens | all | variance | signal-to-noise |", "|---" * 7 + "|"]
 for own in zip(*pools, strict=True):
@@ -310,20 +311,22 @@ Markdown(f"{len(oracles[0].probability)} outputs, means over {len(oracles)} quer
 # %% [markdown]
 # ## The figure to keep
 #
-# Down is less bias, right is more signal for the same price. Thin lines reach from the least to the largest query. (All
-# with 3 rollouts, `nested` with 2 slates of 2 rankings each.) Read what each method trades for what.
+# Lower means less bias, further right means more signal for the same number of tokens. Thin lines span from the lowest to
+# the highest query. (3 rollouts per group; `nested` has 2 slates with 2 rankings each.) Which method pays for less bias
+# with less signal, and which for more signal with more bias?
 
 # %%
-scatter = figures_results.bias_and_signal(pools)
+from notebooks.recorded import bias_and_signal, bias_over_lambda
+
+scatter = bias_and_signal(pools)
 Image(save(scatter, FIGURES / "06_diagnosis.png"), width=750, alt="Bias against signal-to-noise, by credit method")
 
 # %% [markdown]
-# ## Mend it: reward to go
+# ## Without bias: reward to go
 #
-# Why is F-GRPO's slate phase biased? Because its slate tokens come *before* the rank reward: what they choose decides
-# what the ranker can still earn, and they are never told. The rank tokens come after the slate reward, which they
-# cannot change any more; for them it is only noise. So: pay every token for all rewards that come **after** it, its
-# *reward to go*.
+# Why is the slate phase of F-GRPO biased? The slate tokens come *before* the rank reward: they decide which rank reward is
+# still possible, but they do not get it. The rank tokens come after the slate and cannot change the slate reward; for them
+# it is only noise. So we give every token all rewards that come **after** it, its *reward to go*.
 #
 # ```text
 # slate tokens of rollout (q, g):        advantage of slate[q, g] + lam * rank[q, g]
@@ -358,7 +361,7 @@ def each_its_own(slate, rank, lam, in_slate, in_rank):
     return a * in_slate + b * in_rank
 
 
-# %% wrong="my_reward_to_go" says="back in time"
+# %% wrong="my_reward_to_go" says="came before them"
 def what_came_before(slate, rank, lam, in_slate, in_rank):
     a, b = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, slate + lam * rank))
     return a * in_slate + b * in_rank
@@ -376,9 +379,9 @@ def rewards_as_they_are(slate, rank, lam, in_slate, in_rank):
 
 
 # %% [markdown]
-# ## The oracle's verdict
+# ## Check it with the oracle
 #
-# Adding a method to the kit is one function and one name. Once yours is right, it appears here as `yours`.
+# A credit method of the kit is one function with a name. When yours is right, the table shows it as `yours`.
 
 # %%
 from fgrpo.credit import CREDITS
@@ -390,74 +393,76 @@ if checks.reward_to_go(my_reward_to_go).startswith(checks.RIGHT):
         rewards.slate, rewards.rank, rl.lam, rollouts.phase == PHASE_SLATE, rollouts.phase == PHASE_RANK
     )
     tried.append("yours")
-rows = ["| method | slate tokens | rank tokens | verdict |", "|---" * 4 + "|"]
-for row in oracle_table(oracles, tried, [2], tiny, exact=True):
-    wrong = [name for name in ("slate", "rank") if row[f"angle_{name}"] > 0.5]  # below: rounding
-    verdict = f"biased: {' and '.join(wrong)} tokens" if wrong else "unbiased"
-    rows.append(f"| {row['method']} | {row['angle_slate']:.1f}° | {row['angle_rank']:.1f}° | {verdict} |")
+rows = ["| method | slate tokens | rank tokens | bias |", "|---" * 4 + "|"]
+for row in oracle_table(oracles, {m: with_credit(tiny.rl, m) for m in tried}, [2], exact=True):
+    wrong = [name for name in ("slate", "rank") if row[f"angle_{name}"] > 0.5]  # smaller angles are rounding errors
+    bias = f"biased: {' and '.join(wrong)} tokens" if wrong else "unbiased"
+    rows.append(f"| {row['method']} | {row['angle_slate']:.1f}° | {row['angle_rank']:.1f}° | {bias} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
 # ## Bias depends on lambda
 #
-# The louder the rank reward, the more a slate phase misses that does not hear it. Run the second cell for a slider that
-# lists all groups anew for every position; where sliders are not shown, the figure has the whole range.
+# The larger the weight of the rank reward, the larger the error of slate tokens that do not get it. The figure shows the
+# whole range. The second cell has a slider, which needs a running kernel: it lists all groups again for every value.
 
 # %%
-PLAIN = [m for m in METHODS if not m.startswith("nested")]  # nested needs 4 rollouts
+PLAIN = [m for m in METHODS if m != "nested"]  # nested needs 4 rollouts
 VALUES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def biases(lam, group=2):
     """Rows of the oracle for one lambda: exact means over the queries."""
-    return oracle_table(oracles, PLAIN, [group], replace(tiny, rl=replace(tiny.rl, lam=lam)), exact=True)
+    return oracle_table(oracles, {m: replace(METHODS[m], lam=lam) for m in PLAIN}, [group], exact=True)
 
 
 by_value = [biases(lam) for lam in VALUES]
 angles = {m: [rows[i]["angle"] for rows in by_value] for i, m in enumerate(PLAIN)}
-line = figures_results.bias_over_lambda(angles, VALUES)
+line = bias_over_lambda(angles, VALUES)
 Image(save(line, FIGURES / "06_lambda.png"), width=750, alt="Bias of each method against lambda")
 
 # %%
 from notebooks.live import live
 
 
-def looked_at(lam, group):
-    """The figure with a line at this lambda, above it the bias of each method there, for this group size."""
-    figure = figures_results.bias_over_lambda(angles, VALUES)
+def at_lambda(lam, group):
+    """The figure with a line at this lambda; the title gives the bias of each method there, for this group size."""
+    figure = bias_over_lambda(angles, VALUES)
     figure.axes[0].axvline(lam, color="0.4")
-    here = ", ".join(f"{r['method']} {r['angle']:.1f}°" for r in biases(lam, group))
+    here = ", ".join(f"{name_of(r['method'])} {r['angle']:.1f}°" for r in biases(lam, group))
     figure.axes[0].set_title(f"lambda = {lam:g}, G = {group}: {here}", fontsize=9, loc="left")
     return save(figure, FIGURES / "06_slider.png")
 
 
-live(looked_at, lam=(0.0, 4.0, 0.25), group=[2, 3])
+live(at_lambda, lam=(0.0, 4.0, 0.25), group=[2, 3])
 
 # %% [markdown]
-# ## So, when does each credit mislead?
+# ## Answer: when does each credit method mislead?
 #
-# - **Joint credit** (grpo) is right on average and noisy: in single groups it praises and blames phases for each
-#   other.
-# - **Factorised credit** (fgrpo) does without that noise, and without what the slate could know of the ranker. The
-#   price grows with `lam`, and with every fault of the slate reward.
-# - **Reward to go** keeps the knowledge and drops the one noise that causality allows to drop.
-# - A biased method may still be the better buy if few rollouts are all you have: that is why the figure has two axes.
+# - **Joint credit** (grpo) is right on average but noisy: in a single group it praises and blames each phase for what the
+#   other did.
+# - **Factorised credit** (fgrpo) avoids this noise, but its slate tokens do not learn what helps the ranking. The bias grows
+#   with `lam`, and with every fault of the slate reward.
+# - **Reward to go** is unbiased like joint credit. It removes only the noise that causality allows to remove: the slate
+#   reward on the rank tokens.
+# - With few rollouts, a method with a small bias and little noise can still be the better choice. That is why the figure
+#   has two axes.
 
 # %%
 by_name = {own[0]["method"]: own for own in zip(*pools, strict=True)}
 lines = []
-for method in METHODS[1:]:
+for method in [m for m in METHODS if m != "grpo"]:
     pairs = list(zip(by_name[method], by_name["grpo"], strict=True))
-    louder = sum(a["signal_1k"] > b["signal_1k"] for a, b in pairs)
+    more = sum(a["signal_1k"] > b["signal_1k"] for a, b in pairs)
     biased = sum(a["angle"] > 0.5 for a, _ in pairs)
     lines.append(
-        f"- {name_of(method)}: more signal for its tokens than grpo on {louder} of {len(pairs)}, biased on {biased}"
+        f"- {name_of(method)}: more signal per 1,000 tokens than grpo on {more} of {len(pairs)} queries, biased on {biased}"
     )
 span = f"{angles['fgrpo'][0]:.1f}° at lam = {VALUES[0]:g} to {angles['fgrpo'][-1]:.1f}° at lam = {VALUES[-1]:g}"
-Markdown("Of the queries counted out above:\n\n" + "\n".join(lines) + f"\n- fgrpo's bias goes from {span}.")
+Markdown("On the queries of the oracle:\n\n" + "\n".join(lines) + f"\n- The bias of fgrpo goes from {span}.")
 
 # %% [markdown]
-# All of this was counted on pools of 4 with the warm start's probabilities; on the real task the sizes differ, and
-# other policies have other ones. What is biased and what is not stays.
+# All of this was computed on pools of 4 with the probabilities of the warm start. On the real task, and for other policies,
+# the size of these effects differs. Which method is biased and which is not does not change.
 #
 # **Next:** [ablations](07_ablations.ipynb): what do lambda, slate size, G and the pool change?

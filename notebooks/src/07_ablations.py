@@ -8,8 +8,8 @@
 #
 # **What do lambda, slate size, G and the pool change?**
 #
-# A method comes with numbers that somebody had to choose. An **ablation** varies one of them and leaves everything
-# else as it is. Four sweeps, joint credit beside factorised credit in each; they were run beforehand and lie in
+# Every method has settings that somebody had to choose. An **ablation** varies one of them and keeps all others fixed. Here
+# are four sweeps, each with joint and with factorised credit. They were run beforehand; their tables are in
 # `data/results/`.
 
 # %%
@@ -17,15 +17,15 @@ import os
 import sys
 from pathlib import Path
 
-SEED = 0  # change it and run again: every number below is computed
+SEED = 0  # change it and run the notebook again: every number below is computed
 REPOSITORY = os.environ.get("FGRPO_REPOSITORY", "ADDRESS-OF-THE-REPOSITORY")
 
 here = Path.cwd()
-places = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
-ROOT = next((place for place in places if (place / "fgrpo" / "__init__.py").is_file()), None)
+folders = [here, *here.parents, *(path.parents[1] for path in here.glob("*/fgrpo/__init__.py"))]
+ROOT = next((folder for folder in folders if (folder / "fgrpo" / "__init__.py").is_file()), None)
 if ROOT is None:
     raise SystemExit(
-        "The kit is not on this machine. Run this line in a cell of its own, then this cell again:\n"
+        "The kit was not found. Run the next line in a cell of its own, then run this cell again:\n"
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
@@ -34,49 +34,51 @@ FIGURES = ROOT / "runs" / "notebooks"
 # %%
 from IPython.display import Image, Markdown
 
-from notebooks.recorded import differences, pick, recorded, small_multiples, value_of
 from fgrpo.study.plots import name_of, save
+from notebooks.recorded import differences, pick, read_table, small_multiples, value_of
 
 # %% [markdown]
 # ## The four sweeps
 #
 # - `lam` (lambda): the weight of the rank reward. The paper finds 1 best.
-# - `slate_size`: the most candidates in the slate. The paper finds 10 best: 5 cost coverage, 15 precision.
-# - `group` (G): rollouts per query. To be fair the number of rollouts in a step stays the same, so more rollouts per
+# - `slate_size`: the maximum number of candidates in the slate. The paper finds 10 best: 5 lowers coverage, 15 precision.
+# - `group` (G): rollouts per query. For a fair comparison the number of rollouts per step is the same, so more rollouts per
 #   query mean fewer queries.
-# - `pool`: how many candidates there are to choose from, exactly one of them relevant. Each size is a task of its
-#   own; the warm start is the same, and it has only ever seen pools of 20.
+# - `pool`: the number of candidates in the pool, exactly one of them relevant. Each size is a task of its own. The warm
+#   start is the same for all, and it was trained on pools of 20 only.
 #
-# The ranked list of the slate sweep holds at most 3, since a slate of 3 has no more to rank; there we read NDCG@3.
+# In the sweep of `slate_size` the ranked list holds at most 3 candidates, because a slate of 3 has no more. There we use
+# NDCG@3.
 
 # %%
 FILES = {"lam": "lambda", "slate_size": "slate", "group": "group", "pool": "pool"}
 METRIC = {field: "ndcg@3" if field == "slate_size" else "ndcg@5" for field in FILES}
 
-tables, lines = {}, ["| field | values | seeds | steps | command |", "|---" * 5 + "|"]
+tables, lines = {}, ["| field | values | seeds | steps | date | command |", "|---" * 6 + "|"]
 for field, name in FILES.items():
-    made, tables[field] = recorded(name)
+    made, tables[field] = read_table(name)
     values = ", ".join(f"{value_of(s):g}" for s in dict.fromkeys(r["setting"] for r in tables[field]))
     seeds, steps = max(r["seeds"] for r in tables[field]), made["config"]["rl"]["steps"]
-    lines.append(f"| `{field}` | {values} | {seeds} | {steps} | `{made['command']}` |")
+    command = f"`python data/results/make.py {name}`"
+    lines.append(f"| `{field}` | {values} | {seeds} | {steps} | {made['date']} | {command} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## The figure to keep
 #
-# A column per field. On top the finished list, in the middle what the slate holds, with 95 % intervals; grey the
-# untrained warm start with full lists ([notebook 5](05_training.ipynb)), the height at which length alone would be.
-# Below, factorised minus joint credit at Holm's level: an interval that leaves out 0 is a difference shown.
+# One column per field. Top: NDCG of the finished list. Middle: recall of the slate. Both have 95 % intervals; grey is the
+# warm start with full lists and without RL ([notebook 5](05_training.ipynb)), that is, the effect of list length alone.
+# Bottom: factorised minus joint credit with the interval at Holm's level; a difference is shown if it does not include 0.
 
 # %%
 figure = small_multiples(tables, METRIC)
 Image(save(figure, FIGURES / "07_ablations.png"), width=1000, alt="Four ablations: lists, slates, and the difference")
 
 # %% [markdown]
-# ## Does a method win anywhere?
+# ## Is a method better at any value?
 #
-# Every value of every sweep is a comparison with joint credit. The p-values are corrected within each sweep. The
-# seeds are few: what [two seeds cannot show](05_training.ipynb) holds here too.
+# Every value of every sweep is a comparison with joint credit. The p-values are corrected within each sweep. There are few
+# seeds: the section on [two seeds](05_training.ipynb) applies here too.
 
 # %%
 lines = []
@@ -89,12 +91,12 @@ for field, rows in tables.items():
 Markdown("| field | method | differences to grpo shown | at |\n" + "|---" * 4 + "|\n" + "\n".join(lines))
 
 # %% [markdown]
-# ## Does the number matter at all?
+# ## Does the value matter?
 #
-# That is another question, and these tables test it less well: they compare methods at one value, not values with
-# each other. What they allow is a rough look: do the 95 % intervals of the best and the worst value overlap? If they
-# do not, the value matters. If they do, nothing is said. Beside it the same for the untrained warm start with full
-# lists: what moves there was moved by the task, not by training.
+# This is another question, and these tables are less suited to it: they compare methods at one value, not values with each
+# other. We can only check whether the 95 % intervals of the best and the worst value overlap. If they do not, the value
+# matters. If they do, we do not know. The same is shown for the warm start with full lists (`sft_full`): where it changes,
+# the task has changed, not the training.
 
 
 # %%
@@ -102,7 +104,7 @@ def best_and_worst(rows, method, metric):
     """The values with the highest and the lowest mean, and whether their intervals overlap."""
     own = sorted(pick(rows, method=method, metric=metric), key=lambda r: r["mean"])
     low, high = own[0], own[-1]
-    apart = "all alike" if low["mean"] == high["mean"] else "apart" if high["low"] > low["high"] else "overlap"
+    apart = "equal" if low["mean"] == high["mean"] else "apart" if high["low"] > low["high"] else "overlap"
     return f"{value_of(high['setting']):g} ({high['mean']:.3f}) | {value_of(low['setting']):g} ({low['mean']:.3f}) | {apart}"
 
 
@@ -113,8 +115,8 @@ for field, rows in tables.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# The same for what the slate holds. Where this table says "apart" and the one above "overlap", the number
-# changed the slate without changing the list.
+# The same for the recall of the slate. Where this table says "apart" and the table above says "overlap", the value changed
+# the slate, but we see no change of the finished list.
 
 # %%
 lines = ["| field | method | best value | worst value | intervals |", "|---" * 5 + "|"]
@@ -126,19 +128,19 @@ Markdown("Recall of the slate:\n\n" + "\n".join(lines))
 # %% [markdown]
 # ## Do it yourself
 #
-# A sweep is one call. This one is far too small to say anything: two values of `lam`, one seed, a handful of steps, a
-# few test queries. `vary` takes the field and its values as the command line does; fields that move along stand
-# behind a value, as in `group=4:queries=32,8:queries=16`.
+# A sweep is one call of `compare`, with a configuration for every setting and method. Several fields may change together,
+# as the group and the queries did above. This sweep is far too small to show anything: two values of `lam`, one seed, a few
+# steps and a few test queries.
 
 # %%
 import shutil
+from dataclasses import replace
 
-from fgrpo.runs.policies import policy_folder
-from fgrpo.runs.warm_start import SHIPPED
-from fgrpo.study.compare import compare
 from fgrpo.config import Config
-from fgrpo.tasks import load_task
+from fgrpo.credit import with_credit
+from fgrpo.study.compare import compare
 from fgrpo.study.report import table
+from fgrpo.tasks import load_task
 
 
 def load(config):
@@ -148,25 +150,28 @@ def load(config):
 
 
 folder = FIGURES / "07_ablations"
-shutil.rmtree(folder, ignore_errors=True)  # of an earlier visit
+shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run of this cell
 config = Config.from_flat(steps=4)
-vary, start = ["lam=0.5,2"], policy_folder(SHIPPED)
-results = compare(config, ["grpo", "fgrpo"], 1, folder, load, vary, baselines=(), start=start, jobs=1, quiet=True)
+experiments = {
+    f"lam={lam:g}": {m: replace(config, rl=with_credit(replace(config.rl, lam=lam), m)) for m in ("grpo", "fgrpo")}
+    for lam in (0.5, 2.0)
+}
+results = compare(experiments, 1, folder, load, baselines={}, jobs=1, quiet=True)
 Markdown(differences(pick(table(results), metric="ndcg@5")))
 
 # %% [markdown]
-# From the command line, in full, with its figure (minutes to hours, by the number of runs):
+# The same from the command line, with a figure (minutes to hours, depending on the number of runs):
 #
 # ```text
 # python -m fgrpo compare --credits grpo,fgrpo --seeds 3 --vary lam=0.25,0.5,1,2,4 --out runs/lambda
 # ```
 #
-# ## What you can do now, and what is open
+# ## What you have learned, and what is open
 #
-# - You can tell which phase a token belongs to, what it is paid for, and what the loss does with it.
-# - You have seen what credit methods differ in: bias, variance, where they lose candidates. And you have tables that
-#   say whether that reached the finished lists.
-# - Open: larger pools, a better reward for the slate than recall or F1. A method of your own is one function in
-#   `fgrpo/credit.py`; [notebook 6](06_diagnosis.ipynb) shows how to put it before the oracle first.
+# - You know which phase a token belongs to, which reward it gets, and what the loss does with it.
+# - You have seen how credit methods differ: in bias, in variance, and in where they lose candidates. The tables say whether
+#   this changes the finished lists.
+# - Open questions are larger pools, and a better slate reward than recall or F1. A method of your own is one function in
+#   `fgrpo/credit.py`; [notebook 6](06_diagnosis.ipynb) shows how to test it with the oracle first.
 #
-# **Next:** [a real language model](08_real_model.ipynb) in place of the tiny policy.
+# **Next:** [a real language model](08_real_model.ipynb) instead of the tiny policy.

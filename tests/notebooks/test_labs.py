@@ -1,4 +1,4 @@
-"""The labs' checks: a stub is not solved, every known wrong answer is told its own mistake, every solution passes."""
+"""The checks of the labs: a stub is not solved, every known wrong answer gets its own message, every solution passes."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def test_the_solution_passes_and_the_stub_is_not_solved(exercise: tuple[str, Not
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=called)
-def test_a_known_wrong_answer_is_told_its_own_mistake(wrong: tuple[str, NotebookNode]) -> None:
+def test_a_known_wrong_answer_gets_its_own_message(wrong: tuple[str, NotebookNode]) -> None:
     name, cell = wrong
     message = check_of(name, cell.metadata["wrong"])(function(cell.source))
     assert message.startswith("Not yet.") and cell.metadata["says"] in message
@@ -84,7 +84,7 @@ def test_stubs_and_solutions_are_where_they_belong() -> None:
     "check",
     [
         checks.recall, checks.ndcg, checks.advantage, checks.factorised, checks.surrogate, checks.normalised, checks.fate,
-        checks.reward_to_go,
+        checks.reward_to_go, checks.chance, checks.overlap,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every notebook runs from a fresh kernel, offline and in time, and is what its source says."""
+"""Every notebook runs in a fresh kernel, offline and within its budget, and matches its source."""
 
 import os
 from pathlib import Path
@@ -33,17 +33,17 @@ def without_outputs(notebook: NotebookNode) -> dict:
 
 @pytest.mark.parametrize("path", COMMITTED, ids=named)
 def test_runs_from_a_fresh_kernel_within_twice_its_budget(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):  # whoever asks the network fails at once
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):  # any use of the network fails at once
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = read(path)
     build.execute(notebook, path.parent, 2 * build.budget(notebook), env=dict(os.environ))
     assert not build.leaks(notebook)
-    said = [o["text"] for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
-    assert not [text for text in said if "font cache" not in text]  # matplotlib's, once on a new machine
+    stderr = [o["text"] for cell in notebook.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    assert not [text for text in stderr if "font cache" not in text]  # matplotlib's, once on a new machine
 
 
-def test_a_moved_slider_draws_anew(tmp_path: Path) -> None:
+def test_a_moved_slider_draws_again(tmp_path: Path) -> None:
     drawn = []
 
     def draw(size: float, colour: str) -> Path:
@@ -94,7 +94,7 @@ def test_every_notebook_opens_with_the_same_cell() -> None:
 def test_the_first_cell_finds_the_kit_or_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = next(c for c in read(COMMITTED[0]).cells if c.cell_type == "code").source
     monkeypatch.setattr("sys.path", [])
-    beside = tmp_path / "beside"  # as on Colab: the notebook lies beside the checkout
+    beside = tmp_path / "beside"  # as on Colab: the notebook is next to the checkout
     (beside / "kit" / "fgrpo").mkdir(parents=True)
     (beside / "kit" / "fgrpo" / "__init__.py").touch()
     inside = [(folder, build.HERE.parent) for folder in (build.HERE, build.HERE / "solutions", build.HERE.parent)]
