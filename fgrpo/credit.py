@@ -157,9 +157,7 @@ def check_credit(config: RLConfig) -> None:
     if config.credit not in CREDITS:
         raise KitError(f"credit {config.credit!r} is not known; choose from {', '.join(CREDITS)}.")
     if config.ratio == "sequence" and config.credit not in JOINT:  # one gradient for all tokens of a completion
-        raise KitError(
-            f"ratio 'sequence' averages the phases of {config.credit!r} into one: choose ratio token, item or phase."
-        )
+        raise KitError(f"ratio 'sequence' averages the phases of {config.credit!r}: choose ratio token, item or phase.")
     if (config.credit == "nested") != (config.rankings > 1):
         raise KitError("credit 'nested' compares rankings of one slate: give it, and it alone, --rankings 2 or more.")
     if config.group % config.rankings or config.group < 2 * config.rankings:

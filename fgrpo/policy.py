@@ -227,9 +227,7 @@ class Policy:
             self.model.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).strip().split("\n")[0][:120]
-            raise KitError(
-                f"device {device!r} cannot be used here ({reason}); --device cpu works everywhere."
-            ) from None
+            raise KitError(f"device {device!r} cannot be used here ({reason}); cpu works everywhere.") from None
         return self
 
     @property

@@ -89,9 +89,7 @@ class ItemLabels:
         """Raise KitError on an unknown item or one that is in the pool twice."""
         labels = self._labels(example, example.candidate_keys)
         if len(set(labels)) < len(labels):
-            raise KitError(
-                f"example {example.id!r}: an item stands twice in the pool; add 'candidate_ids' to tell apart."
-            )
+            raise KitError(f"example {example.id!r}: an item is in the pool twice; add 'candidate_ids'.")
         return labels
 
     def prompt(self, example: Example) -> str:
