@@ -236,14 +236,10 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 
 def provenance() -> dict[str, Any]:
     """Command, versions, hardware and date, for config.json and result files."""
-    script = Path(sys.argv[0])
-    program = "python -m fgrpo"
-    if script.suffix == ".py" and script.name != "__main__.py":  # of this repository: data/results/make.py
-        program = f"python {os.path.relpath(script) if script.exists() else script.name}"
     script = Path(sys.argv[0])  # a script by its relative path, as in python data/results/make.py NAME
     called = f"python {script}" if script.suffix == ".py" and not script.is_absolute() else "python -m fgrpo"
     return {
-        "command": " ".join([called, *sys.argv[1:]]),
+        "command": f"{called} {shlex.join(sys.argv[1:])}".strip(),
         "date": date.today().isoformat(),
         "versions": {
             "fgrpo": __version__, "python": platform.python_version(), "torch": torch.__version__,

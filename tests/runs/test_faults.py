@@ -35,7 +35,7 @@ from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import read_trace
-from fgrpo.study import compare
+from fgrpo.runs import warm_start
 from fgrpo.tasks import load_task
 from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.trainer import step
@@ -257,7 +257,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "tokenizer": (PreTrainedTokenizerFast, "save_pretrained", "step-000004: the checkpoint cannot be written"),
     "trainer": (checkpoint, "write_text", "step-000004: the checkpoint cannot be written"),
     "sums": (checkpoint, "seal", "step-000004: the checkpoint cannot be written"),
-    "trace": (compare, "write_trace", "trace.jsonl: cannot be written"),
+    "trace": (warm_start, "write_trace", "trace.jsonl: cannot be written"),
 }
 
 
