@@ -96,7 +96,9 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
                    "sampled tokens")  # fmt: skip
     p.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds per method (default 3)")
     p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
-    p.add_argument("--init", help="policy or run folder to start from (default: a warm start, shipped or trained first)")
+    p.add_argument(
+        "--init", help="policy or run folder to start from (default: a warm start, shipped or trained first)"
+    )
     p.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="continue an interrupted comparison in --out")
     p = command("trace", config=True)
@@ -111,7 +113,9 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--credits", default="", help="credit methods, separated by commas (default: all)")
     p.add_argument("--pools", type=_count, default=4, metavar="N", help="queries whose pool is cut down and enumerated "
                    "(default 4)")  # fmt: skip
-    p.add_argument("--batches", type=_count, default=8, metavar="N", help="rollout batches of the real task (default 8)")
+    p.add_argument(
+        "--batches", type=_count, default=8, metavar="N", help="rollout batches of the real task (default 8)"
+    )
     p.add_argument("--groups", type=_numbers, default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)")
     p.add_argument("--task", help="another task than the run's")
     p.add_argument("--data", help="folder or file of the data set, if it has moved")
