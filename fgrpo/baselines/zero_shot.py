@@ -51,7 +51,9 @@ def free_answers(
     pools = [range(len(e.candidates)) for e in examples]
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
     if steps == 1:
-        answers = write_answers(policy, examples, pools, ask_both(grammar), grammar.slate_size + grammar.rank_size, batch)
+        answers = write_answers(
+            policy, examples, pools, ask_both(grammar), grammar.slate_size + grammar.rank_size, batch
+        )
         return [parse(_from_tag(a, "SLATE"), own, grammar) for a, own in zip(answers, labels, strict=True)]
 
     answers = write_answers(policy, examples, pools, ask_slate(grammar), grammar.slate_size, batch)
