@@ -31,11 +31,11 @@ from fgrpo.cli.main import main
 from fgrpo.config import Config
 from fgrpo.policy import Policy
 from fgrpo.runs import run as checkpoint
+from fgrpo.runs import warm_start
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import read_trace
-from fgrpo.runs import warm_start
 from fgrpo.tasks import load_task
 from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.trainer import step
@@ -43,7 +43,7 @@ from fgrpo.trainer import step
 KILLS = int(os.environ.get("FGRPO_KILLS", "10"))
 STEPS = 12
 FORK = get_context("forkserver")
-FORK.set_forkserver_preload(["tests.runs.test_faults", "fgrpo.compare", "accelerate"])
+FORK.set_forkserver_preload(["tests.runs.test_faults", "fgrpo.study.compare", "accelerate"])
 Trouble = Callable[[], None]
 
 

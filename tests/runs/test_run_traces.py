@@ -1,8 +1,6 @@
 """The trace that every run leaves behind, and those of the shipped runs."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
