@@ -53,8 +53,9 @@ def data_stats(args: argparse.Namespace) -> None:
         from ..lm.pretrained import load_labels
 
         count = load_labels(config.lm).prompt_size
-    found = {"task": config.task, "data": config.data, **statistics(splits, notes, count)}
-    print(json.dumps(found) if args.json else format_statistics(found))
+    found = statistics(splits, notes, count)
+    row = {"task": config.task, "data": config.data, **found}
+    print(json.dumps(row) if args.json else format_statistics(found))
 
 
 def data_fetch(args: argparse.Namespace) -> None:

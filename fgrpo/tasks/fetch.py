@@ -7,13 +7,17 @@ import stat
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pooch
 from requests import RequestException
 
 from ..config import KitError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAX_BYTES = 2 << 30
 """maximum size of a download, and of everything that an archive unpacks to"""
@@ -113,8 +117,8 @@ def outside_repository(folder: Path) -> Path:
 
 
 class _LimitedFile(io.BufferedWriter):
-    def write(self, piece: Any) -> int:
-        if self.tell() + len(piece) > MAX_BYTES:
+    def write(self, piece: "Buffer") -> int:
+        if self.tell() + memoryview(piece).nbytes > MAX_BYTES:
             raise KitError(f"is larger than {MAX_BYTES:,} bytes; it was removed.")
         return super().write(piece)
 
@@ -126,7 +130,7 @@ def download(url: str, digest: str | None, folder: Path) -> Path:
     checksum differs.
     """
 
-    def limited(url: str, path: str, _: Any) -> None:
+    def limited(url: str, path: str, _: object) -> None:
         with _LimitedFile(io.FileIO(path, "wb")) as file:
             pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20)(url, file, None)
 
@@ -152,18 +156,22 @@ def download(url: str, digest: str | None, folder: Path) -> Path:
     return path
 
 
+def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterable[zipfile.ZipInfo | tarfile.TarInfo]:
+    return archive.infolist() if isinstance(archive, zipfile.ZipFile) else archive
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar file. Nothing is written outside the folder, no link is made, size and number are limited.
 
     Raises KitError on an archive that breaks one of these rules and, after removing it, on one that is damaged. Both
     readers write at most the size that a member declares, so it is enough to add up the declared sizes.
     """
-    is_zip, total, kept = archive.suffix == ".zip", 0, []
+    total = 0
+    kept: list = []  # of ZipInfo, or of TarInfo
     try:
-        opened: Any = zipfile.ZipFile(archive) if is_zip else tarfile.open(archive)
-        with opened:
-            for number, member in enumerate(opened.infolist() if is_zip else opened):
-                if is_zip:
+        with zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive) as opened:
+            for number, member in enumerate(_members(opened)):
+                if isinstance(member, zipfile.ZipInfo):
                     name, size, mode = member.filename, member.file_size, stat.S_IFMT(member.external_attr >> 16)
                     plain = member.is_dir() or mode in (0, stat.S_IFREG)
                 else:
@@ -180,7 +188,8 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise KitError(f"{archive}: holds more than {MAX_MEMBERS} files.")
                 if parts[0] != "__MACOSX":
                     kept.append(member)
-            opened.extraction_filter = getattr(tarfile, "data_filter", None)  # tar's own rules, besides ours
+            if isinstance(opened, tarfile.TarFile):
+                opened.extraction_filter = getattr(tarfile, "data_filter", None)  # tar's own rules, besides ours
             opened.extractall(folder, kept)
     except (OSError, KitError):
         raise

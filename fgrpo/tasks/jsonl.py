@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ..config import KitError
 from ..data import Example, write_text
@@ -20,7 +19,7 @@ def parse_example(line: str | bytes) -> Example:
     return example_of(read_object(line))
 
 
-def read_object(line: str | bytes) -> dict[str, Any]:
+def read_object(line: str | bytes) -> dict[str, object]:
     """One JSONL line to a dictionary. Raises KitError on anything else."""
     try:
         text = (line.encode() if isinstance(line, str) else line).decode("utf-8-sig")
@@ -35,14 +34,14 @@ def read_object(line: str | bytes) -> dict[str, Any]:
     return row
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
         raise KitError("not a JSON object (a field appears twice)")
     return row
 
 
-def example_of(row: dict[str, Any]) -> Example:
+def example_of(row: dict[str, object]) -> Example:
     """The Example that a JSON object describes. Raises KitError naming the field and what was expected."""
 
     def texts(name: str, required: bool = True) -> tuple[str, ...]:
@@ -53,9 +52,9 @@ def example_of(row: dict[str, Any]) -> Example:
             raise KitError(f"field '{name}' must be a list of strings")
         return tuple(value)
 
-    for name in ("id", "query"):
-        if not isinstance(row.get(name), str):
-            raise KitError(f"field '{name}' must be a string")
+    key, query = row.get("id"), row.get("query")
+    if not isinstance(key, str) or not isinstance(query, str):
+        raise KitError(f"field '{'query' if isinstance(key, str) else 'id'}' must be a string")
     candidates, relevant = texts("candidates"), row.get("relevant")
     if not candidates:
         raise KitError("field 'candidates' is empty: the pool needs at least one candidate")
@@ -71,7 +70,7 @@ def example_of(row: dict[str, Any]) -> Example:
     for name, ids, items in (("history_ids", history_ids, history), ("candidate_ids", candidate_ids, candidates)):
         if ids and len(ids) != len(items):
             raise KitError(f"field '{name}' has {len(ids)} entries for {len(items)} items")
-    return Example(row["id"], row["query"], history, candidates, frozenset(relevant), history_ids, candidate_ids)
+    return Example(key, query, history, candidates, frozenset(relevant), history_ids, candidate_ids)
 
 
 def read_jsonl(path: str | Path, bad: list[str] | None = None) -> list[Example]:
@@ -98,7 +97,7 @@ def read_jsonl(path: str | Path, bad: list[str] | None = None) -> list[Example]:
     return examples
 
 
-def to_row(example: Example) -> dict[str, Any]:
+def to_row(example: Example) -> dict[str, object]:
     """The JSON object that describes an Example; empty id lists are left out."""
     row = {k: v for k, v in asdict(example).items() if v != ()}
     return row | {"history": example.history, "relevant": sorted(example.relevant)}

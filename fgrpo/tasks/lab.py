@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..data import Example, Splits
 from .jsonl import to_json
@@ -96,10 +96,10 @@ def build_lab(one_relevant: bool = False, seed: int = 0, pool: int = 20) -> Spli
     return Splits(*([viewer(f"{split}-{n}") for n in range(size)] for split, size in LAB_SIZES.items()))
 
 
-def lab_files(folder: str | Path, **options: Any) -> dict[Path, str]:
+def lab_files(folder: str | Path, one_relevant: bool = False) -> dict[Path, str]:
     """The text of each file of the lab task: the three splits, and the catalogue with its attributes."""
     folder = Path(folder)
-    splits = build_lab(**options)._asdict()
+    splits = build_lab(one_relevant)._asdict()
     files = {folder / f"{name}.jsonl": "".join(to_json(e) + "\n" for e in rows) for name, rows in splits.items()}
     rows = (json.dumps(film._asdict(), ensure_ascii=False) + "\n" for film in lab_catalogue())
     return {**files, folder / "catalogue.jsonl": "".join(rows)}

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from ..config import KitError
 from ..data import Splits
@@ -61,12 +60,12 @@ def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
         names[artist] = "::".join(name)
     task = ItemTask(QUERY, sorted(names), names, exclude_own=True)
 
-    def rows(path: Path) -> list[tuple[str, Any]]:
+    def rows(path: Path) -> list[tuple[str, object]]:
         found = list(json_rows(path))
         notes.read[path.name] += len(found)
         return found
 
-    def ids(where: str, row: Any, name: str) -> list[str]:
+    def ids(where: str, row: object, name: str) -> list[str]:
         if isinstance(row, KitError):
             raise row
         try:
@@ -86,6 +85,7 @@ def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
     held = []
     for number, (where, row) in enumerate(rows(folder / "val.jsonl")):
         pool, history = ids(where, row, "candidates"), shuffled(ids(where, row, "history"), rng)
+        assert isinstance(row, dict)  # `ids` has read two of its fields
         relevant = row.get("relevant")
         if not (isinstance(relevant, list) and len(relevant) == 1 and relevant[0] in range(len(pool))):
             raise KitError(f"{where}: field 'relevant' must hold one index into 'candidates'.")

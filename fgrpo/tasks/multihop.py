@@ -7,13 +7,14 @@ and its place there (`{question id}/{index}`), never its title: titles repeat.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..config import KitError
 from ..data import Example, Splits
-from .reading import Notes, field, json_rows, shuffled, split_by_position
+from .reading import Notes, as_object, field, json_rows, shuffled, split_by_position
 
 POOL = 20
+T = TypeVar("T")
 
 
 class Passage(NamedTuple):
@@ -31,6 +32,10 @@ class Question(NamedTuple):
     text: str
     passages: tuple[Passage, ...]
     relevant: frozenset[int]
+
+
+Parse = Callable[[dict[str, object]], Question | str]
+"""A row -> its question, or the reason to leave it out."""
 
 
 def load_hotpotqa(path: str | Path, notes: Notes | None = None, bad: list[str] | None = None, seed: int = 0) -> Splits:
@@ -65,9 +70,8 @@ def load_musique(path: str | Path, notes: Notes | None = None, bad: list[str] | 
 
 
 def _read(
-    path: Path, names: Sequence[Sequence[str]], parse: Callable[[Any], Question | str], notes: Notes,
-    bad: list[str] | None,
-) -> tuple[Sequence[Question], ...]:  # fmt: skip
+    path: Path, names: Sequence[Sequence[str]], parse: Parse, notes: Notes, bad: list[str] | None
+) -> tuple[Sequence[Question], ...]:
     """Questions of training, validation and test."""
     seen: set[str] = set()
     if not path.is_dir():
@@ -87,9 +91,7 @@ def _file(folder: Path, patterns: Sequence[str]) -> Path:
     raise KitError(f"{folder}: no file {' or '.join(patterns)} here; name one file with --data to split it 8:1:1.")
 
 
-def _questions(
-    path: Path, parse: Callable[[Any], Question | str], notes: Notes, bad: list[str] | None, seen: set[str]
-) -> list[Question]:
+def _questions(path: Path, parse: Parse, notes: Notes, bad: list[str] | None, seen: set[str]) -> list[Question]:
     """The questions of a file, without those for which `parse` returns a reason to leave them out."""
     questions, texts = [], dict[str, str]()
     for where, row in json_rows(path):
@@ -116,9 +118,9 @@ def _questions(
     return questions
 
 
-def _located(where: str, parse: Callable[[Any], Question | str], row: Any, seen: set[str]) -> Question | str:
+def _located(where: str, parse: Parse, row: object, seen: set[str]) -> Question | str:
     try:
-        question = parse(row)
+        question = parse(as_object(row))
     except KitError as error:
         raise KitError(f"{where}: {error}") from None
     if not isinstance(question, str) and question.id in seen:
@@ -126,8 +128,8 @@ def _located(where: str, parse: Callable[[Any], Question | str], row: Any, seen:
     return question
 
 
-def _hotpotqa(row: Any) -> Question | str:
-    name = field(row, "_id" if isinstance(row, dict) and "_id" in row else "id", str)
+def _hotpotqa(row: dict[str, object]) -> Question | str:
+    name = field(row, "_id" if "_id" in row else "id", str)
     question = field(row, "question", str)
     support = {title for title, _ in _pairs(row, "supporting_facts", "sent_id", int)}
     passages = []
@@ -144,20 +146,22 @@ def _hotpotqa(row: Any) -> Question | str:
     return Question(name, question, tuple(passages), relevant)
 
 
-def _pairs(row: Any, name: str, second: str, kind: type) -> list[tuple[str, Any]]:
+def _pairs(row: dict[str, object], name: str, second: str, kind: type[T]) -> list[tuple[str, T]]:
     """A list of [title, x], or the Hub's two lists `title` and x."""
     value = row.get(name)
     if isinstance(value, dict):
         titles, others = value.get("title"), value.get(second)
-        whole = isinstance(titles, list) and isinstance(others, list) and len(titles) == len(others)
-        value = list(zip(titles, others, strict=True)) if whole else None  # type: ignore[arg-type]
-    pairs = isinstance(value, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in value)
-    if not pairs or not all(isinstance(title, str) and isinstance(x, kind) for title, x in value):  # type: ignore[union-attr]
+        value = None
+        if isinstance(titles, list) and isinstance(others, list) and len(titles) == len(others):
+            value = list(zip(titles, others, strict=True))
+    pairs: list = value if isinstance(value, list) else [None]
+    whole = all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
+    if not whole or not all(isinstance(title, str) and isinstance(x, kind) for title, x in pairs):
         raise KitError(f"field '{name}' must be a list of [title, {second}], or an object with title and {second}.")
-    return [(title, x) for title, x in value]  # type: ignore[union-attr]
+    return [(title, x) for title, x in pairs]
 
 
-def _musique(row: Any) -> Question | str:
+def _musique(row: dict[str, object]) -> Question | str:
     name, question = field(row, "id", str), field(row, "question", str)
     if not (field(row, "answerable", bool) if "answerable" in row else True):
         return "not answerable"

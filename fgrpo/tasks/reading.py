@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypedDict, TypeVar
 
 from ..config import KitError
 from ..data import Splits
@@ -18,6 +18,13 @@ ROW_LIMIT = 16 << 20
 """characters after which a row of a JSON array that has not ended counts as broken, so that memory stays bounded"""
 DEPTH_LIMIT = 100
 """maximum depth of nesting in a row of a JSON array"""
+
+
+class FileRows(TypedDict):
+    """Rows of one file: how many were read, and how many left out, by reason."""
+
+    read: int
+    dropped: dict[str, int]
 
 
 class Notes:
@@ -39,7 +46,7 @@ class Notes:
             lines.append(f"{name}: {self.read[name]:,} rows read, {reasons.total():,} left out ({why})")
         return lines
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, FileRows]:
         """Rows read and left out by reason, for each file: `{"a.json": {"read": 9, "dropped": {"why": 1}}}`."""
         return {name: {"read": n, "dropped": dict(self.dropped.get(name, {}))} for name, n in self.read.items()}
 
@@ -98,7 +105,7 @@ def _checked(path: Path, rows: Iterator[list[str]], columns: int, skip: int = 0)
         yield f"{path}, line {number}", row
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_rows(path: Path) -> Iterator[tuple[str, object]]:
     """(where, value) of each row of a JSON array or a JSONL file, in bounded memory.
 
     A line of JSONL that is not JSON gives a KitError in place of its value, so that the caller may skip it. A broken
@@ -143,7 +150,7 @@ class _Pieces:
         return piece.encode()
 
 
-def _array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
+def _array(path: Path, file: TextIO) -> Iterator[tuple[str, object]]:
     """The rows of an array.
 
     Rows are built here from the parser's events, not by `ijson.items`, whose memory grows with the square of the depth:
@@ -175,11 +182,16 @@ def _array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
         raise KitError(f"{path}, row {number}: not a whole JSON object ({why}).") from None
 
 
-def field(row: Any, name: str, kind: type[T]) -> T:
-    """A field of a row. Raises KitError naming the field if it is absent or of another type."""
+def as_object(row: object) -> dict[str, object]:
+    """The row, which must be a JSON object. Raises KitError if it is not."""
     if not isinstance(row, dict):
         raise KitError(f"expected a JSON object, found {type(row).__name__}.")
-    value = row.get(name)
+    return row
+
+
+def field(row: object, name: str, kind: type[T]) -> T:
+    """A field of a row. Raises KitError naming the field if it is absent or of another type."""
+    value = as_object(row).get(name)
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         names = {str: "a string", list: "a list", int: "a whole number", bool: "true or false"}
         raise KitError(f"field '{name}' must be {names[kind]}.")

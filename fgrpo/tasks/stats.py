@@ -1,31 +1,24 @@
 """The size of a task in numbers: `statistics` of its splits, and the table that the command line prints."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TypedDict
 
 from ..data import Example, Splits
-from .reading import Notes, catalogue
+from .reading import FileRows, Notes, catalogue
+
+CountTokens = Callable[[Example], tuple[int, int, int]]
+"""Tokens of an example's prompt, number of its texts that were truncated, and number of tokens cut from them."""
 
 
-class PromptSize(Protocol):
-    """A prompt in tokens, as the labels of a pretrained model measure it."""
+class Statistics(TypedDict):
+    """Sizes of a task, as `statistics` describes them."""
 
-    @property
-    def prompt(self) -> int:
-        """Tokens of the whole prompt."""
-
-    @property
-    def truncated(self) -> int:
-        """Texts in it that were cut to their budget."""
-
-    @property
-    def cut_tokens(self) -> int:
-        """Tokens that were cut from them."""
+    items: int
+    files: dict[str, FileRows]
+    splits: dict[str, dict[str, int | dict[str, float]]]
 
 
-def statistics(
-    splits: Splits, notes: Notes | None = None, count_tokens: Callable[[Example], PromptSize] | None = None
-) -> dict[str, Any]:
+def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTokens | None = None) -> Statistics:
     """Sizes of a task: items in the catalogue, rows of each file (read, left out by reason), and numbers for each split.
 
     For a split: the number of examples; `duplicates`, the number of pools in which a text appears more than once; and
@@ -34,7 +27,7 @@ def statistics(
     instructions). With `count_tokens` also of: tokens of the prompt, texts cut short, tokens cut.
     """
 
-    def of(examples: Sequence[Example]) -> dict[str, Any]:
+    def of(examples: Sequence[Example]) -> dict[str, int | dict[str, float]]:
         columns = {
             "pool": [len(e.candidates) for e in examples],
             "relevant": [len(e.relevant) for e in examples],
@@ -44,9 +37,8 @@ def statistics(
         }
         if count_tokens:
             counts = [count_tokens(e) for e in examples]
-            columns["tokens"] = [c.prompt for c in counts]
-            columns["passages cut"] = [c.truncated for c in counts]
-            columns["tokens cut"] = [c.cut_tokens for c in counts]
+            for n, name in enumerate(("tokens", "passages cut", "tokens cut")):
+                columns[name] = [count[n] for count in counts]
         duplicates = sum(len(set(e.candidates)) < len(e.candidates) for e in examples)
         spread = {name: _spread(values) for name, values in columns.items()}
         return {"examples": len(examples), "duplicates": duplicates, **spread}
@@ -68,7 +60,7 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return {"min": ordered[0], "median": median, "p95": ordered[-(-95 * n // 100) - 1], "max": ordered[-1]}
 
 
-def format_statistics(found: dict[str, Any]) -> str:
+def format_statistics(found: Statistics) -> str:
     """`statistics` as a table for a terminal."""
     lines = [f"{found['items']:,} items in the catalogue"]
     for name, file in found["files"].items():

@@ -308,12 +308,10 @@ def test_stats_says_what_was_left_out(capsys) -> None:
 
 
 def test_token_columns_stand_where_tokens_can_be_counted(lab) -> None:
-    from types import SimpleNamespace
-
     from fgrpo.tasks.stats import format_statistics, statistics
 
     def count(example):
-        return SimpleNamespace(prompt=len(example.query), truncated=len(example.relevant), cut_tokens=7)
+        return len(example.query), len(example.relevant), 7
 
     with_tokens, without = statistics(lab, None, count), statistics(lab)
     test = with_tokens["splits"]["test"]
