@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -26,7 +26,11 @@ from .. import trainer
 from ..config import Config, KitError
 from ..data import Example
 from ..policy import Policy
+from ..rollout import Rollouts
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Row = dict[str, str | int | float]
 OURS = ("shared", "unshared")
 PARTS = ("loss", "rollout", "step")
 RANK = 5
@@ -97,16 +101,16 @@ class Spent:
     """Seconds of one step by function, and what each function returned last."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, object] = field(default_factory=dict)
 
 
 @contextmanager
-def timed(owner: Any, names: Sequence[str], device: str) -> Iterator[Spent]:
+def timed(owner: object, names: Sequence[str], device: str) -> Iterator[Spent]:
     """Add up the seconds spent in the named functions of a module or object while the block runs."""
     spent, originals = Spent(), {name: getattr(owner, name) for name in names}
 
-    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_function(*args: Any, **kwargs: Any) -> Any:
+    def wrap(name: str, function: Callable[P, R]) -> Callable[P, R]:
+        def timed_function(*args: P.args, **kwargs: P.kwargs) -> R:
             began = _now(device)
             result = function(*args, **kwargs)
             spent.seconds[name] = spent.seconds.get(name, 0.0) + _now(device) - began
@@ -138,8 +142,10 @@ def ours(case: Case, method: str) -> Callable[[int], dict[str, float]]:
         if logs["tokens"] != case.queries * case.group * case.completion:
             raise KitError(f"{method}: completions do not have {case.completion} tokens each.")
         s, began = spent.seconds, _now(case.device)
-        alone = replace(spent.results["rollout"], tree=None)  # by itself, the loss has to encode the prompt
-        loss, _ = trainer.policy_loss(policy, alone, spent.results["assign_credit"], config.rl)
+        rollouts, advantages = spent.results["rollout"], spent.results["assign_credit"]
+        assert isinstance(rollouts, Rollouts) and isinstance(advantages, torch.Tensor)
+        alone = replace(rollouts, tree=None)  # by itself, the loss has to encode the prompt
+        loss, _ = trainer.policy_loss(policy, alone, advantages, config.rl)
         trainer.update(policy, optimizer, loss, config.rl.max_grad_norm)
         s["loss"] = _now(case.device) - began
         return {"loss": s["loss"], "rollout": s["rollout"], "step": s["step"],
@@ -185,7 +191,7 @@ def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
     return run
 
 
-def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True) -> list[dict[str, Any]]:
+def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True) -> list[Row]:
     """Rows of one case: for each method its loss with backward pass and update, its rollout, and its whole step."""
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads)
@@ -198,7 +204,7 @@ def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool 
     torch.set_num_threads(threads)
     peaks = {method: peak_memory(case, method) if memory else 0.0 for method in runs}
     middle = {m: {p: statistics.median(r[p] for r in rounds[m][1:]) for p in rounds[m][0]} for m in runs}
-    rows = []
+    rows: list[Row] = []
     for part in PARTS:
         for method in runs:
             seconds = [r[part] for r in rounds[method][1:]]
@@ -255,7 +261,7 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def format_bench(rows: list[dict[str, Any]]) -> str:
+def format_bench(rows: list[Row]) -> str:
     """The rows as an aligned text table."""
     head = list(rows[0])
     lines = [[str(row[name]) for name in head] for row in rows]

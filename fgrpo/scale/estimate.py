@@ -6,7 +6,7 @@ memory to within a factor of 2 of measured steps of small models on the CPU. Hou
 
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
@@ -27,6 +27,10 @@ KNOWN = {"Qwen/Qwen3-4B-Instruct-2507": QWEN3_4B}  # the presets' model, which i
 RATES = {"bfloat16": (94e12, 2e12, 5e-4), "float32": (5.9e12, 2e12, 5e-4), "cpu": (25e9, 10e9, 0.0)}
 """FLOP/s (30 % of the peak of an A100 of 80 GB; a third of a matrix product on a CPU core of ours), bytes/s, and minimum
 seconds of one layer in a decoding step, since a GPU's kernels are started one by one"""
+
+
+Plan = dict[str, dict[str, object]]
+"""Numbers and words by part and name; the last part is the configuration."""
 
 
 class Shape(NamedTuple):
@@ -166,7 +170,7 @@ def seconds_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) 
     return loss if sft else config.rl.epochs * loss + encoded + -(-batch // m) * c * token
 
 
-def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True, rl: bool = True) -> dict[str, Any]:
+def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True, rl: bool = True) -> Plan:
     """Data, tokens, weights, steps, memory (GB) and hours of a run, for JSON and `format_plan`.
 
     `warm`: it begins with a warm start, unless the shipped one fits; `rl`: RL follows. Raises KitError if data,
@@ -190,8 +194,9 @@ def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True
     }  # fmt: skip
 
 
-def format_plan(found: dict[str, Any]) -> str:
+def format_plan(found: Plan) -> str:
     """A plan for a terminal, a line for each part."""
-    form, last = {float: "{:,.2f}", int: "{:,}", str: "{}"}, "An estimate by arithmetic: nothing was loaded or trained."
+    form: dict[type, str] = {float: "{:,.2f}", int: "{:,}", str: "{}"}
+    last = "An estimate by arithmetic: nothing was loaded or trained."
     parts = {name: [f"{k} {form[type(x)].format(x)}" for k, x in found[name].items()] for name in list(found)[:-1]}
     return "\n".join([*(f"{name:<10} {', '.join(part)}" for name, part in parts.items()), last])

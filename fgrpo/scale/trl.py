@@ -18,7 +18,7 @@ from ..prompt import Labels, parse
 from ..rewards import Rewards, score
 from ..rollout import Rollouts
 from ..trainer import describe
-from .trl_options import check_options, check_version, example_of_row
+from .trl_options import Row, check_options, check_version, example_of_row
 
 check_version()
 try:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-Row = dict[str, Any]
-"""a row of the data set, see fgrpo.scale.trl_options.trl_rows"""
 REWARDS = ("slate", "rank", "format")
 
 
@@ -72,7 +70,7 @@ class FGRPOTrainer(GRPOTrainer):
     def _reward(self, name: str) -> Callable[..., list[float | None]]:
         """A reward function for TRL, which logs what it returns under its name."""
 
-        def reward(completions: list, **_: Any) -> list[float | None]:
+        def reward(completions: list, **_: object) -> list[float | None]:
             return self.own[name].tolist()
 
         reward.__name__ = name
@@ -111,7 +109,7 @@ class FGRPOTrainer(GRPOTrainer):
         )  # fmt: skip
         return rollouts, score(rollouts, queries, self.rl)
 
-    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[dict[str, Tensor | Any]]) -> dict[str, Tensor | Any]:
         """TRL's batch, with the kit's advantages (B, T) in place of TRL's (B,)."""
         output = super()._generate_and_score_completions(inputs)
         ids, advantages = output["completion_ids"], self.own["advantages"]

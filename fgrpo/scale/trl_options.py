@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from ..config import GrammarConfig, KitError, RLConfig
 from ..credit import JOINT, check_credit
@@ -34,7 +34,16 @@ def check_version(found: str | None = None) -> None:
         )
 
 
-def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig) -> list[dict[str, Any]]:
+class Row(TypedDict):
+    """A row of the data set: the prompt, and the fields from which rewards are computed."""
+
+    prompt: str | list[dict[str, str]]
+    query: str
+    relevant: list[int]
+    pool: list[str]
+
+
+def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig) -> list[Row]:
     """Rows for datasets.Dataset.from_list: the prompt, and the fields from which rewards are computed."""
     return [
         {
@@ -45,7 +54,7 @@ def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig
     ]  # fmt: skip
 
 
-def example_of_row(row: dict[str, Any]) -> Example:
+def example_of_row(row: Row) -> Example:
     """The example of a row, as far as rewards and credit need it."""
     return Example(row["query"], "", (), tuple(row["pool"]), frozenset(row["relevant"]))
 
@@ -59,8 +68,8 @@ def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> str | l
 
 
 def grpo_options(
-    rl: RLConfig, grammar: GrammarConfig, labels: Labels, examples: Sequence[Example], **more: Any
-) -> dict[str, Any]:
+    rl: RLConfig, grammar: GrammarConfig, labels: Labels, examples: Sequence[Example], **more: object
+) -> dict[str, object]:
     """The options of trl.GRPOConfig that follow from `rl` and `grammar`; `more` is added (output_dir, batch sizes, vLLM)."""
     longest = labels.choices(examples).longest(grammar)
     return {
@@ -70,7 +79,7 @@ def grpo_options(
     }  # fmt: skip
 
 
-def _same(rl: RLConfig) -> dict[str, Any]:
+def _same(rl: RLConfig) -> dict[str, object]:
     """The options that RLConfig and GRPOConfig share, under their names in GRPOConfig."""
     return {
         "num_generations": rl.group, "temperature": rl.temperature, "beta": rl.beta, "num_iterations": rl.epochs,

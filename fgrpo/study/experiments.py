@@ -52,12 +52,12 @@ def with_fields(config: Config, **values: object) -> Config:
     return replace(config, **top, **parts)
 
 
-def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
+def parse_vary(texts: Sequence[str]) -> dict[str, list[object]]:
     """Fields and values as the command line gives them: `["lam=0.5,1", "pool=20"]` is `{"lam": [0.5, 1.0], "pool": [20]}`.
 
     Raises KitError on an unknown field, a value that is not of the field's type, or a field that has its own option.
     """
-    vary: dict[str, list[Any]] = {}
+    vary: dict[str, list[object]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
         name = name.replace("-", "_")
@@ -70,7 +70,8 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
         kind = CONCERNS[CONCERN_OF[name]] if name in CONCERN_OF else Config
         if name not in kind.__dataclass_fields__ or (name in CONCERNS and name not in CONCERN_OF):
             raise KitError(f"--vary {text!r}: field {name!r} is not known; `compare --help` lists the fields.")
-        wanted: Any = kind.__dataclass_fields__[name].type
+        wanted = kind.__dataclass_fields__[name].type
+        assert isinstance(wanted, type)
         try:
             read = {"true": True, "false": False}.__getitem__ if wanted is bool else wanted
             vary[name] = [read(value) for value in values.split(",")]

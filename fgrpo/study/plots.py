@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,7 +36,17 @@ PHASES: dict[int, tuple[str, str, str]] = {
 """Name, colour and hatch of each phase."""
 
 
-def style_of(method: str, number: int = 0) -> dict[str, Any]:
+class Style(TypedDict, total=False):
+    """Arguments of matplotlib for one method."""
+
+    color: str
+    marker: str
+    linestyle: str | tuple[float, tuple[float, float]]
+    markerfacecolor: str
+    markersize: float
+
+
+def style_of(method: str, number: int = 0) -> Style:
     """Colour, marker and line style of a method by the first word of its name; `number` picks one for an unknown word.
 
     A name with more words ("grpo, scaled"; "nested:rankings=2" in recorded tables) has the colour of the plain one and
@@ -44,10 +54,10 @@ def style_of(method: str, number: int = 0) -> dict[str, Any]:
     """
     word = re.match(r"\w*", method)[0]  # type: ignore[index]
     color, marker, line = STYLES.get(word, OTHERS[number % len(OTHERS)])
-    look: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line}
+    style: Style = {"color": color, "marker": marker, "linestyle": line}
     if word in STYLES and word != method:
-        look |= {"markerfacecolor": "white", "linestyle": (0, (1 + 2 * (number % 3), 1.5))}
-    return look
+        style |= {"markerfacecolor": "white", "linestyle": (0, (1 + 2 * (number % 3), 1.5))}
+    return style
 
 
 def name_of(method: str) -> str:
@@ -115,7 +125,7 @@ def _panels(rows: list[Row], metric: str) -> Figure:
     ):
         chosen = [r for r in rows if r["setting"] == setting][::-1]
         for number, row in enumerate(chosen):
-            look = style_of(row["method"], number) | {"linestyle": "none", "markersize": 5}
+            look: Style = {**style_of(row["method"], number), "linestyle": "none", "markersize": 5}
             interval(left, number, row["mean"], row["low"], row["high"], look)
             if row["seeds"] and row["method"] != row["baseline"]:
                 interval(right, number, row["diff"], row["holm_low"], row["holm_high"], look)
@@ -294,7 +304,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def interval(axes: Axes, y: float, mean: float, low: float, high: float, look: dict[str, Any]) -> None:
+def interval(axes: Axes, y: float, mean: float, low: float, high: float, look: Style) -> None:
     """A mean with its interval, at height `y`."""
     axes.errorbar(mean, y, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **look)
 
