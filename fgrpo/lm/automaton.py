@@ -1,9 +1,9 @@
 """The grammar where labels and tags take several tokens: an automaton over token ids.
 
 A completion is a sequence of words, each with a fixed spelling in tokens: the tags, ` 7` (first of a list), `, 12`
-(after another). Words may begin alike, and one may be the beginning of another (`1` and `12`): after `1` come both the
-`2` and what may follow a finished `1`. `Spelling` refuses a tokenizer with which that would be ambiguous, so that the
-tokens alone say which words they are, without looking ahead.
+(after another). Words may share a prefix, and one may be a prefix of another (`1` and `12`): after `1`, both the `2` and
+everything that may follow a finished `1` are allowed. `Spelling` refuses a tokenizer for which this is ambiguous, so that
+words can be recognised from the tokens so far, without lookahead.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,15 @@ from torch import Tensor
 from ..config import GrammarConfig, KitError
 
 Word = tuple[int, ...]
-OPEN, IN_SLATE, BETWEEN, IN_RANK, CLOSED, DONE = range(6)  # what a completion waits for; a tag leads to the next
+OPEN, IN_SLATE, BETWEEN, IN_RANK, CLOSED, DONE = range(6)  # stages of a completion; each tag leads to the next
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """Every word in tokens. `tags`: `<SLATE>`, `</SLATE>`, `<RANK>`, `</RANK>`, the end; `first`, `later` by label.
+    """Every word in tokens. `tags`: `<SLATE>`, `</SLATE>`, `<RANK>`, `</RANK>`, the end token.
 
-    Raises KitError if two readings of the same tokens were possible.
+    `first` and `later` hold one word per label, for the first position of a list and for later ones. Raises KitError if
+    some tokens could be read in two ways.
     """
 
     tags: tuple[Word, Word, Word, Word, Word]
@@ -35,7 +36,7 @@ class Spelling:
             for family in (self.first, (*self.later, close)):
                 self._check(family, close, follow)
         if not all(self.tags):
-            raise KitError("this tokenizer spells a tag with no token at all.")
+            raise KitError("this tokenizer has no token for a tag: the grammar cannot be enforced with it.")
 
     @staticmethod
     def _check(family: Sequence[Word], close: Word, follow: set[int]) -> None:
@@ -45,15 +46,15 @@ class Spelling:
             for n in range(1, len(word)):
                 good &= word[:n] not in known or (word[:n] != close and word[n] not in follow)
         if not good:
-            raise KitError("this tokenizer spells labels or tags ambiguously: the grammar cannot be enforced with it.")
+            raise KitError("this tokenizer splits labels or tags ambiguously: the grammar cannot be enforced with it.")
 
     @property
     def alphabet(self) -> list[int]:
-        """Every token that a completion may hold."""
+        """Every token that can occur in a completion."""
         return sorted({t for word in (*self.tags, *self.first, *self.later) for t in word})
 
     def write(self, slate: Sequence[int], rank: Sequence[int], closed: bool = True) -> list[int]:
-        """The tokens of a completion (not `closed`: only its slate), from pool indices."""
+        """The tokens of a completion, or only those of its slate (not `closed`), from pool indices."""
         lists = [[(self.later if n else self.first)[i] for n, i in enumerate(part)] for part in (slate, rank)]
         words = [self.tags[0], *lists[0], self.tags[1]]
         if closed:
@@ -68,7 +69,7 @@ class Spelling:
 
 @dataclass
 class Walk:
-    """One completion on its way: what it waits for, its lists so far, and the tokens of the word that is begun."""
+    """State of one completion: its stage, its lists so far, and the tokens of its unfinished word."""
 
     spelling: Spelling
     pool: int
@@ -78,21 +79,22 @@ class Walk:
     begun: Word = ()
 
     def words(self, grammar: GrammarConfig) -> list[tuple[Word, int]]:
-        """The words that may stand next, each with its pool index (-1: a tag)."""
+        """The words that may come next, each with its pool index (-1: a tag)."""
         s = self.spelling
         if self.stage not in (IN_SLATE, IN_RANK):
             return [(s.tags[{OPEN: 0, BETWEEN: 2}.get(self.stage, 4)], -1)]
-        listed, most, source = self.slate, grammar.slate_size, range(self.pool)
+        source: Sequence[int] = range(self.pool)
+        chosen, limit = self.slate, grammar.slate_size
         if self.stage == IN_RANK:
-            listed, most, source = self.rank, grammar.rank_size, self.slate  # type: ignore[assignment]
-        spelled = s.later if listed else s.first
-        found = [(spelled[i], i) for i in source if i not in listed] if len(listed) < most else []
-        if listed and not (grammar.full and found):
+            source, chosen, limit = self.slate, self.rank, grammar.rank_size
+        labels = s.later if chosen else s.first
+        found = [(labels[i], i) for i in source if i not in chosen] if len(chosen) < limit else []
+        if chosen and not (grammar.full and found):
             found.append((s.tags[1 if self.stage == IN_SLATE else 3], -1))
         return found
 
     def after(self, index: int) -> "Walk":
-        """The completion with one more word finished."""
+        """The state after one more whole word."""
         slate, rank, stage = self.slate, self.rank, self.stage
         if index < 0:
             stage = min(stage + 1, DONE)
@@ -103,7 +105,7 @@ class Walk:
         return Walk(self.spelling, self.pool, stage, slate, rank)
 
     def allowed(self, grammar: GrammarConfig) -> set[int]:
-        """Which tokens may come next."""
+        """The tokens that may come next."""
         n, found = len(self.begun), set()
         for word, index in self.words(grammar):
             if word[:n] == self.begun:
@@ -114,7 +116,7 @@ class Walk:
         return found
 
     def push(self, token: int, grammar: GrammarConfig) -> "Walk":
-        """The completion with one more token. Raises KitError if it was not allowed."""
+        """The state after one more token. Raises KitError if the token is not allowed."""
         begun = (*self.begun, token)
         live = [(word, index) for word, index in self.words(grammar) if word[: len(begun)] == begun]
         if not live:
@@ -129,10 +131,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class IndexChoices:
-    """What the grammar may choose from, as prompt.Choices: here tokens of words. `pools`: size of each row's pool.
+    """Choices of the grammar (prompt.Choices), which are tokens of words here. `pools`: size of each row's pool.
 
-    `columns` (K,) the alphabet, `tokens` (B, K) the same in every row. `ends` and `closes` read tokens as text, however
-    they are cut: where words end (all, and those of labels), and whether `</SLATE>` is written.
+    `columns` (K,) is the alphabet, `tokens` (B, K) repeats it for every row. `ends` and `closes` read tokens as text, so
+    that they work for any tokenization: positions at which words and labels end, and whether `</SLATE>` was written.
     """
 
     spelling: Spelling
@@ -146,16 +148,13 @@ class IndexChoices:
         """Token id of each choice, (B, K)."""
         return self.columns.expand(len(self.pools), -1)
 
-    def _with(self, pools: Sequence[int]) -> "IndexChoices":
-        return replace(self, pools=tuple(pools))
-
     def to(self, device: torch.device) -> "IndexChoices":
         """On another device."""
         return replace(self, columns=self.columns.to(device))
 
     def repeat(self, times: int) -> "IndexChoices":
         """Each row `times` times."""
-        return self._with([n for n in self.pools for _ in range(times)])
+        return replace(self, pools=tuple(n for n in self.pools for _ in range(times)))
 
     def longest(self, grammar: GrammarConfig) -> int:
         """Tokens of the longest completion that the grammar allows over the largest pool."""
@@ -166,11 +165,11 @@ class IndexChoices:
         return self.spelling.write(slate, (), closed=False)
 
     def progress(self, grammar: GrammarConfig, constrained: bool) -> "IndexProgress":
-        """Completions of every row that have nothing written yet."""
+        """An empty completion for every row."""
         return IndexProgress(self, grammar, constrained, [Walk(self.spelling, n) for n in self.pools])
 
     def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
-        """What was allowed at each token, (B, T, K) bool, and which of the choices it is, (B, T)."""
+        """Allowed choices at each token, (B, T, K) bool, and the index of the chosen one, (B, T)."""
         column = {t: i for i, t in enumerate(self.columns.tolist())}
         end, where = self.spelling.tags[4][0], []
         for b, (row, n) in enumerate(zip(completions.tolist(), mask.sum(1).tolist(), strict=True)):
@@ -183,7 +182,7 @@ class IndexChoices:
         return allowed, (completions.unsqueeze(-1) == self.columns).int().argmax(-1)
 
     def item_ends(self, completions: Tensor) -> Tensor:
-        """True at the last token of each label that a list holds. (B, T)."""
+        """True at the last token of each label in a list, (B, T)."""
         found = torch.zeros_like(completions, dtype=torch.bool)
         for b, row in enumerate(completions.tolist()):
             found[b, self.ends(row)[1]] = True
@@ -192,7 +191,7 @@ class IndexChoices:
 
 @dataclass
 class IndexProgress:
-    """How far the completions of all rows are, as prompt.Progress. `free` holds their tokens where nothing is enforced."""
+    """State of the completions of all rows (prompt.Progress). In free decoding, `free` holds their tokens."""
 
     choices: IndexChoices
     grammar: GrammarConfig
@@ -201,13 +200,13 @@ class IndexProgress:
     free: dict[int, list[int]] = field(default_factory=dict)
 
     def allowed(self) -> Tensor:
-        """Which choices may come next, (B, K) bool."""
+        """Allowed next choices, (B, K) bool."""
         columns = self.choices.columns.tolist()
         allowed = [walk.allowed(self.grammar) for walk in self.walks]
-        return torch.tensor([[t in some for t in columns] for some in allowed], device=self.choices.columns.device)
+        return torch.tensor([[t in tokens for t in columns] for tokens in allowed], device=self.choices.columns.device)
 
     def append(self, rows: Tensor, tokens: Tensor) -> None:
-        """Tokens that some rows wrote."""
+        """Append one token to each of the given rows."""
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             if self.constrained:
                 self.walks[row] = self.walks[row].push(token, self.grammar)

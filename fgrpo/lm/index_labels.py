@@ -1,8 +1,8 @@
 """The `index` label scheme, for pretrained models: candidates are listed as `[7] title` and written by number.
 
-The one prompt of the kit is built here, from leads that the kit wrote and texts that it did not. Those are tokenized
-apart from the template, with special tokens as plain text, cut to a budget of tokens and rid of control characters:
-whatever they hold, they can neither end the prompt nor speak for the model. Ids of items never stand in a prompt.
+Prompts are built here, from leads (the kit's own words) and texts of the data. Those texts are tokenized apart from the
+template, with special tokens as plain text, without control characters, and cut to a budget of tokens: whatever they
+contain, they can neither end the prompt nor begin the model's answer. A prompt never contains item ids.
 """
 
 import re
@@ -11,10 +11,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..config import GrammarConfig, KitError
 from ..data import Example
@@ -26,14 +27,14 @@ RANK = "Rank the candidates that fit best, best first: at most {}."
 FORM = "Write only the numbers of candidates, each once, in exactly this form and nothing else:"
 SLATE_FORM, RANK_FORM = "<SLATE> 7, 12, 3 </SLATE>", "<RANK> 12, 3 </RANK>"
 ANSWER = "\n\nAnswer:\n"
-"""what stands between prompt and answer where a model has no chat template"""
+"""text between prompt and answer for a model without a chat template"""
 CHARACTERS = 32
-"""most characters of a text that are looked at per token of its budget"""
+"""maximum number of characters of a text that are read per token of its budget"""
 QUERY_TOKENS = 200
-"""the query's own budget, if that of a passage is lower: half a question cannot be answered"""
+"""minimum budget of the query, which is not cut with the passages: half a question cannot be answered"""
 _WORD = re.compile(r"</?(?:SLATE|RANK)>|[^\s,<>]+")
 _BIDI = {0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-_HERE = "(prompt)"  # where the prompt's own text goes in a chat template
+_HERE = "(prompt)"  # marks the position of the prompt's own text in a chat template
 
 
 def ask_slate(grammar: GrammarConfig) -> str:
@@ -52,32 +53,41 @@ def ask_both(grammar: GrammarConfig) -> str:
     return f"{choose} Then, out of the slate: {rank} {FORM}\n{SLATE_FORM} {RANK_FORM}"
 
 
-def prompt_lines(example: Example, shown: Sequence[int], ask: str) -> list[tuple[str, str]]:
-    """The prompt's lines as (lead, text), the leads by the kit and the texts by whoever wrote the data.
+def prompt_lines(example: Example, pool: Sequence[int], ask: str) -> list[tuple[str, str]]:
+    """The prompt's lines as (lead, text): leads are the kit's own words, texts come from the data.
 
-    Recommendation shows a history and candidates, question answering (no history) a question and passages.
+    `pool`: indices of the candidates to list. A recommendation prompt has a history and candidates, a question answering
+    prompt (no history) a question and passages.
     """
     history = [("History, oldest first:", ""), *(("-", text) for text in example.history)] if example.history else []
-    query, pool = ("Query:", "Candidates:") if history else ("Question:", "Candidate passages:")
-    candidates = [(f"[{i + 1}]", example.candidates[i]) for i in shown]
-    return [(query, example.query), *history, (pool, ""), *candidates, ("", ""), (ask, "")]
+    query, heading = ("Query:", "Candidates:") if history else ("Question:", "Candidate passages:")
+    candidates = [(f"[{i + 1}]", example.candidates[i]) for i in pool]
+    return [(query, example.query), *history, (heading, ""), *candidates, ("", ""), (ask, "")]
 
 
-def chat(tokenizer: Any, content: str) -> str:
-    """A user's message in the model's chat template, up to where its answer begins."""
-    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-    return tokenizer.apply_chat_template([{"role": "user", "content": content}], **how)
+def chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str = "") -> str:
+    """A user's message in the model's chat template, up to the start of the answer, or with a whole answer."""
+    messages = [{"role": "user", "content": user}]
+    if assistant:
+        messages.append({"role": "assistant", "content": assistant})
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    else:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )  # fmt: skip
+    assert isinstance(text, str)
+    return text
 
 
 def tidied(text: str, budget: int) -> str:
-    """One line of a foreign text: control and direction marks and line breaks are spaces, and those are single."""
+    """A text of the data on one line: control and direction marks, line breaks and runs of spaces become one space."""
     text = text[: CHARACTERS * budget]
     bad = (ord(c) in _BIDI or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
     return " ".join("".join(" " if b else c for b, c in zip(bad, text, strict=True)).split())
 
 
 class PromptSize(NamedTuple):
-    """Tokens of a prompt, how many of its texts were cut short, and by how many tokens in all."""
+    """Tokens of a prompt, number of its texts that were truncated, and number of tokens cut from them in all."""
 
     prompt: int
     truncated: int
@@ -85,12 +95,12 @@ class PromptSize(NamedTuple):
 
 
 class IndexLabels:
-    """Prompts, spelled completions and their reading, for one tokenizer."""
+    """How prompts and completions are written in tokens, and how completions are read, for one tokenizer."""
 
     tags: Sequence[int] = ()
 
-    def __init__(self, tokenizer: Any, config: Any, passage_tokens: int = 200):
-        """`config` is the model's, for the length of its context. Raises KitError on a tokenizer that does not do."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, passage_tokens: int = 200):
+        """`config` is the model's, for the length of its context. Raises KitError on a tokenizer that cannot be used."""
         self.tokenizer, self.budget, self.query_budget = tokenizer, passage_tokens, max(passage_tokens, QUERY_TOKENS)
         self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.reserved = {
@@ -111,35 +121,34 @@ class IndexLabels:
         if not t.chat_template:
             if t.eos_token_id is None:
                 raise KitError("this tokenizer has no end token.")
-            begin = t("a")["input_ids"][:1]
+            begin = t("a").input_ids[:1]
             return begin if begin == [t.bos_token_id] else [], self.ids(ANSWER), t.eos_token_id
         before, here, after = chat(t, _HERE).partition(_HERE)
         if not here or _HERE in after:
-            raise KitError("the chat template of this model does not show a message as it is.")
-        # an answer ends as the template ends one, which need not be the end token of the tokenizer
-        said = t.apply_chat_template(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": _HERE}], tokenize=False
-        )
-        ends = [i for i in self._special(said.rpartition(_HERE)[2]) if i in self.reserved or i == t.eos_token_id]
+            raise KitError("the chat template of this model changes the text of a message: it cannot be used.")
+        # the token that the template writes after an answer, which need not be the tokenizer's end token
+        closing = self._special(chat(t, "a", _HERE).rpartition(_HERE)[2])
+        ends = [i for i in closing if i in self.reserved or i == t.eos_token_id]
         return self._special(before), self._special(after), ends[0] if ends else t.eos_token_id
 
     def _special(self, text: str) -> list[int]:
-        """Tokens of a text of the template, in which special tokens are meant as such."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        """Tokens of a part of the template, where special tokens are read as special."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
-    def ids(self, text: str, special: bool = False) -> list[int]:
-        """Tokens of a text that stands after another: what some tokenizers put before a text is left out."""
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text that follows another one, without the prefix that some tokenizers add at the start."""
+
+        def tokens(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
         for anchor in ("a", "\n"):
-            alone, both = (
-                self.tokenizer(x, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
-                for x in (anchor, anchor + text)
-            )
+            alone, both = tokens(anchor), tokens(anchor + text)
             if both[: len(alone)] == alone:
                 return both[len(alone) :]
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+        return tokens(text)
 
     def plain(self, text: str) -> list[int]:
-        """Tokens of a foreign text: no added token of the tokenizer, special or not, is ever among them."""
+        """Tokens of a text of the data, never an added token of the tokenizer, special or not."""
         ids = self.ids(text)
         if not any(i in self.reserved for i in ids):
             return ids
@@ -147,15 +156,15 @@ class IndexLabels:
         return [i for a, b in pairwise(cuts) for i in self.ids(text[a:b]) if i not in self.reserved]
 
     def text_ids(self, text: str, budget: int) -> list[int]:
-        """Tokens of a foreign text behind its lead, within a budget."""
+        """Tokens of a text of the data after its lead, within a budget."""
         text = tidied(text, budget)
         return self.plain(f" {text}")[:budget] if text else []
 
     def _budget(self, line: int) -> int:
-        return self.budget if line else self.query_budget  # the query stands in the first line of a prompt
+        return self.budget if line else self.query_budget  # the first line of a prompt holds the query
 
     def prompt_ids(self, example: Example, grammar: GrammarConfig | None = None) -> list[int]:
-        """Token ids of the prompt, which says how long lists may be. Raises KitError if the context has no room for it."""
+        """Token ids of the prompt, which states the maximum lengths. Raises KitError if it does not fit into the context."""
         grammar, pool = grammar or GrammarConfig(), len(example.candidates)
         ids = list(self._prompt(example, grammar))
         room = self._spelling(pool).longest(pool, grammar)
@@ -170,28 +179,28 @@ class IndexLabels:
         return tuple(self.ask(example, range(len(example.candidates)), ask_both(grammar)))
 
     def ask(self, example: Example, pool: Sequence[int], question: str) -> list[int]:
-        """Token ids of a prompt that lists the candidates `pool` (indices), each under its own number, and asks."""
+        """Token ids of a prompt that lists the candidates `pool` (indices) by number, and then asks the question."""
         ids = [*self.before]
         for n, (lead, text) in enumerate(prompt_lines(example, pool, question)):
             ids += [*self.ids("\n" * (n > 0) + lead), *self.text_ids(text, self._budget(n))]
         return [*ids, *self.after]
 
     def prompt_size(self, example: Example) -> "PromptSize":
-        """The prompt in tokens, and what its budget cut from each text (of which the first 10,000 tokens are looked at)."""
+        """The prompt in tokens, and the tokens cut from its texts (of each text the first 10,000 tokens are counted)."""
         texts = (example.query, *example.history, *example.candidates)
         over = [max(0, len(self.plain(f" {tidied(t, 10_000)}")) - self._budget(n)) for n, t in enumerate(texts)]
         return PromptSize(len(self._prompt(example, GrammarConfig())), sum(n > 0 for n in over), sum(over))
 
     def prompt(self, example: Example) -> str:
-        """The prompt as text, to be looked at."""
+        """The prompt as text, for a reader."""
         return self._decode(self.prompt_ids(example))
 
     def message(self, example: Example, grammar: GrammarConfig) -> str:
-        """The prompt's text, for a template and a tokenizer elsewhere: foreign texts lose the names of added tokens."""
+        """The prompt's text, to be put into a template and tokenized elsewhere: names of added tokens are removed."""
         lines = []
         for n, (lead, text) in enumerate(prompt_lines(example, range(len(example.candidates)), ask_both(grammar))):
-            shown = " ".join(self._added.sub(" ", self._decode(self.text_ids(text, self._budget(n)))).split())
-            lines.append(f"{lead} {shown}" if shown else lead)
+            text = " ".join(self._added.sub(" ", self._decode(self.text_ids(text, self._budget(n)))).split())
+            lines.append(f"{lead} {text}" if text else lead)
         return "\n".join(lines)
 
     def candidates(self, example: Example) -> tuple[str, ...]:
@@ -199,18 +208,18 @@ class IndexLabels:
         return tuple(str(i + 1) for i in range(len(example.candidates)))
 
     def choices(self, examples: Sequence[Example]) -> IndexChoices:
-        """What may be written for each example."""
+        """Choices of the grammar for each example."""
         pools = tuple(len(e.candidates) for e in examples)
         spelling = self._spelling(max(pools))
         return IndexChoices(spelling, pools, torch.tensor(spelling.alphabet), self.word_ends, self._closes)
 
     def _spell(self, pool: int) -> Spelling:
-        """The words for pools up to a size. Raises KitError if this tokenizer does not spell them faithfully."""
+        """The words for pools up to a size. Raises KitError if decoding their tokens does not give them back."""
 
         def word(text: str) -> Word:
             ids = self.ids(text)
             if self._decode([*self.ids("a"), *ids]).strip() != "a" + text or any(i in self.reserved for i in ids):
-                raise KitError(f"this tokenizer does not spell {text!r} so that it can be read again.")
+                raise KitError(f"this tokenizer does not decode the tokens of {text!r} to the same text.")
             return tuple(ids)
 
         first, later = (tuple(word(f"{before}{i + 1}") for i in range(pool)) for before in (" ", ", "))
@@ -223,10 +232,12 @@ class IndexLabels:
         return self._spelling(len(example.candidates)).write(slate, ranked)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # of one sequence; a batch would give a list
+        return text
 
     def text(self, ids: Sequence[int]) -> str:
-        """Tokens as text, without the end token that closes them; other special tokens stay, as they were written."""
+        """Tokens as text, without a final end token; other special tokens are kept."""
         ids = list(ids)
         return self._decode(ids[:-1] if ids and ids[-1] == self.end else ids)
 
@@ -242,7 +253,7 @@ class IndexLabels:
         return phase.masked_fill(~mask, PHASE_PAD)
 
     def word_ends(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Which tokens of a completion end a word, and which of them a label; none after the end token."""
+        """Positions of the tokens that end a word, and of those that end a label; none after the end token."""
         n = next((t for t, token in enumerate(ids) if token in (self.end, self.pad)), len(ids))
         lengths = [len(self._decode(ids[: t + 1])) for t in range(n)]
         words = [(bisect_left(lengths, m.end()), m[0][0] != "<") for m in _WORD.finditer(self._decode(ids[:n]))]

@@ -1,14 +1,14 @@
-"""Packages and models from outside: what the user is told if one is missing or cannot be loaded."""
+"""Optional packages and pretrained models: a clear error if one is missing or cannot be loaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 from ..config import KitError
 
 
-def optional(name: str) -> Any:
+def optional(name: str) -> ModuleType:
     """An imported module of the extra `baselines`. Raises KitError if it is not installed."""
     try:
         return import_module(name)
@@ -17,13 +17,13 @@ def optional(name: str) -> Any:
 
 
 def missing(name: str) -> KitError:
-    """The one sentence about a package that is not installed."""
+    """The error for a package that is not installed."""
     return KitError(f"package {name!r} is not installed: pip install 'fgrpo[baselines]'.")
 
 
 @contextmanager
 def loading(model: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one KitError that names the model."""
+    """Any exception raised inside becomes a KitError that names the model."""
     try:
         yield
     except KitError:

@@ -1,7 +1,7 @@
-"""Pretrained models: loading one by name, folder or GGUF file, and the LoRA adapter that is all that is trained.
+"""Pretrained models: loading one by name, folder or GGUF file, with a LoRA adapter. Only the adapter is trained.
 
-A checkpoint holds the adapter (safetensors, as peft writes it) and policy.json, which says what it belongs on; the
-pretrained weights are neither copied nor held twice, not for the reference of a KL penalty either.
+A checkpoint holds the adapter (safetensors, as peft writes it) and policy.json, which names its base model. The
+pretrained weights are never saved, and are in memory once: the reference policy of a KL penalty uses them too.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -23,40 +23,44 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     GgufConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..config import GrammarConfig, KitError, LMConfig
 from ..data import Example, write_text
-from ..policy import Policy
+from ..policy import Policy, Prompts, Sampling
 from ..prefix import PrefixTree
 from .index_labels import IndexLabels
 from .loading import loading, optional
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 POLICY_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
 TRAINED, FROZEN = "default", "reference"
 KEPT = ("model", "gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "passage_tokens")
-"""fields of LMConfig that policy.json holds: what the adapter was trained with"""
+"""fields of LMConfig in policy.json: the options that the adapter was trained with"""
 RECOMPUTE_FROM = 1536
-"""tokens of prompts from which layers are run again for the gradient, not kept"""
+"""number of prompt tokens from which activations are recomputed for the gradient, not kept"""
 BATCH_TOKENS = 16_384
-"""tokens of prompts, padding included, that are decoded together greedily"""
+"""maximum number of prompt tokens, padding included, in a batch of greedy decoding"""
 
 
 _MMAP_THRESHOLD = -3
-_returned: list[Any] = []  # the C library, once large tensors are to be returned to the system
+_returned: list[ctypes.CDLL] = []  # glibc, once `give_memory_back` has set its threshold
 
 
 def give_memory_back() -> None:
-    """Have glibc return large tensors to the system when they are freed; other C libraries are left alone.
+    """Make glibc return large tensors to the system when they are freed; other C libraries are not changed.
 
-    Its threshold for that grows with use up to 32 MB, and recomputed layers then leave holes that nothing fits: a step
-    on a prompt of 3,600 tokens peaked at 6.9 GB where its tensors took 2 (SmolLM2-135M, November 2026).
+    Its threshold grows with use up to 32 MB, and recomputed layers then fragment the heap: a step on a prompt of 3,600
+    tokens peaked at 6.9 GB although its tensors need 2 GB (SmolLM2-135M, November 2026).
     """
     try:
         libc = ctypes.CDLL(None)
-        if libc.mallopt(_MMAP_THRESHOLD, 2**20) and libc.malloc_trim:  # setting it also ends its growth
+        if libc.mallopt(_MMAP_THRESHOLD, 2**20) and libc.malloc_trim:  # setting it also stops its growth
             _returned[:] = [libc]
     except (OSError, AttributeError, TypeError):
         return
@@ -64,9 +68,9 @@ def give_memory_back() -> None:
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """Keep freed tensors of up to 32 MB for the next ones, which decoding makes alike at every token; then return them.
+    """Reuse freed tensors of up to 32 MB, since decoding allocates the same sizes at every token; then return them.
 
-    Getting pages from the system again and again took 14 of 26 CPU seconds of greedy decoding, with this 7 of 19 (12
+    Requesting pages from the system took 14 of 26 CPU seconds of greedy decoding without this, 7 of 19 with it (12
     prompts of 480 tokens, SmolLM2-135M in bfloat16, one core of a busy machine, November 2026).
     """
     for libc in _returned:
@@ -81,12 +85,12 @@ def memory_kept() -> Iterator[None]:
 
 def load_lm(
     name_or_folder: str, gguf_file: str = "", dtype: str = "auto", remote_code: bool = False
-) -> tuple[Any, Any]:
-    """(model, tokenizer) of a causal language model, on the CPU in evaluation mode, by default in its own type.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) of a causal language model, on the CPU in evaluation mode, by default in its own dtype.
 
-    A folder or hub name with safetensors, or, if `gguf_file` names a file in it, with GGUF weights, which are unpacked,
-    as float32 unless asked otherwise (needs package gguf; left alone, transformers keeps some packed on a Mac, with kernels
-    from the hub). Remote code is run only if asked for. Raises KitError if it cannot be loaded.
+    A folder or hub name with safetensors or, if `gguf_file` names a file in it, with GGUF weights. These are dequantized,
+    by default to float32 (needs package gguf; without this transformers keeps some of them quantized on a Mac, and runs
+    kernels from the hub). Remote code is run only with `remote_code`. Raises KitError if the model cannot be loaded.
     """
     source = _source(gguf_file)
     weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
@@ -102,7 +106,7 @@ def load_lm(
 
 @contextmanager
 def _without_its_warning() -> Iterator[None]:
-    """Peft 0.21 asks transformers by a name that goes in version 6; whoever runs the kit can do nothing about it."""
+    """Hide a warning that users cannot act on: peft 0.21 uses a name that transformers will remove in version 6."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
@@ -110,17 +114,15 @@ def _without_its_warning() -> Iterator[None]:
 
 def load_labels(config: LMConfig) -> IndexLabels:
     """The label scheme of a model, from its tokenizer and configuration alone. Raises KitError if it cannot be loaded."""
-    source = _source(config.gguf_file)
+    source, code = _source(config.gguf_file), config.trust_remote_code
     with loading(config.model):
-        tokenizer, shape = (
-            kind.from_pretrained(config.model, trust_remote_code=config.trust_remote_code, **source)
-            for kind in (AutoTokenizer, AutoConfig)
-        )
-    return IndexLabels(tokenizer, shape, config.passage_tokens)
+        tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=code, **source)
+        model_config = AutoConfig.from_pretrained(config.model, trust_remote_code=code, **source)
+    return IndexLabels(tokenizer, model_config, config.passage_tokens)
 
 
-def _source(gguf_file: str) -> dict[str, Any]:
-    """What transformers needs to read a GGUF file; nothing where the weights are not in one."""
+def _source(gguf_file: str) -> dict[str, str]:
+    """Arguments with which transformers reads a GGUF file; none for other weights."""
     if not gguf_file:
         return {}
     optional("gguf")
@@ -128,42 +130,43 @@ def _source(gguf_file: str) -> dict[str, Any]:
 
 
 class PretrainedPolicy(Policy):
-    """A Hugging Face causal model with a LoRA adapter, which is all that is trained and all that `save` writes."""
+    """A Hugging Face causal model with a LoRA adapter. Only the adapter is trained and saved."""
 
     labels: IndexLabels
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, config: LMConfig):
+    def __init__(self, model: "PeftModel", tokenizer: PreTrainedTokenizerBase, config: LMConfig):
         self.config = config
         super().__init__(model, tokenizer, IndexLabels(tokenizer, model.config, config.passage_tokens))
 
     @classmethod
     def new(cls, config: LMConfig, seed: int = 0, device: str = "cpu") -> "PretrainedPolicy":
-        """A model with a fresh adapter, which changes nothing until it is trained."""
-        from peft import LoraConfig, get_peft_model
+        """A model with a new adapter, which has no effect until it is trained."""
+        from peft import LoraConfig, PeftModel, get_peft_model
 
-        model, tokenizer = load_lm(config.model, config.gguf_file, config.dtype, config.trust_remote_code)
-        names: Any = config.lora_targets.split(",")
-        targets = names if names != ["all-linear"] else "all-linear"
+        base, tokenizer = load_lm(config.model, config.gguf_file, config.dtype, config.trust_remote_code)
+        names = config.lora_targets.split(",")
         lora = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=targets,
+            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0,
+            target_modules="all-linear" if names == ["all-linear"] else names,
             base_model_name_or_path=config.model, task_type="CAUSAL_LM",
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
                 with _without_its_warning():
-                    model = get_peft_model(model, lora)
+                    model = get_peft_model(base, lora)
             except ValueError as error:
                 raise KitError(f"lora_targets {config.lora_targets!r}: {str(error).split('. ')[0][:200]}.") from None
+        assert isinstance(model, PeftModel)
         policy = cls(model, tokenizer, config)
         policy.to(device)
         return policy
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", given: LMConfig | None = None) -> "PretrainedPolicy":
-        """Read a folder that `save` wrote, on the model that its policy.json names, or on that of `given` if it names one.
+        """Read a folder that `save` wrote. The base model is that of `given` if it names one, else that of policy.json.
 
-        Raises KitError if the folder is damaged or its model missing.
+        Raises KitError if the folder is damaged or its base model missing.
         """
         from peft import PeftModel, get_peft_model_state_dict
 
@@ -175,17 +178,17 @@ class PretrainedPolicy(Policy):
         if given.model:
             config = replace(config, model=given.model, gguf_file=given.gguf_file or config.gguf_file)
         config = replace(config, trust_remote_code=given.trust_remote_code, micro=given.micro)
-        tensors = _tensors(folder)  # damage is reported before minutes are spent on the base model
+        tensors = _tensors(folder)  # first, since loading the base model may take minutes
         try:
-            model, tokenizer = load_lm(config.model, config.gguf_file, config.dtype, config.trust_remote_code)
+            base, tokenizer = load_lm(config.model, config.gguf_file, config.dtype, config.trust_remote_code)
         except KitError as error:
             raise KitError(f"{folder}: its base model is missing; give its path with --model ({error})") from None
         try:
             with _without_its_warning():
-                model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+                model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
             if get_peft_model_state_dict(model, save_embedding_layers=False).keys() != tensors.keys():
                 raise ValueError("it has other layers")
-        except Exception as error:  # a damaged file raises whatever its reader raises
+        except Exception as error:  # a reader may raise any exception on a damaged file
             reason = next(iter(str(error).strip().split("\n")), "")[:200]
             raise KitError(f"{folder}: the checkpoint is damaged or fits another model ({reason}).") from None
         policy = cls(model, tokenizer, config)
@@ -193,14 +196,14 @@ class PretrainedPolicy(Policy):
         return policy
 
     def save(self, folder: str | Path) -> None:
-        """Write the adapter and, in policy.json, what it belongs on."""
+        """Write the adapter, and policy.json with its base model and options."""
         self.model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
-        (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's model card, an empty form
+        (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
         values = {name: value for name, value in asdict(self.config).items() if name in KEPT}
         write_text(Path(folder) / POLICY_FILE, json.dumps(values, indent=2) + "\n")
 
     def reload(self, folder: str | Path) -> Policy:
-        """This model with the adapter of another checkpoint. Raises KitError if that is damaged."""
+        """Load the adapter of another checkpoint into this model. Raises KitError if it is damaged."""
         from peft import set_peft_model_state_dict
 
         try:
@@ -210,7 +213,7 @@ class PretrainedPolicy(Policy):
         return self
 
     def reference(self, folder: str | Path) -> Policy:
-        """The same model, its adapter off or a frozen copy of a checkpoint's adapter in its place."""
+        """The same model with its adapter disabled, or with a frozen copy of a checkpoint's adapter."""
         tensors = _tensors(Path(folder))
         if not any(t.any() for name, t in tensors.items() if "lora_B" in name):
             return FrozenReference(self, None)
@@ -220,7 +223,7 @@ class PretrainedPolicy(Policy):
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
-        """While open, the model has another adapter, or none."""
+        """Use another adapter, or none, inside this context."""
         if name is None:
             with self.model.disable_adapter():
                 yield
@@ -232,15 +235,15 @@ class PretrainedPolicy(Policy):
             self.model.set_adapter(TRAINED)
 
     def decoding(self) -> AbstractContextManager[None]:
-        """Open while tokens are sampled: freed memory is kept."""
+        """A context in which tokens are sampled: freed memory is reused."""
         return memory_kept()
 
     def narrowed(self, columns: torch.Tensor | None) -> AbstractContextManager[None]:
-        """While open, the model computes the logits of these tokens alone, where its head is a plain linear layer."""
+        """A context in which the model computes logits of these tokens only, if its head is a plain linear layer."""
         return narrowed(self.model, columns)
 
     def grow(self, ids: torch.Tensor, mask: torch.Tensor) -> PrefixTree:
-        """Encoded prompts; the graph of long ones is computed again when it is needed, not kept."""
+        """Encode prompts. For long ones, activations are recomputed in the backward pass, not kept."""
         again = ids.numel() > RECOMPUTE_FROM and torch.is_grad_enabled()
         with recomputed(self.model) if again else nullcontext():
             return PrefixTree(self.model, ids, mask)
@@ -265,36 +268,39 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class FrozenReference(PretrainedPolicy):
-    """A pretrained policy as it was when the run began, for a KL penalty: the same model, another adapter or none."""
+    """The policy that a run started from, for a KL penalty: the same base model, with another adapter or none."""
 
     def __init__(self, policy: PretrainedPolicy, frozen: str | None):
         self.__dict__.update(policy.__dict__)
         self.frozen = frozen
 
-    def logprobs(self, *args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs(
+        self, prompts: Prompts, completions: torch.Tensor, mask: torch.Tensor, sampling: Sampling, shared: bool = True,
+        tree: PrefixTree | None = None, begun: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """As Policy.logprobs, without gradient."""
         with torch.no_grad(), self.adapter(self.frozen):
-            return super().logprobs(*args, **options)
+            return super().logprobs(prompts, completions, mask, sampling, shared, tree, begun)
 
 
 @contextmanager
-def recomputed(model: Any) -> Iterator[None]:
-    """While open, decoder layers keep only their inputs for the backward pass, and run again for the rest.
+def recomputed(model: torch.nn.Module) -> Iterator[None]:
+    """Inside this context, decoder layers keep only their inputs for the backward pass and recompute the rest.
 
-    A prompt of thousands of tokens then takes its keys, values and one vector a layer.
+    A prompt of thousands of tokens then takes its keys, its values and one vector per layer and token.
 
-    transformers' own gradient checkpointing forbids a cache, since a layer that runs again would write into it again.
-    Here the second run writes into a cache of its own: a prompt begins with an empty one, so nothing is missing there.
+    transformers' own gradient checkpointing forbids a cache, because a recomputed layer would write into it twice.
+    Here the second run gets a cache of its own, which may be empty because a prompt starts with an empty cache.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
+    def wrap(forward: Callable[..., object]) -> Callable[..., object]:
+        def run(hidden: torch.Tensor, *args: object, **options: object) -> object:
             if not isinstance(options.get("cache"), DynamicCache):
                 return forward(hidden, *args, **options)
-            caches = [options.pop("cache")]  # the first run takes it
+            caches = [options.pop("cache")]  # used by the first run only
 
-            def once(hidden: torch.Tensor) -> Any:
+            def once(hidden: torch.Tensor) -> object:
                 return forward(hidden, *args, cache=caches.pop() if caches else DynamicCache(), **options)
 
             return checkpoint(once, hidden, use_reentrant=False, preserve_rng_state=False)
@@ -311,10 +317,10 @@ def recomputed(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def narrowed(model: Any, columns: torch.Tensor | None) -> Iterator[None]:
-    """While open, a model computes the logits of these tokens alone, where its head is a plain linear layer.
+def narrowed(model: PreTrainedModel, columns: torch.Tensor | None) -> Iterator[None]:
+    """Inside this context, a model computes the logits of these tokens only, if its head is a plain linear layer.
 
-    A grammar over numbers needs some twenty of 50,000 or 150,000 columns.
+    A grammar over numbers needs about twenty of 50,000 to 150,000 columns.
     """
     head = model.get_output_embeddings() if columns is not None else None
     if type(head) is not torch.nn.Linear:

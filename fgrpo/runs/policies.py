@@ -1,4 +1,4 @@
-"""Policies of a run, tiny or pretrained: `new_policy`, `save_policy`, `load_policy`."""
+"""Make, save and load the policy of a run, tiny or pretrained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from .seal import check_seal, seal
 
 
 def new_policy(items: Sequence[str], config: Config, seed: int = 0) -> Policy:
-    """The policy that a run begins with: a pretrained model if the configuration names one, else a tiny one."""
+    """The initial policy of a run: a pretrained model if the configuration names one, else a tiny one."""
     return PretrainedPolicy.new(config.lm, seed) if config.lm.model else Policy.tiny(items, config.model, seed)
 
 
@@ -23,10 +23,10 @@ def policy_folder(path: str | Path) -> Path:
 
 
 def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = None) -> Policy:
-    """The policy of a checkpoint, or of the latest one of a run's folder.
+    """The policy of a checkpoint, or of the latest checkpoint in a run's folder.
 
-    An adapter is put on the model that its policy.json names, or on that of `lm` if it names one. Raises KitError if
-    nothing is there, or if it is incomplete, damaged, or differs from its SHA256SUMS.
+    The base model of an adapter is that of `lm` if it names one, else that of its policy.json. Raises KitError if the
+    checkpoint is missing, incomplete or damaged, or differs from its SHA256SUMS.
     """
     folder = policy_folder(path)
     check_seal(folder)

@@ -1,15 +1,15 @@
-"""A run's folder: what it was, what it logged, and checkpoints that are whole or absent.
+"""The folder of a run: its configuration, metrics, traces and checkpoints.
 
     config.json                   the configuration; command, versions, hardware, date
     metrics.jsonl                 one line per step
-    trace.jsonl                   what the policy wrote, token by token (fgrpo.trace)
+    trace.jsonl                   rollouts token by token (fgrpo.runs.trace)
     checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer), trainer.json;
-                                  SHA256SUMS of all of them, checked whenever they are read
+                                  SHA256SUMS of all files, checked whenever they are read
 
-A checkpoint is written under another name and renamed when it is complete, and renamed again before it is deleted, so
-that a kill at any moment leaves whole checkpoints. The first one (step 0) is kept as the reference policy, of the others
-the last two. Of the steps that trace.jsonl holds, the first FIRST and the last LAST are kept. Nothing in a run's folder
-names its path: it can be moved.
+A checkpoint is written under a temporary name and renamed when it is complete, and renamed again before it is deleted,
+so that a kill at any moment leaves only complete checkpoints. The first one (step 0) is kept as the reference policy,
+and the last KEEP. trace.jsonl keeps the first FIRST and the last LAST traced steps. No file in the folder holds the
+folder's path, so it can be moved.
 """
 
 import io
@@ -19,10 +19,10 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -41,7 +41,7 @@ KEEP = 2
 FIRST = LAST = 20
 MAY_DIFFER = ("rl.steps", "device")
 PATHS = ("task", "data", "lm.model")
-"""options that may say where the files lie now, when a run is resumed elsewhere: only their last part must be the same"""
+"""options that hold a path. A run may be resumed with another path, if its last part is the same"""
 
 
 class Run:
@@ -50,24 +50,24 @@ class Run:
     def __init__(
         self, folder: str | Path, config: Config, resume: bool = False, save_every: int = 25, writes: bool = True
     ):
-        """Open a run folder. Raises KitError if it holds another run, or one that `resume` was not asked to go on.
+        """Open a run folder. Raises KitError if it already holds a run, unless `resume` continues the same one.
 
-        Of several processes one alone `writes`; the others read what it wrote.
+        Of several processes only one `writes`; the others read its files.
         """
         self.folder, self.config, self.save_every, self.writes = Path(folder), config, save_every, writes
         self.name = self.folder.name
         self.metrics, self.trace = self.folder / "metrics.jsonl", self.folder / "trace.jsonl"
         if not writes:
             return
-        if self.metrics.exists():  # it began to train: a call that failed before may simply be repeated
+        if self.metrics.exists():  # training began: before that, the command may simply be repeated
             if not resume:
-                raise KitError(f"{self.folder} already holds a run: pass --resume to go on, or another --out.")
+                raise KitError(f"{self.folder} already holds a run: pass --resume to continue it, or another --out.")
             self._compare(read_config(self.folder))
         made = {**provenance(), "processes": processes()}
         write_text(self.folder / "config.json", json.dumps({**config.to_dict(), "made": made}, indent=2) + "\n")
 
     def _compare(self, old: Config) -> None:
-        before, now = (_flat(c.to_dict()) for c in (old, self.config))
+        before, now = (flat(c.to_dict()) for c in (old, self.config))
         for name, value in now.items():
             was = before.get(name)
             moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
@@ -75,17 +75,15 @@ class Run:
                 raise KitError(f"{self.folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
+        """The newest complete checkpoint, or None."""
         return max(self.folder.glob("checkpoints/step-*"), default=None)
 
     def restore(
-        self,
-        policy: Policy,
-        make_optimizer: Callable[[Policy], torch.optim.Optimizer],
+        self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> tuple[Policy, torch.optim.Optimizer, int]:
-        """Policy, optimizer and steps done, from the latest checkpoint, or from `policy` in a new run.
+        """Policy, optimizer and number of steps done, from the latest checkpoint, or from `policy` in a new run.
 
-        Also cuts metrics.jsonl back to the steps that the checkpoint holds.
+        Also removes from metrics.jsonl the steps after the checkpoint.
         """
         if self.writes:
             self._sweep()
@@ -108,7 +106,7 @@ class Run:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             raise KitError(
-                f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to go on from the one before."
+                f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to continue from the one before."
             ) from None
         if self.writes:
             rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
@@ -116,7 +114,7 @@ class Run:
         return policy, optimizer, done
 
     def strip(self) -> None:
-        """Keep the last policy alone, without what resuming needs: for a checkpoint to be handed on."""
+        """Keep only the last policy, without the files for resuming: a checkpoint to share."""
         *old, last = sorted(self.folder.glob("checkpoints/step-*"))
         for folder in old:
             _remove(folder)
@@ -134,7 +132,7 @@ class Run:
         check_seal(first)
         return policy.reference(first)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Mapping[str, object]) -> None:
         """Append one step to metrics.jsonl."""
         if not self.writes:
             return
@@ -142,10 +140,10 @@ class Run:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise KitError(f"{self.metrics}: cannot be written ({error.strerror}); --resume goes on later.") from None
+            raise KitError(f"{self.metrics}: cannot be written ({error.strerror}); --resume continues later.") from None
 
     def save(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int, position: int) -> None:
-        """Write a checkpoint, whole or not at all, unless it is there; `position` is the number of examples consumed."""
+        """Write a checkpoint atomically, unless it exists; `position` is the number of examples consumed."""
         final = self.folder / "checkpoints" / f"step-{step:06d}"
         if not self.writes or final.exists():
             return
@@ -159,7 +157,7 @@ class Run:
             write_text(writing / "trainer.json", json.dumps({"step": step, "position": position}) + "\n")
             seal(writing)
             writing.replace(final)
-        except Exception as error:  # OSError; what the writers of tokenizers and safetensors make of it is their own
+        except Exception as error:  # tokenizers and safetensors raise their own instead of OSError
             shutil.rmtree(writing, ignore_errors=True)
             raise KitError(
                 f"{final}: the checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); "
@@ -169,7 +167,7 @@ class Run:
             _remove(old)
 
     def _sweep(self) -> None:
-        """Remove what a killed process was writing or deleting."""
+        """Remove the temporary files of a killed process."""
         for kind in ("writing", "leaving"):
             for folder in self.folder.glob(f"checkpoints/.{kind}-*"):
                 shutil.rmtree(folder)
@@ -179,14 +177,14 @@ class Run:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; a kill meanwhile leaves the whole of it, or a remainder that does not bear its name."""
+    """Delete a checkpoint. It is renamed first, so that a kill never leaves a part of it under its own name."""
     leaving = checkpoint.with_name(f".leaving-{checkpoint.name}")
     checkpoint.replace(leaving)
     shutil.rmtree(leaving)
 
 
 def thinned(lines: list[tuple[int, str]], before: int) -> str:
-    """Lines of a trace, given with their steps, that stay when one of step `before` is added."""
+    """The lines of a trace, given as (step, line), that are kept when lines of step `before` are added."""
     steps = sorted({step for step, _ in lines if step < before})
     kept = {*steps[:FIRST], *steps[max(0, len(steps) - LAST + 1) :]}
     return "".join(line for step, line in lines if step in kept)
@@ -214,28 +212,29 @@ def config_of_checkpoint(path: str | Path) -> Config:
     if not path.is_dir():
         raise KitError(f"{path}: no policy here; name the folder of a run, or a checkpoint in it.")
     if (path / "items.json").is_file() or not (path / "config.json").is_file():
-        raise KitError(f"{path}: no run here (its config.json says grammar and decoding); name the folder of a run.")
+        raise KitError(f"{path}: no run here (its config.json is missing); name the folder of a run.")
     return read_config(path)
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """All whole lines of metrics.jsonl, one per step; a last line that a kill cut short is left out."""
+    """All complete lines of metrics.jsonl, one per step. A last line that a kill truncated is left out."""
     rows: dict[int, dict[str, float]] = {}
     path = Path(folder) / "metrics.jsonl"
     lines = io.BytesIO(path.read_bytes())  # a line ends with \n, and with nothing else
     for number, line in enumerate(lines, start=1):
         try:
             row = read_object(line)
-            if type(row.get("step")) is not int:
+            step = row.get("step")
+            if type(step) is not int:
                 raise KitError("field 'step' must be a whole number")
-            rows[row["step"]] = row
+            rows[step] = cast("dict[str, float]", row)
         except KitError as error:
             if line.endswith(b"\n"):
                 raise KitError(f"{path}, line {number}: {error}; delete the line.") from None
     return list(rows.values())
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> dict[str, object]:
     """Command, versions, hardware and date, for config.json and result files."""
     script = Path(sys.argv[0])  # a script by its relative path, as in python data/results/make.py NAME
     called = f"python {script}" if script.suffix == ".py" and not script.is_absolute() else "python -m fgrpo"
@@ -250,8 +249,9 @@ def provenance() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested values by dotted name: `{"rl": {"lr": 1}}` becomes `{"rl.lr": 1}`."""
+    found: dict[str, object] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

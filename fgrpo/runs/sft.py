@@ -38,11 +38,11 @@ def sft_step(
 ) -> Logs:  # fmt: skip
     """Step `number` of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
 
-    Only tokens of the phases `learn` count. A demonstration depends on (seed, step, query id) alone.
+    The loss is over the tokens of the phases `learn`. A demonstration depends only on (seed, step, query id).
     """
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
-    shown = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
-    ids, mask = policy.spell(queries, shown)  # (Q, T)
+    targets = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
+    ids, mask = policy.spell(queries, targets)  # (Q, T)
     learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
     count = int(team.sum(int(learned.sum())))
 
@@ -69,8 +69,8 @@ def demonstration(example: Example, config: Config, generator: torch.Generator) 
     order = torch.randperm(pool, generator=generator).tolist()
     relevant = [i for i in order if i in example.relevant][: grammar.slate_size]
     others = [i for i in order if i not in example.relevant]
-    most = min(grammar.slate_size, pool) - len(relevant)
-    slate = relevant + others[: int(torch.randint(most + 1, (), generator=generator))]
+    room = min(grammar.slate_size, pool) - len(relevant)
+    slate = relevant + others[: int(torch.randint(room + 1, (), generator=generator))]
     shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
     return shuffled, slate[: grammar.rank_size]
 

@@ -1,4 +1,4 @@
-"""What a policy wrote, as JSONL: one line per query with its G rollouts, since credit has a meaning only within a group.
+"""Traces: the rollouts of a policy as JSONL. One line holds a query and its G rollouts, which credit compares.
 
     {"trace": 1, "name": "...", "config": {...}, "made": {...}}                                         the first line
     {"query": EXAMPLE, "step": 100, "rankings": 1, "greedy": ROLLOUT, "rollouts": [ROLLOUT, ...]}       every other line
@@ -6,9 +6,9 @@
     ROLLOUT: {"slate": [7, 12], "rank": [12], "error": "", "tokens": ["<SLATE>", "i7", ...], "items": [-1, 7, ...],
               "phases": [1, 1, ...], "logprobs": [0.0, -1.2, ...], "entropy": [0.0, 2.1, ...]}
 
-Lists are pool indices; `items` says which candidate's label ends with a token (-1: none; in an ill-formed output, every
-token). A rollout may do without tokens. Rewards and advantages are not stored: they follow from the lists, so that any
-credit method can be asked for (`credit_of`).
+Lists are pool indices. `items` is, for each token, the candidate whose label ends there (-1: none; always -1 in an
+ill-formed output). The fields by token are optional. Rewards and advantages are not stored, because they follow from the
+lists for any credit method (`credit_of`).
 """
 
 import io
@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +37,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Traced:
-    """One rollout: its parsed lists, and token by token (T) text, candidate named or -1, phase, log-prob, entropy.
+    """One rollout: its parsed lists, and for each of T tokens its text, candidate or -1, phase, log-prob and entropy.
 
-    `logprobs` and `entropy` are in nats and may be empty where nobody recorded them.
+    `logprobs` and `entropy` are in nats, and empty if they were not recorded.
     """
 
     output: Output
@@ -53,7 +52,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Group:
-    """A query with its greedy rollout, if there is one, and G sampled ones; each `rankings` in turn share a slate."""
+    """A query with its greedy rollout, if any, and G sampled ones; every `rankings` consecutive ones share a slate."""
 
     example: Example
     greedy: Traced | None = None
@@ -64,58 +63,57 @@ class Group:
 
 @dataclass(frozen=True)
 class Trace:
-    """A file of groups, the run they come from, and `notes` on what could not be read."""
+    """The groups of a file, the run that they come from, and `notes` on lines that could not be read."""
 
     name: str
     config: Config
     groups: list[Group]
-    made: dict[str, Any]
+    made: dict[str, object]
     notes: tuple[str, ...] = ()
 
 
 def trace_policy(
     policy: Policy, examples: Sequence[Example], config: Config, sampled: int, step: int | None = None, seed: int = 0
 ) -> list[Group]:
-    """Trace the first `sampled` examples, G = config.rl.group rollouts each and greedy decoding, token by token.
+    """Trace the first `sampled` examples token by token: G = config.rl.group rollouts and greedy decoding of each.
 
-    Of the others the greedy lists alone.
+    The other examples are traced without tokens: their greedy lists only.
     """
-    sampling = sampling_of(config)
-    some = examples[:sampled]
+    sampling, g = sampling_of(config), config.rl.group
+    first, rest = examples[:sampled], examples[sampled:]
     groups = []
-    for rows in slices(len(some), config.lm.micro or 16):  # a batch at a time: memory
-        part = some[rows]
+    for rows in slices(len(first), config.lm.micro or 16):  # in batches, to bound memory
+        part = first[rows]
         best = record(policy, rollout(policy, part, replace(sampling, temperature=1.0)))
-        rollouts = rollout(policy, part, sampling, config.rl.group, seed, step or 0, rankings=config.rl.rankings)
-        drawn, g = record(policy, rollouts), config.rl.group
-        of_query = [tuple(drawn[i * g : (i + 1) * g]) for i in range(len(part))]
-        groups += [Group(*some, config.rl.rankings, step) for some in zip(part, best, of_query, strict=True)]
-    rest = examples[sampled:]
-    outputs = greedy(policy, rest, sampling)
-    lists = [listed(o, len(e.candidates)) for e, o in zip(rest, outputs, strict=True)]
-    return [*groups, *(Group(e, x, step=step) for e, x in zip(rest, lists, strict=True))]
+        rollouts = rollout(policy, part, sampling, g, seed, step or 0, rankings=config.rl.rankings)
+        drawn = record(policy, rollouts)  # the G rollouts of a query follow each other
+        for i, (example, greedy_one) in enumerate(zip(part, best, strict=True)):
+            groups.append(Group(example, greedy_one, tuple(drawn[i * g : (i + 1) * g]), config.rl.rankings, step))
+    for example, output in zip(rest, greedy(policy, rest, sampling), strict=True):
+        groups.append(Group(example, listed(output, len(example.candidates)), step=step))
+    return groups
 
 
 @torch.no_grad()
 def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
-    """Rollouts token by token."""
+    """The rollouts of a batch, token by token."""
     _, entropy = policy.logprobs(rollouts.prompts, rollouts.completions, rollouts.mask, rollouts.sampling)
     ends = rollouts.prompts.choices.repeat(rollouts.group).item_ends(rollouts.completions) & rollouts.mask
     found = []
     for row, output in enumerate(rollouts.outputs):
         real = rollouts.mask[row]
-        ids, listed_here, phase, logp, spread = (
+        ids, is_end, phase, logp, spread = (
             x[row][real].tolist() for x in (rollouts.completions, ends, rollouts.phase, rollouts.logprobs, entropy)
         )
-        written = iter(() if output.error else (*output.slate, *output.rank))  # in the order that their labels end
-        items = tuple(next(written, -1) if here else -1 for here in listed_here)
+        written = iter(() if output.error else (*output.slate, *output.rank))  # in the order of their labels
+        items = tuple(next(written, -1) if end else -1 for end in is_end)
         texts = tuple(policy.text([t]) or END for t in ids)
         found.append(Traced(output, texts, items, tuple(phase), tuple(logp), tuple(spread)))
     return found
 
 
 def listed(output: Output, pool: int) -> Traced:
-    """A rollout of which only the lists are known, its tokens written out one per candidate. `pool`: candidates."""
+    """A rollout of which only the lists are known, with one token per candidate. `pool`: number of candidates."""
     if output.error:
         return Traced(output, (), (), ())
     slate, rank = list(output.slate), list(output.rank)
@@ -130,15 +128,15 @@ def listed(output: Output, pool: int) -> Traced:
 def credit_of(group: Group, config: Config) -> tuple[Rewards, Tensor]:
     """Rewards (1, G) and advantages (G, T) of a group's sampled rollouts, under the credit method of `config`.
 
-    Raises KitError if the method needs what the group does not have: rollouts, or several rankings of one slate.
+    Raises KitError if the group lacks what the method needs: at least two rollouts, or several rankings of one slate.
     """
     if len(group.rollouts) < 2:
-        raise KitError("credit compares the rollouts of one query: this one has fewer than two in the trace.")
+        raise KitError("credit compares the rollouts of one query, but this query has fewer than two in the trace.")
     rl = replace(config.rl, group=len(group.rollouts), rankings=group.rankings)
     if rl.credit != "nested":
-        rl = replace(rl, rankings=1)  # rankings of one slate are rollouts like any others to the other methods
+        rl = replace(rl, rankings=1)  # other methods treat rankings of one slate as separate rollouts
     elif group.rankings < 2:
-        raise KitError("nested compares rankings of one slate, and this trace has one ranking per slate.")
+        raise KitError("nested compares rankings of one slate, but this trace has one ranking per slate.")
     check_credit(rl)
     rollouts = _as_rollouts(group, config.grammar)
     rewards = score(rollouts, [group.example], rl)
@@ -146,7 +144,7 @@ def credit_of(group: Group, config: Config) -> tuple[Rewards, Tensor]:
 
 
 def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
-    """Rollouts again, over a vocabulary in which candidate i is token i and all else comes after."""
+    """Rebuild rollouts, over a vocabulary in which candidate i is token i and all other tokens come after."""
     pool, width = len(group.example.candidates), max(1, *(len(r.tokens) for r in group.rollouts))
     longest = (max(len(r.output[i]) for r in group.rollouts) for i in (0, 1))
     slate, rank = (max(a, b) for a, b in zip(longest, (grammar.slate_size, grammar.rank_size), strict=True))
@@ -165,34 +163,36 @@ def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
 
 
 def write_trace(path: str | Path, trace: Trace, more: bool = False) -> None:
-    """Write a trace, whole or not at all. With `more`, after what is kept of the earlier steps that the file holds."""
+    """Write a trace atomically. With `more`, keep the earlier steps of the file, thinned out (fgrpo.runs.run.thinned)."""
     path, kept = Path(path), ""
     header = {"trace": VERSION, "name": trace.name, "config": trace.config.to_dict(), "made": trace.made}
     if more and path.exists():
         first = min((g.step or 0 for g in trace.groups), default=0)
         lines = list(io.BytesIO(path.read_bytes()))[1:]  # splitlines would split at a lone \r too
         try:
-            kept = thinned([(read_object(line).get("step") or 0, line.decode()) for line in lines], first)
+            steps = [read_object(line).get("step") for line in lines]
         except KitError as error:
-            raise KitError(f"{path}: {error}; move it away, and --resume goes on.") from None
+            raise KitError(f"{path}: {error}; move it away, then --resume continues the run.") from None
+        numbers = [step if isinstance(step, int) else 0 for step in steps]
+        kept = thinned([(n, line.decode()) for n, line in zip(numbers, lines, strict=True)], first)
     write_text(path, json.dumps(header) + "\n" + kept + "".join(_to_json(g) + "\n" for g in trace.groups))
 
 
 def trace_of(name: str, config: Config, groups: list[Group]) -> Trace:
-    """A trace made here and now."""
+    """A trace with the command, versions and date of this process."""
     return Trace(name, config, groups, provenance())
 
 
 def _to_json(group: Group) -> str:
-    row: dict[str, Any] = {"query": to_row(group.example), "step": group.step, "rankings": group.rankings}
+    row: dict[str, object] = {"query": to_row(group.example), "step": group.step, "rankings": group.rankings}
     if group.greedy:
         row["greedy"] = _rollout_row(group.greedy)
     row["rollouts"] = [_rollout_row(r) for r in group.rollouts]
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
-def _rollout_row(r: Traced) -> dict[str, Any]:
-    row: dict[str, Any] = {"slate": r.output.slate, "rank": r.output.rank, "error": r.output.error}
+def _rollout_row(r: Traced) -> dict[str, object]:
+    row: dict[str, object] = {"slate": r.output.slate, "rank": r.output.rank, "error": r.output.error}
     if r.logprobs or r.output.error:
         logprobs, entropy = ([round(x, 4) for x in part] for part in (r.logprobs, r.entropy))
         row |= {"tokens": r.tokens, "items": r.items, "phases": r.phases, "logprobs": logprobs, "entropy": entropy}
@@ -200,10 +200,10 @@ def _rollout_row(r: Traced) -> dict[str, Any]:
 
 
 def read_trace(path: str | Path, name: str = "") -> Trace:
-    """Read a trace. A file of examples (fgrpo.data) reads as one without rollouts.
+    """Read a trace, or a file of examples (fgrpo.tasks.jsonl) as a trace without rollouts.
 
-    Raises KitError naming file, line and field; on a newer version; and if no group is whole. A last line that was cut
-    short, as by a kill, is left out and noted.
+    Raises KitError naming file, line and field, on a newer version of the format, and if no group is complete. A
+    truncated last line, as a kill leaves it, is left out and noted.
     """
     try:
         blob = Path(path).read_bytes()
@@ -213,12 +213,12 @@ def read_trace(path: str | Path, name: str = "") -> Trace:
 
 
 def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None) -> Trace:
-    """`read_trace` of lines in memory; `name` stands for the file in messages. With `bad`, broken lines are told there."""
+    """Like `read_trace`, from lines. `name`: of the file, for messages. Broken lines are appended to `bad`, if given."""
     trace, groups, notes = Trace(name, Config(), [], {}), [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where, row = f"{name}, line {number}", dict[str, Any]()
+        where, row = f"{name}, line {number}", dict[str, object]()
         try:
             row = read_object(line)
             if "trace" in row:
@@ -229,7 +229,7 @@ def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None)
                 groups.append(Group(example_of(row)) if "candidates" in row else _group(row))
         except KitError as error:
             if groups and not line.endswith(b"\n") and str(error).startswith("not a JSON object"):
-                notes.append(f"{where}: the last line is cut short and was left out; {len(groups)} queries are whole.")
+                notes.append(f"{where}: the last line is cut short and was left out; {len(groups)} queries are read.")
                 break
             if bad is None or "trace" in row:
                 raise KitError(f"{where}: {error}") from None
@@ -239,24 +239,26 @@ def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None)
     return replace(trace, groups=groups, notes=tuple(notes))
 
 
-def _header(row: dict[str, Any], name: str) -> Trace:
-    if type(row["trace"]) is not int or row["trace"] < 1:
+def _header(row: dict[str, object], default: str) -> Trace:
+    version, name, made, config = row["trace"], row.get("name", ""), row.get("made", {}), row.get("config", {})
+    if type(version) is not int or version < 1:
         raise KitError("field 'trace' must be the version of the format, a whole number")
-    if row["trace"] > VERSION:
-        raise KitError(f"written by a newer kit (format {row['trace']}, this one reads {VERSION}): update the kit")
-    made = row.get("made", {})
-    if not isinstance(made, dict) or not isinstance(row.get("name", ""), str):
+    if version > VERSION:
+        raise KitError(f"written by a newer kit (format {version}, this one reads {VERSION}): update the kit")
+    if not isinstance(made, dict) or not isinstance(name, str):
         raise KitError("field 'name' must be a string and 'made' an object")
-    return Trace(row.get("name") or name, Config.from_dict(row.get("config", {}), "field 'config'"), [], made)
+    if not isinstance(config, dict):
+        raise KitError("field 'config' must be an object")
+    return Trace(name or default, Config.from_dict(config, "field 'config'"), [], made)
 
 
-def _group(row: dict[str, Any]) -> Group:
-    if not isinstance(row.get("query"), dict):
+def _group(row: dict[str, object]) -> Group:
+    query, step, rankings, rows = row.get("query"), row.get("step"), row.get("rankings", 1), row.get("rollouts", [])
+    if not isinstance(query, dict):
         raise KitError("field 'query' must be an object: an example, as in a task file")
-    example, step, rankings = example_of(row["query"]), row.get("step"), row.get("rankings", 1)
+    example = example_of(query)
     if step is not None and type(step) is not int:
         raise KitError("field 'step' must be a whole number")
-    rows = row.get("rollouts", [])
     if not isinstance(rows, list) or type(rankings) is not int or rankings < 1 or len(rows) % rankings:
         raise KitError("field 'rollouts' must be a list, and 'rankings' a whole number that divides its length")
     pool = len(example.candidates)
@@ -264,16 +266,16 @@ def _group(row: dict[str, Any]) -> Group:
     best = None if row.get("greedy") is None else _rollout(row["greedy"], pool, "greedy")
     for i in range(0, len(rollouts), rankings):
         if len({r.output.slate for r in rollouts[i : i + rankings]}) > 1:
-            raise KitError(f"field 'rollouts': {i} to {i + rankings - 1} must share a slate, as 'rankings' says")
+            raise KitError(f"field 'rollouts': {i} to {i + rankings - 1} must share a slate ('rankings': {rankings})")
     return Group(example, best, rollouts, rankings, step)
 
 
-def _rollout(row: Any, pool: int, field: str) -> Traced:
+def _rollout(row: object, pool: int, field: str) -> Traced:
     if not isinstance(row, dict):
         raise KitError(f"field '{field}' must be an object")
 
     def column(name: str, kind: type | tuple[type, ...], what: str) -> tuple:
-        value = row.get(name, [])
+        value = row.get(name, []) if isinstance(row, dict) else []
         good = isinstance(value, list) and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
         if not good or not all(isinstance(x, str) or abs(x) < 1e300 for x in value):
             raise KitError(f"field '{field}.{name}' must be a list of {what}")

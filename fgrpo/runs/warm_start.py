@@ -1,4 +1,4 @@
-"""The warm start of a run, and the traces that are taken along the way."""
+"""The warm start of a run, and the callback that traces a few queries during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ from .trace import trace_of, trace_policy, write_trace
 
 DATA = Path(__file__).parents[2] / "data"
 SHIPPED = DATA / "checkpoints" / "lab-rec"
-"""the warm start of the lab task that comes with the kit"""
+"""the warm start of the lab task that is shipped with the kit"""
 TRACED = 4
-"""queries of a run that are traced token by token"""
+"""number of queries of a run that are traced token by token"""
 MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")
 """fields of a run that its warm start depends on"""
 
@@ -31,16 +31,8 @@ def warm_start(
         return policy_folder(SHIPPED)
     run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
     callback = tracer(run, splits.validation)
-    fit(
-        new_policy(items, config),
-        splits.train,
-        run.config,
-        run,
-        sft_stage(config),
-        quiet,
-        after_save=callback,
-        stop=stop,
-    )
+    policy, stage = new_policy(items, config), sft_stage(config)
+    fit(policy, splits.train, run.config, run, stage, quiet, after_save=callback, stop=stop)
     latest = run.latest()
     assert latest is not None
     return latest
@@ -52,12 +44,12 @@ def fits_shipped(config: Config) -> bool:
 
 
 def made_by(config: Config) -> tuple[object, ...]:
-    """The part of a configuration that its warm start depends on."""
+    """The fields of a configuration that its warm start depends on."""
     return tuple(getattr(config, part) for part in MADE_BY)
 
 
 def tracer(run: Run, examples: Sequence[Example]) -> Callback:
-    """For `fit`: traces the first few examples at every checkpoint, and adds them to the run's trace.jsonl."""
+    """A callback for `fit` that adds traces of the first TRACED examples to the run's trace.jsonl."""
 
     def callback(policy: Policy, step: int) -> None:
         groups = trace_policy(policy, examples[:TRACED], run.config, TRACED, step, run.config.seed)

@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from ..config import KitError
 from ..data import write_text
-from ..runs.run import provenance, read_metrics
+from ..runs.run import flat, provenance, read_metrics
 from . import plots
 from .compare import WARM_START, Results, run_folder, slug
 from .experiments import Experiments
@@ -93,20 +93,12 @@ def write_report(results: Results, experiments: Experiments, folder: Path, again
 def made_of(experiments: Experiments) -> dict[str, object]:
     """How a comparison was made: command, versions and so on, the first run's config, and what the others change in it."""
     configs = [(s, m, config) for s, methods in experiments.items() for m, config in methods.items()]
-    first = dict(_flat(configs[0][2].to_dict()))
+    first = flat(configs[0][2].to_dict())
     changes = [
-        {"setting": s, "method": m, **{k: v for k, v in _flat(config.to_dict()) if v != first[k]}}
+        {"setting": s, "method": m, **{k: v for k, v in flat(config.to_dict()).items() if v != first[k]}}
         for s, m, config in configs
     ]
     return {**provenance(), "config": configs[0][2].to_dict(), "changes": changes}
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def efficiency(results: Results) -> tuple[list[Row], list[Row]]:

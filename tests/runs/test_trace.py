@@ -104,7 +104,7 @@ def test_a_last_line_cut_short_is_noted_and_left_out(policy, queries, config, tm
     whole = lines(policy, queries, config, tmp_path)
     found = parse_trace([*whole[:3], whole[3][:200]], "t.jsonl")
     assert len(found.groups) == 2
-    assert found.notes == ("t.jsonl, line 4: the last line is cut short and was left out; 2 queries are whole.",)
+    assert found.notes == ("t.jsonl, line 4: the last line is cut short and was left out; 2 queries are read.",)
     (tmp_path / "t.jsonl").write_bytes(b"".join(whole[:2]) + b"{\r" + whole[2])  # a lone \r ends no line
     with pytest.raises(KitError, match="line 3: not a JSON object"):
         read_trace(tmp_path / "t.jsonl")
