@@ -66,10 +66,11 @@ def dense(splits: Splits, *, model: str = PACKAGED) -> list[list[int]]:
     does.
     """
     row = {t: n for n, t in enumerate(dict.fromkeys(t for e in splits.test for t in (query_text(e), *e.candidates)))}
-    vectors = embed(list(row), model)
-    return [
-        by_score((vectors[[row[c] for c in e.candidates]] @ vectors[row[query_text(e)]]).tolist()) for e in splits.test
-    ]
+    vectors, orders = embed(list(row), model), []
+    for e in splits.test:
+        query, pool = vectors[row[query_text(e)]], vectors[[row[c] for c in e.candidates]]  # (D,), (N, D)
+        orders.append(by_score((pool @ query).tolist()))
+    return orders
 
 
 def cross_encoder(splits: Splits, *, model: str) -> list[list[int]]:

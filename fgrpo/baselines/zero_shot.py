@@ -51,9 +51,8 @@ def free_answers(
     pools = [range(len(e.candidates)) for e in examples]
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
     if steps == 1:
-        answers = write_answers(
-            policy, examples, pools, ask_both(grammar), grammar.slate_size + grammar.rank_size, batch
-        )
+        numbers = grammar.slate_size + grammar.rank_size
+        answers = write_answers(policy, examples, pools, ask_both(grammar), numbers, batch)
         return [parse(_from_tag(a, "SLATE"), own, grammar) for a, own in zip(answers, labels, strict=True)]
 
     answers = write_answers(policy, examples, pools, ask_slate(grammar), grammar.slate_size, batch)
@@ -72,7 +71,7 @@ def write_answers(
     policy: PretrainedPolicy, examples: Sequence[Example], pools: Sequence[Sequence[int]], question: str, numbers: int,
     batch: int,
 ) -> list[str]:  # fmt: skip
-    """The model's text after each prompt, greedily, with room for so many `numbers`. pools: candidates in the prompt."""
+    """The model's greedy answer to each prompt, with room for `numbers` labels. pools: candidates in the prompt."""
     prompts = [policy.labels.ask(e, pool, question) for e, pool in zip(examples, pools, strict=True)]
     room, context, answers = numbers * LABEL_TOKENS + SPARE_TOKENS, policy.labels.context, []
     for some in slices(len(prompts), batch):

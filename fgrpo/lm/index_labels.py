@@ -73,8 +73,8 @@ def chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str = "") -> 
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     else:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )  # fmt: skip
+            messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
+        )
     assert isinstance(text, str)
     return text
 
@@ -103,9 +103,8 @@ class IndexLabels:
         """`config` is the model's, for the length of its context. Raises KitError on a tokenizer that cannot be used."""
         self.tokenizer, self.budget, self.query_budget = tokenizer, passage_tokens, max(passage_tokens, QUERY_TOKENS)
         self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.reserved = {
-            i: str(t.content) for i, t in tokenizer.added_tokens_decoder.items() if len(str(t.content).strip()) > 1
-        }
+        added = {i: str(token.content) for i, token in tokenizer.added_tokens_decoder.items()}
+        self.reserved = {i: text for i, text in added.items() if len(text.strip()) > 1}
         self._added = re.compile("|".join(map(re.escape, sorted(self.reserved.values(), key=len)[::-1])) or "(?!)")
         before, after, self.end = self._template()
         self.before, self.after = before, after
@@ -113,7 +112,9 @@ class IndexLabels:
         if any(i in self.reserved for i in self.plain(" ".join(self.reserved.values()))):
             raise KitError("this tokenizer cannot read special tokens as plain text: texts could end the prompt.")
         self._spelling = lru_cache(maxsize=64)(self._spell)
-        self._prompt = lru_cache(maxsize=256)(self._tokenized)
+        self._prompt = lru_cache(maxsize=256)(
+            lambda example, grammar: tuple(self.ask(example, range(len(example.candidates)), ask_both(grammar)))
+        )
 
     def _template(self) -> tuple[list[int], list[int], int]:
         """Tokens before and after the prompt's text, and the token that ends an answer."""
@@ -174,9 +175,6 @@ class IndexLabels:
                 f"{self.context} that the model reads: lower --passage-tokens, or use a smaller pool."
             )
         return ids
-
-    def _tokenized(self, example: Example, grammar: GrammarConfig) -> tuple[int, ...]:
-        return tuple(self.ask(example, range(len(example.candidates)), ask_both(grammar)))
 
     def ask(self, example: Example, pool: Sequence[int], question: str) -> list[int]:
         """Token ids of a prompt that lists the candidates `pool` (indices) by number, and then asks the question."""

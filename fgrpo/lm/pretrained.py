@@ -84,21 +84,21 @@ def memory_kept() -> Iterator[None]:
 
 
 def load_lm(
-    name_or_folder: str, gguf_file: str = "", dtype: str = "auto", remote_code: bool = False
+    name: str, gguf_file: str = "", dtype: str = "auto", remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of a causal language model, on the CPU in evaluation mode, by default in its own dtype.
 
-    A folder or hub name with safetensors or, if `gguf_file` names a file in it, with GGUF weights. These are dequantized,
-    by default to float32 (needs package gguf; without this transformers keeps some of them quantized on a Mac, and runs
+    `name`: a folder or hub name with safetensors, or with GGUF weights if `gguf_file` names a file in it. GGUF weights are
+    dequantized, by default to float32 (needs package gguf; otherwise transformers keeps some quantized on a Mac, and runs
     kernels from the hub). Remote code is run only with `remote_code`. Raises KitError if the model cannot be loaded.
     """
     source = _source(gguf_file)
     weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
-    with loading(name_or_folder):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=remote_code, **source)
+    dtype = "float32" if gguf_file and dtype == "auto" else dtype
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote_code, **source)
         model = AutoModelForCausalLM.from_pretrained(
-            name_or_folder, **source, **weights, trust_remote_code=remote_code,
-            dtype=("float32" if gguf_file else "auto") if dtype == "auto" else dtype,
+            name, **source, **weights, trust_remote_code=remote_code, dtype=dtype
         )  # fmt: skip
     give_memory_back()
     return model.eval(), tokenizer

@@ -90,9 +90,8 @@ class Case:
         rng, queries = random.Random(number), []
         for n in range(self.queries):
             items = rng.sample(self.items, self.prompt - 2)
-            queries.append(
-                Example(f"{number}-{n}", "", tuple(items[self.pool :]), tuple(items[: self.pool]), frozenset([0, 1]))
-            )
+            pool, history = tuple(items[: self.pool]), tuple(items[self.pool :])
+            queries.append(Example(f"{number}-{n}", "", history, pool, frozenset([0, 1])))
         return queries
 
 

@@ -122,13 +122,9 @@ def launched(device: str) -> Team:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     for what in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("true", "1"):
-            raise KitError(
-                f"{what} splits the model over processes, which this trainer does not do: use fgrpo.scale.trl."
-            )
+            raise KitError(f"{what} splits the model over processes, which this trainer cannot: use fgrpo.scale.trl.")
     if precision not in ("no", "bf16"):
-        raise KitError(
-            f"mixed precision {precision!r} needs loss scaling, which this trainer does not do: choose bf16."
-        )
+        raise KitError(f"mixed precision {precision!r} needs loss scaling, which this trainer lacks: choose bf16.")
     if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or 1) > 1:
         raise KitError("gradient accumulation is set with --micro, not in the launcher: remove it there.")
     if processes() == 1 and precision == "no":

@@ -23,9 +23,7 @@ def check_version(found: str | None = None) -> None:
     try:
         found = found or version("trl")
     except PackageNotFoundError:
-        raise KitError(
-            "TRL is not installed, which fgrpo.scale.trl needs: pip install -e '.[peers]' -c constraints.txt."
-        ) from None
+        raise KitError("TRL is not installed: pip install -e '.[peers]' -c constraints.txt.") from None
     least, above, have = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (*TESTED, found))
     if not least <= have < above:
         raise KitError(

@@ -23,7 +23,7 @@ from .plots import Row
 from .report import columns, to_csv
 
 MAX_GROUPS = 200_000
-"""exact expectations are taken over at most so many groups"""
+"""maximum number of groups of an exact expectation"""
 PHASES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 
 Numbers = dict[str, float]
@@ -75,16 +75,8 @@ def oracle_table(
             generator = torch.Generator().manual_seed(seed)
             found = [bias_and_variance(oracle, rl, generator, exact=exact) for oracle in pools]
             size = pools[0].rollouts.prompts.choices.tokens.shape[1] - 5  # four tags and the end are choices as well
-            rows.append(
-                {
-                    "method": method,
-                    "group": group,
-                    "pool": size,
-                    "exact": exact,
-                    **mean_of(found),
-                    "queries": len(found),
-                }
-            )
+            case = {"method": method, "group": group, "pool": size, "exact": exact}
+            rows.append({**case, **mean_of(found), "queries": len(found)})
     return rows
 
 

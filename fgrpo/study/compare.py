@@ -104,9 +104,9 @@ def compare(
         config = next(iter(methods.values()))
         splits, items = loaded[made_by(config)]
         own = folder / slug(setting) / "baselines"
-        results[setting] = {
-            name: [run_baseline(f, splits, items, config, own, quiet, resume)] for name, f in baselines.items()
-        }
+        results[setting] = {}
+        for name, baseline in baselines.items():
+            results[setting][name] = [run_baseline(baseline, splits, items, config, own, quiet, resume)]
         policy = load_policy(starts[made_by(config)], config.device, config.lm)
         filled = replace(config, grammar=replace(config.grammar, full=True))
         results[setting][WARM_START_FULL] = [Result(evaluate(policy, splits.test, filled))]

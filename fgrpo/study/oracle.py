@@ -83,9 +83,8 @@ class Oracle:
         nests = [nest for outputs in slates for nest in product(outputs, repeat=k)]  # one slate, K rankings of it
         within = torch.tensor(nests)  # (nests, K)
         p_slate = torch.zeros(len(slates), dtype=torch.float64).index_add_(0, self.slate_of, self.probability)
-        p_nest = p_slate[self.slate_of[within[:, 0]]] * (
-            self.probability[within] / p_slate[self.slate_of[within]]
-        ).prod(1)
+        given = self.probability[within] / p_slate[self.slate_of[within]]  # (nests, K): of a ranking, given the slate
+        p_nest = p_slate[self.slate_of[within[:, 0]]] * given.prod(1)
         chosen = torch.cartesian_prod(*[torch.arange(len(nests))] * m).view(-1, m)
         return within[chosen].flatten(1), p_nest[chosen].prod(1)
 
@@ -165,10 +164,8 @@ def _orders(items: Sequence[int], limit: int) -> list[tuple[int, ...]]:
 
 
 def _count(pool: int, grammar: GrammarConfig) -> int:
-    sizes = range(1, min(pool, grammar.slate_size) + 1)
-    return sum(
-        math.perm(pool, n) * sum(math.perm(n, k) for k in range(1, min(n, grammar.rank_size) + 1)) for n in sizes
-    )
+    slates, ranks = min(pool, grammar.slate_size), grammar.rank_size
+    return sum(math.perm(pool, n) * math.perm(n, k) for n in range(1, slates + 1) for k in range(1, min(n, ranks) + 1))
 
 
 def _decisions(completions: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,10 +187,8 @@ def _gram(policy: Policy, rollouts: Rollouts, where: Tensor) -> Tensor:
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     rows: list[Tensor] = []
     for b in where[:, 0].unique_consecutive().tolist():
-        own = slice(b, b + 1)
-        logp, _ = policy.logprobs(
-            rollouts.prompts, rollouts.completions[own], rollouts.mask[own], rollouts.sampling, shared=False
-        )
+        ids, mask = rollouts.completions[b : b + 1], rollouts.mask[b : b + 1]
+        logp, _ = policy.logprobs(rollouts.prompts, ids, mask, rollouts.sampling, shared=False)
         for t in where[where[:, 0] == b, 1].tolist():
             found = torch.autograd.grad(logp[0, t], parameters, retain_graph=True, allow_unused=True)
             rows.append(torch.cat([x.flatten() for x in found if x is not None]))

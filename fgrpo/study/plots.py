@@ -96,10 +96,8 @@ def learning_curves(metrics: dict[str, list[list[dict[str, float]]]], window: in
             width = min(window, curves.shape[1])
             smooth = np.array([np.convolve(c, np.ones(width) / width, mode="valid") for c in curves])
             steps = np.arange(width, curves.shape[1] + 1)
-            look = style_of(method, number)
-            axes.plot(
-                steps, smooth.mean(0), label=name_of(method), markevery=max(1, len(steps) // 6), markersize=5, **look
-            )
+            look, every = style_of(method, number), max(1, len(steps) // 6)
+            axes.plot(steps, smooth.mean(0), label=name_of(method), markevery=every, markersize=5, **look)
             if len(smooth) > 1:
                 axes.fill_between(steps, smooth.min(0), smooth.max(0), color=look["color"], alpha=0.15, linewidth=0)
         axes.set(xlabel=f"RL step (running mean of {window})", ylabel=label)
@@ -120,18 +118,16 @@ def _panels(rows: list[Row], metric: str) -> Figure:
     settings = list(dict.fromkeys(r["setting"] for r in rows))
     count = max(sum(r["setting"] == s for r in rows) for s in settings)
     figure = Figure(figsize=(9, (0.9 + 0.3 * count) * len(settings)), layout="constrained")
-    for setting, (left, right) in zip(
-        settings, figure.subplots(len(settings), 2, squeeze=False, sharey="row"), strict=True
-    ):
+    panels = figure.subplots(len(settings), 2, squeeze=False, sharey="row")
+    for setting, (left, right) in zip(settings, panels, strict=True):
         chosen = [r for r in rows if r["setting"] == setting][::-1]
         for number, row in enumerate(chosen):
             look: Style = {**style_of(row["method"], number), "linestyle": "none", "markersize": 5}
             interval(left, number, row["mean"], row["low"], row["high"], look)
             if row["seeds"] and row["method"] != row["baseline"]:
                 interval(right, number, row["diff"], row["holm_low"], row["holm_high"], look)
-                right.plot(
-                    [row["diff_low"], row["diff_high"]], [number] * 2, color=look["color"], linewidth=3, alpha=0.5
-                )
+                ends = [row["diff_low"], row["diff_high"]]
+                right.plot(ends, [number] * 2, color=look["color"], linewidth=3, alpha=0.5)
         right.axvline(0, color="0.5", linewidth=1)
         left.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen])
         left.set_title(setting, fontsize=10, loc="left")
@@ -245,18 +241,13 @@ def bench(rows: list[Row]) -> Figure:
     """Seconds of a whole step against prompt length at the middle group size, and peak memory beside it."""
     groups = sorted({r["group"] for r in rows})
     group, completion = groups[len(groups) // 2], max(r["completion"] for r in rows)
+    step = [r for r in rows if (r["part"], r["group"], r["completion"]) == ("step", group, completion)]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("seconds", "peak_mb"), ("seconds", "peak memory (MB)"), strict=True
-    ):
+    panels = (("seconds", "seconds"), ("peak_mb", "peak memory (MB)"))
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels, strict=True):
         for number, method in enumerate(dict.fromkeys(r["method"] for r in rows)):
-            chosen = [
-                r
-                for r in rows
-                if (r["method"], r["part"], r["group"], r["completion"]) == (method, "step", group, completion)
-            ]
-            points = [(r["prompt"], r[key]) for r in chosen if r[key] != ""]
-            _line(axes, points, method, number)
+            chosen = [r for r in step if r["method"] == method and r[key] != ""]
+            _line(axes, [(r["prompt"], r[key]) for r in chosen], method, number)
         axes.set(xlabel="prompt (tokens)", ylabel=f"{label} per step", yscale="log", xscale="log")
         _named_ticks(axes, sorted({r["prompt"] for r in rows}))
     figure.suptitle(f"One training step, G = {group}, completions of {completion} tokens", fontsize=10)
@@ -267,9 +258,8 @@ def scaling(rows: list[Row]) -> Figure:
     """Seconds of a whole step against group size and against pool size."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     step = [r for r in rows if r["part"] == "step"]
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("group", "pool"), ("rollouts per query (G)", "pool size"), strict=True
-    ):
+    panels = (("group", "rollouts per query (G)"), ("pool", "pool size"))
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels, strict=True):
         chosen = [r for r in step if (r["completion"] == 48) == (key == "group")]
         for number, method in enumerate(dict.fromkeys(r["method"] for r in chosen)):
             _line(axes, [(r[key], r["seconds"]) for r in chosen if r["method"] == method], method, number)

@@ -30,9 +30,7 @@ def load_lastfm(folder: str | Path, notes: Notes | None = None, seed: int = 0) -
         return _hetrec(folder, notes, rng)
     if (folder / "train_sessions.jsonl").is_file():
         return _llara(folder, notes, rng)
-    raise KitError(
-        f"{folder}: no LastFM here; name with --data the folder that holds user_artists.dat or train_sessions.jsonl."
-    )
+    raise KitError(f"{folder}: no LastFM here; --data must be the folder of user_artists.dat or train_sessions.jsonl.")
 
 
 def _hetrec(folder: Path, notes: Notes, rng: Random) -> Splits:

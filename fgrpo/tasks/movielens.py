@@ -8,7 +8,7 @@ from random import Random
 
 from ..config import KitError
 from ..data import Splits
-from .next_item import TRAIN_WINDOWS, ItemTask, split_by_user
+from .next_item import ItemTask, split_by_user
 from .reading import Notes, csv_rows, split_rows
 
 QUERY = "Which of these films will this viewer watch next?"
@@ -16,15 +16,13 @@ MIN_RATING = 3.0
 LATIN = "iso-8859-1"
 
 
-def load_movielens(
-    folder: str | Path, notes: Notes | None = None, seed: int = 0, train_windows: int = TRAIN_WINDOWS
-) -> Splits:
+def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0) -> Splits:
     """MovieLens as next-item recommendation, by the protocol of LLaRA (arXiv 2312.02445).
 
     Ratings of 3 and more, each user's in order of time (ties in a seeded random order, because the files are sorted by
     film). Users in order of their first rating, split 8:1:1 by user. The last film is the positive, up to 10 films
     before it are the history. The 19 negatives are drawn uniformly from the catalogue without history and positive, and
-    the pool is shuffled. Training users give one example for each of their last `train_windows` positions. Films are
+    the pool is shuffled. Training users give one example for each of their last TRAIN_WINDOWS positions. Films are
     keyed by id. Raises KitError on a folder without MovieLens and on a broken row.
     """
     notes, folder = notes or Notes(), Path(folder)
@@ -40,7 +38,7 @@ def load_movielens(
     task = ItemTask(QUERY, sorted({film for events in sequences.values() for _, _, film in events}), titles)
     in_order = sorted((sorted(events), user) for user, events in sequences.items())
     users = [(user, [film for _, _, film in events]) for events, user in in_order]
-    return split_by_user(task, users, rng, path, notes, "rating of 3 or more", train_windows)
+    return split_by_user(task, users, rng, path, notes, "rating of 3 or more")
 
 
 def _read(folder: Path) -> tuple[dict[str, str], Iterator[tuple[str, str, float, float]], Path]:
@@ -52,9 +50,7 @@ def _read(folder: Path) -> tuple[dict[str, str], Iterator[tuple[str, str, float,
     elif (path := folder / "u.data").is_file():  # ml-100k
         films, rows = split_rows(folder / "u.item", "|", 2, LATIN), split_rows(path, "\t", 4, LATIN)
     else:
-        raise KitError(
-            f"{folder}: no MovieLens here; name with --data the folder that holds ratings.csv, ratings.dat or u.data."
-        )
+        raise KitError(f"{folder}: no MovieLens here; --data must be the folder of ratings.csv, ratings.dat or u.data.")
     titles = {film: readable_title(title) for _, (film, title, *_) in films}
     return titles, _ratings(rows, titles), path
 

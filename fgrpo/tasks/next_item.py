@@ -60,12 +60,11 @@ class ItemTask(NamedTuple):
 
 
 def split_by_user(
-    task: ItemTask, users: list[tuple[str, list[str]]], rng: Random, path: Path, notes: Notes, what: str,
-    train_windows: int = TRAIN_WINDOWS,
-) -> Splits:  # fmt: skip
+    task: ItemTask, users: list[tuple[str, list[str]]], rng: Random, path: Path, notes: Notes, what: str
+) -> Splits:
     """Users, given as (user, items in order), split 8:1:1 in the order of the list.
 
-    Training users give up to `train_windows` examples each; validation and test users give one, their last item. Users
+    Training users give up to TRAIN_WINDOWS examples each; validation and test users give one, their last item. Users
     of a single item (`what`, for the notes) are left out and counted. Raises KitError if there are too few users.
     """
     kept = [(user, sequence) for user, sequence in users if len(sequence) > 1]
@@ -75,7 +74,7 @@ def split_by_user(
     if not all(parts):
         raise KitError(f"{path}: {len(kept)} users with more than one {what} are too few to split 8:1:1.")
     splits: list[list[Example]] = [[], [], []]
-    for split, part, windows in zip(splits, parts, (train_windows, 1, 1), strict=True):
+    for split, part, windows in zip(splits, parts, (TRAIN_WINDOWS, 1, 1), strict=True):
         for user, sequence in part:
             split += task.examples(user, sequence, rng, windows)
     return Splits(*splits)

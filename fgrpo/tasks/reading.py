@@ -12,6 +12,7 @@ from ..config import KitError
 from ..data import Splits
 
 T = TypeVar("T")
+Cells = tuple[str, list[str]]
 CHUNK = 1 << 16
 """characters of a JSON array that are read at a time"""
 ROW_LIMIT = 16 << 20
@@ -54,9 +55,7 @@ class Notes:
 def split_by_position(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
     """Training, validation and test rows, 8:1:1 in the order of the file. Raises KitError on fewer than ten rows."""
     if len(rows) < 10:
-        raise KitError(
-            f"{len(rows)} examples are too few to split into training, validation and test: give ten or more."
-        )
+        raise KitError(f"{len(rows)} examples are too few to split 8:1:1: give ten or more.")
     return tenths(rows)
 
 
@@ -76,7 +75,7 @@ def catalogue(splits: Splits) -> list[str]:
     return sorted({key for part in splits for e in part for key in (*e.history_keys, *e.candidate_keys)})
 
 
-def csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
+def csv_rows(path: Path, columns: int) -> Iterator[Cells]:
     """(where, cells) of each row below the header of a UTF-8 CSV file. Raises KitError on a row with too few columns."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -85,9 +84,7 @@ def csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
         raise unreadable(path, error) from None
 
 
-def split_rows(
-    path: Path, separator: str, columns: int, encoding: str, skip: int = 0
-) -> Iterator[tuple[str, list[str]]]:
+def split_rows(path: Path, separator: str, columns: int, encoding: str, skip: int = 0) -> Iterator[Cells]:
     """(where, cells) of each line, split at a separator. Raises KitError on a line with too few columns."""
     try:
         with path.open(encoding=encoding, newline="\n") as file:
@@ -96,7 +93,7 @@ def split_rows(
         raise unreadable(path, error) from None
 
 
-def _checked(path: Path, rows: Iterator[list[str]], columns: int, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
+def _checked(path: Path, rows: Iterator[list[str]], columns: int, skip: int = 0) -> Iterator[Cells]:
     for number, row in enumerate(rows, start=1):
         if number <= skip or not "".join(row).strip():
             continue
