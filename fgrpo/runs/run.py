@@ -2,7 +2,7 @@
 
     config.json                   the configuration; command, versions, hardware, date
     metrics.jsonl                 one line per step
-    trace.jsonl                   what the policy wrote, token by token (fgrpo.trace)
+    trace.jsonl                   what the policy wrote, token by token (fgrpo.runs.trace)
     checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer), trainer.json;
                                   SHA256SUMS of all of them, checked whenever they are read
 
