@@ -4,12 +4,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo app lab test lint licences clean help
+.PHONY: demo app lab check test lint licences clean help
 
 help:
 	@echo "make demo       compare credit methods on the lab task (installs into .venv first)"
 	@echo "make app        open the app on the bundled runs and yours (installs what it needs first)"
 	@echo "make lab        open the notebooks in JupyterLab (installs what they need first)"
+	@echo "make check      the fast tier of make test: lint, types, the core's tests"
 	@echo "make test       lint and all tests (installs the development extras first)"
 	@echo "make licences   list every installed package with its licence"
 	@echo "make clean      remove .venv and caches; runs/ stays"
@@ -22,6 +23,9 @@ app: $(VENV)/.installed-app
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab notebooks
+
+check: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/test_project.py
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest

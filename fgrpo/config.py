@@ -1,17 +1,15 @@
 """Every choice of a run: one frozen dataclass per concern, a docstring under every field.
 
-The command line is made from these classes (fgrpo.options), so that a field, its default and its help stand once.
+The command line is made from these classes (fgrpo.cli.options): a field, its default and its help are written once.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class KitError(Exception):
-    """Something the user can mend: one clear sentence. The command line prints it alone and exits with status 2."""
+    """Something the user can fix: one clear sentence. The command line prints it alone and exits with status 2."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,9 @@ class GrammarConfig:
     """What one output may hold: `<SLATE> ids </SLATE> <RANK> ids </RANK>`."""
 
     slate_size: int = 10
-    """most candidates in the slate (n in the paper)"""
+    """maximum number of candidates in the slate (n in the paper)"""
     rank_size: int = 5
-    """most candidates in the ranked list (k in the paper)"""
+    """maximum number of candidates in the ranked list (k in the paper)"""
     full: bool = False
     """constrained decoding must fill both lists: no closing tag before slate_size and rank_size (or the pool's end)"""
 
@@ -67,7 +65,7 @@ class LMConfig:
     trust_remote_code: bool = False
     """run Python code that comes with the model; never taken from a file, only from the command line"""
     passage_tokens: int = 200
-    """most tokens shown of each text of history and pool (of the query at least 200)"""
+    """maximum number of tokens shown of each text of history and pool (of the query at least 200)"""
     micro: int = 0
     """queries (SFT: demonstrations) whose memory a process holds at a time; the step is the same (0: all at once)"""
 
@@ -156,12 +154,8 @@ class RLConfig:
 
 
 CONCERNS: dict[str, Any] = {
-    "grammar": GrammarConfig,
-    "model": ModelConfig,
-    "lm": LMConfig,
-    "sft": SFTConfig,
-    "rl": RLConfig,
-}
+    "grammar": GrammarConfig, "model": ModelConfig, "lm": LMConfig, "sft": SFTConfig, "rl": RLConfig,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -196,14 +190,14 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "config") -> "Config":
+    def from_dict(cls, values: object, where: str = "config") -> "Config":
         """Build from nested dictionaries. Raises KitError on an unknown field or a wrong type."""
         return _from_dict(cls, values, where)
 
     @classmethod
-    def from_flat(cls, **values: Any) -> "Config":
+    def from_flat(cls, **values: object) -> "Config":
         """Build from flat field names, as the command line gives them: `Config.from_flat(lam=2.0, slate_size=5)`."""
-        nested: dict[str, Any] = {}
+        nested: dict[str, object] = {}
         for concern, kind in CONCERNS.items():
             names = {f.name for f in dataclasses.fields(kind)}
             nested[concern] = {name: values.pop(name) for name in list(values) if name in names}
@@ -212,37 +206,30 @@ class Config:
         return cls.from_dict({**values, **nested}, "options")
 
 
-def _from_dict(kind: type[T], values: Any, where: str) -> T:
+def _from_dict(kind: Any, values: object, where: str) -> Any:
     if not isinstance(values, dict):
         raise KitError(f"{where}: expected an object with the fields of {kind.__name__}.")
-    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {f.name: f for f in dataclasses.fields(kind)}
     for name, value in values.items():
         if name not in known:
             raise KitError(f"{where}: unknown field {name!r}; known are {', '.join(known)}.")
-        wanted = known[name].type
+        wanted: Any = known[name].type
         if dataclasses.is_dataclass(wanted):
-            continue
-        exact = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)  # type: ignore[arg-type]
-        if not exact and not (wanted is float and isinstance(value, int) and not isinstance(value, bool)):
-            raise KitError(f"{where}: field {name!r} must be of type {wanted.__name__}, not {value!r}.")  # type: ignore[union-attr]
-    nested = {
-        name: _from_dict(f.type, values[name], f"{where}.{name}")  # type: ignore[arg-type]
-        for name, f in known.items()
-        if dataclasses.is_dataclass(f.type) and name in values
-    }
-    return kind(**{**values, **nested})
+            values = {**values, name: _from_dict(wanted, value, f"{where}.{name}")}
+        elif isinstance(value, bool) != (wanted is bool) or not isinstance(
+            value, (int, float) if wanted is float else wanted
+        ):
+            raise KitError(f"{where}: field {name!r} must be of type {wanted.__name__}, not {value!r}.")
+    return kind(**values)
 
 
 def _check(config: Any, **bounds: tuple) -> None:
-    """Each bound is (least, most) for numbers, None for no limit, or the allowed strings."""
+    """Each bound is (least, most) for numbers, None for what 64 bits hold, or the allowed strings. nan fits no bound."""
     for name, bound in bounds.items():
         value = getattr(config, name)
         if isinstance(value, str):
             if value not in bound:
                 raise KitError(f"{name} {value!r} is not known; choose from {', '.join(bound)}.")
-        else:
-            least, most = bound
-            low, high = least is not None and value < least, most is not None and value > most
-            if low or high or not abs(value) < 2**62:  # tensors count in 64 bits; nan is refused too
-                most_text = "" if most is None else f" and at most {most}"
-                raise KitError(f"{name} {value} must be at least {least}{most_text}.")
+        elif not bound[0] <= value <= (2**62 if bound[1] is None else bound[1]):
+            most = "" if bound[1] is None and value < 2**62 else f" and at most {bound[1] or '2**62'}"
+            raise KitError(f"{name} {value} must be at least {bound[0]}{most}.")

@@ -39,8 +39,8 @@ def reward_to_go(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tens
 def gdpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """Each reward over its own spread, then the sum, on every token (GDPO, arXiv 2601.05242).
 
-    Decoupled scales without routing. The rewards are normalised whatever `scale` says. GDPO's last step, to divide by
-    the spread over the batch, is in `assign_credit`: it needs the rollouts of all processes.
+    The rewards are normalised whatever `scale` says. GDPO's last step, to divide by the spread over the batch, is in
+    `assign_credit`: it needs the rollouts of all processes.
     """
     std = replace(config, scale="std")
     joint = advantage(rewards.slate + rewards.format, std) + config.lam * advantage(rewards.rank + rewards.format, std)
@@ -81,10 +81,8 @@ CREDITS: dict[str, Credit] = {
     "grpo": grpo, "gdpo": gdpo, "fgrpo": fgrpo, "reward_to_go": reward_to_go, "nested": nested, "item": item,
 }  # fmt: skip
 
-JOINT = {"grpo", "gdpo"}
-"""Methods that give every token of a rollout the same advantage, which a sequence-level ratio may carry."""
-OVER_THE_BATCH = {"gdpo"}
-"""Methods whose advantages are divided by their standard deviation over the whole batch."""
+JOINT = {"grpo", "gdpo"}  # give all tokens of a rollout one advantage, which a sequence-level ratio may carry
+OVER_THE_BATCH = {"gdpo"}  # divide by the standard deviation over the whole batch
 
 
 def assign_credit(
@@ -159,9 +157,7 @@ def check_credit(config: RLConfig) -> None:
     if config.credit not in CREDITS:
         raise KitError(f"credit {config.credit!r} is not known; choose from {', '.join(CREDITS)}.")
     if config.ratio == "sequence" and config.credit not in JOINT:  # one gradient for all tokens of a completion
-        raise KitError(
-            f"ratio 'sequence' averages the phases of {config.credit!r} into one: choose ratio token, item or phase."
-        )
+        raise KitError(f"ratio 'sequence' averages the phases of {config.credit!r}: choose ratio token, item or phase.")
     if (config.credit == "nested") != (config.rankings > 1):
         raise KitError("credit 'nested' compares rankings of one slate: give it, and it alone, --rankings 2 or more.")
     if config.group % config.rankings or config.group < 2 * config.rankings:

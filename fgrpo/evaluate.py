@@ -19,7 +19,7 @@ the ranked list or below an irrelevant one; or lost with an ill-formed output.""
 
 
 def evaluate(policy: Policy, examples: Sequence[Example], config: Config, batch: int = 256) -> dict[str, Tensor]:
-    """Greedy decoding, then `measure`. Returns one number per query and metric, (Q,) each."""
+    """Greedy decoding, then `measure_outputs`."""
     sampling = Sampling(config.grammar, config.rl.decoding == "constrained")
     return measure_outputs(greedy(policy, examples, sampling, batch=batch), examples, config.grammar)
 
@@ -39,18 +39,14 @@ def greedy(
 def measure_outputs(
     outputs: Sequence[Output], examples: Sequence[Example], grammar: GrammarConfig
 ) -> dict[str, Tensor]:
-    """`measure` for outputs, one per example."""
-    slates = pad([o.slate for o in outputs], grammar.slate_size)
-    ranks = pad([o.rank for o in outputs], grammar.rank_size)
-    return measure(slates, ranks, torch.tensor([bool(o.error) for o in outputs]), examples)
-
-
-def measure(slates: Tensor, ranks: Tensor, failed: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
-    """All metrics of finished lists. slates (Q, n), ranks (Q, k): pool indices padded with -1; failed (Q,) bool.
+    """All metrics of outputs, one output per example: one number per query and metric, (Q,) each.
 
     Recall, Precision, Hit, NDCG and MRR are those of the ranked list, at each of CUTOFFS; a list of 5 scores at 10
     what it holds. The shares of FATES are over the query's relevant candidates and sum to one.
     """
+    slates = pad([o.slate for o in outputs], grammar.slate_size)  # (Q, n)
+    ranks = pad([o.rank for o in outputs], grammar.rank_size)  # (Q, k)
+    failed = torch.tensor([bool(o.error) for o in outputs])
     gains = pool_gains(examples, dtype=torch.float64)
     metrics: dict[str, Tensor] = {}
     for k in CUTOFFS:

@@ -1,6 +1,6 @@
 """The prompt is paid for once: one prompt per query in the cache, and the G rollouts grow from it as branches.
 
-The branches lie side by side in one sequence per query. A mask lets each token see the prompt and the earlier tokens of
+The branches are fed side by side, in one sequence per query. A mask lets each token see the prompt and the earlier tokens of
 its own branch, and positions run on from the prompt's end in every branch. So the prompt is encoded once, its keys and
 values are stored once (not G times), and gradients are those of G separate sequences to rounding.
 """
@@ -24,7 +24,10 @@ class PrefixTree:
     def __init__(self, model: Any, ids: Tensor, mask: Tensor):
         """Encode prompts, padded on the left; mask (Q, P) bool."""
         self.model, self.windows = model, sliding_windows(model.config)
-        self.weights, self.spent = _versions(model), False
+        self.spent = False
+        self.versions = [
+            p._version for p in model.parameters()
+        ]  # grow with every change in place, as an optimizer makes
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
@@ -61,12 +64,16 @@ class PrefixTree:
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
-        usable = self.logits.requires_grad and not self.spent and self.weights == _versions(self.model)
+        usable = (
+            self.logits.requires_grad
+            and not self.spent
+            and self.versions == [p._version for p in self.model.parameters()]
+        )
         self.spent = True
         return usable
 
     def fork(self) -> "PrefixTree":
-        """The same prompt with a cache of its own to grow in; what lies in it already is shared, not copied."""
+        """The same prompt with a cache of its own to grow in; its present content is shared, not copied."""
         other = copy(self)
         other.cache = copy(self.cache)
         other.cache.layers = [copy(layer) for layer in self.cache.layers]
@@ -124,10 +131,6 @@ def branches_at_once(prompt: int, length: int) -> int:
     prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
     """
     return max(1, max(CHUNK, prompt // 2) // max(1, length))
-
-
-def _versions(model: Any) -> int:
-    return sum(p._version for p in model.parameters())  # grows with every change in place, as an optimizer makes
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ stored: what may come next depends only on the pool and on how often each choice
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -50,8 +50,6 @@ class Choices(Protocol):
     def columns(self) -> Tensor | None: ...  # token ids whose logits are enough for every row; None: all of them
     def to(self, device: torch.device) -> Self: ...
     def repeat(self, times: int) -> Self: ...  # each row so often, as the rollouts of one query follow each other
-    @staticmethod
-    def join(parts: Sequence[Any]) -> "Choices": ...
     def longest(self, grammar: GrammarConfig) -> int: ...  # tokens of the longest completion that is allowed
     def slate_ids(
         self, row: int, slate: Sequence[int]
@@ -91,9 +89,7 @@ class ItemLabels:
         """Raise KitError on an unknown item or one that is in the pool twice."""
         labels = self._labels(example, example.candidate_keys)
         if len(set(labels)) < len(labels):
-            raise KitError(
-                f"example {example.id!r}: an item stands twice in the pool; add 'candidate_ids' to tell apart."
-            )
+            raise KitError(f"example {example.id!r}: an item is in the pool twice; add 'candidate_ids'.")
         return labels
 
     def prompt(self, example: Example) -> str:
@@ -196,12 +192,6 @@ class ItemChoices:
     def repeat(self, times: int) -> "ItemChoices":
         return ItemChoices(self.tokens.repeat_interleave(times, dim=0))
 
-    @staticmethod
-    def join(parts: Sequence["ItemChoices"]) -> "ItemChoices":
-        width = max(p.tokens.shape[1] for p in parts)
-        pools = [torch.nn.functional.pad(p.tokens[:, :-5], (0, width - p.tokens.shape[1]), value=-1) for p in parts]
-        return ItemChoices(torch.cat([torch.cat((a, p.tokens[:, -5:]), 1) for a, p in zip(pools, parts, strict=True)]))
-
     def longest(self, grammar: GrammarConfig) -> int:
         return max_tokens(grammar)
 
@@ -214,7 +204,8 @@ class ItemChoices:
 
     def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]:
         """What was allowed at each token, (B, T, N + 5) bool, and which of the choices it is, (B, T)."""
-        emitted = self.emitted(completions) * mask.unsqueeze(-1)
+        # one-hot of each token over the choices, all zero for a foreign token
+        emitted = ((completions.unsqueeze(-1) == self.tokens.unsqueeze(1)) & mask.unsqueeze(-1)).to(torch.int16)
         counts = emitted.cumsum(1, dtype=torch.int16) - emitted
         return self.allowed(counts, grammar), emitted.argmax(-1)
 
@@ -243,10 +234,6 @@ class ItemChoices:
             close_rank > 0,
         )
         return torch.cat((pool, torch.stack(structure, -1)), dim=-1)
-
-    def emitted(self, token_ids: Tensor) -> Tensor:
-        """One-hot of each token over the choices. (B, T) -> (B, T, N + 5) int16; all zero for a foreign token."""
-        return (token_ids.unsqueeze(-1) == self.tokens.unsqueeze(1)).to(torch.int16)
 
 
 def phases(token_ids: Tensor, mask: Tensor, close_slate: int) -> Tensor:

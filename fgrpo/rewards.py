@@ -70,7 +70,6 @@ def _hits(items: Tensor, gains: Tensor, k: int | None) -> Tensor:
     return listed_gains(items, gains)[..., :k] > 0
 
 
-PAID = ("slate", "rank", "format")  # the parts of Rewards that are paid
 SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
 
 

@@ -46,16 +46,13 @@ class Rollouts:
     parts: "tuple[Rollouts, ...]" = ()  # what was decoded together, where memory does not hold all
 
     @staticmethod
-    def join(parts: "Sequence[Rollouts]", pad: int, prompts: Prompts | None = None) -> "Rollouts":
-        """The rollouts of all parts in one batch, which remembers them. `prompts`: of all parts, if at hand already."""
-        if len(parts) == 1 and prompts is None:
-            return parts[0]
+    def join(parts: "Sequence[Rollouts]", prompts: Prompts, pad: int) -> "Rollouts":
+        """The rollouts of all parts in one batch, which remembers them. `prompts`: those of all parts."""
         words = None if parts[0].words is None else join_rows([p.words for p in parts if p.words is not None], 0)
         return replace(
-            parts[0], prompts=prompts or Prompts.join([p.prompts for p in parts], pad),
+            parts[0], prompts=prompts, words=words, tree=None, begun=0, outputs=[o for p in parts for o in p.outputs],
             completions=join_rows([p.completions for p in parts], pad), mask=join_rows([p.mask for p in parts], 0),
             phase=join_rows([p.phase for p in parts], PHASE_PAD), logprobs=join_rows([p.logprobs for p in parts], 0.0),
-            outputs=[o for p in parts for o in p.outputs], words=words, tree=None, begun=0,
             longest=max(p.longest or 0 for p in parts), parts=tuple(parts),
         )  # fmt: skip
 
@@ -69,7 +66,7 @@ def rollout(
     """Sample `group` completions per example, or decode greedily if `seed` is None.
 
     With `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn
-    share a slate. With `micro`, so many examples are in memory at a time (0: all), here and in the loss. `keep_prompts`
+    share a slate. `micro` examples are in memory at a time (0: all), here and in the loss. `keep_prompts`
     keeps long encoded prompts with their gradient, for the first loss on these rollouts, where all are decoded
     together. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
     """
@@ -82,7 +79,9 @@ def rollout(
             done.append(
                 _rollout(policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, slates)
             )
-    return Rollouts.join(done, policy.pad)
+    if len(done) == 1:
+        return done[0]
+    return Rollouts.join(done, policy.encode(examples, sampling.grammar), policy.pad)
 
 
 def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, length: int, use: str = "") -> Tensor:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from .data import Example
 from .loss import masked_mean, policy_loss
 from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE
-from .rewards import PAID, Rewards, score
+from .rewards import Rewards, score
 from .rollout import Rollouts, rollout
 
 Logs = dict[str, float]
@@ -54,11 +54,8 @@ class Team:
     def first(self) -> AbstractContextManager[None]:  # a block that the main process goes through before the others
         return nullcontext()
 
-    def prepare(self, *models: object) -> None:  # set the precision in which models compute
-        pass
-
-    def leave(self) -> None:  # the work in common is done
-        pass
+    def prepare(self, *models: object) -> None: ...  # set the precision in which models compute
+    def leave(self) -> None: ...  # the work in common is done
 
 
 ALONE = Team()
@@ -101,10 +98,11 @@ def update(
 
 def describe(rollouts: Rollouts, rewards: Rewards, advantages: Tensor) -> Logs:
     """What happened in one rollout batch, under the names that metrics.jsonl uses."""
-    outputs, logs = rollouts.outputs, {f"reward/{name}": getattr(rewards, name).mean().item() for name in PAID}
+    outputs, logs = rollouts.outputs, {"reward/format": rewards.format.mean().item()}
     for name, phase in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
-        paid = getattr(rewards, name) + rewards.format
-        logs[f"zero_variance/{name}"] = zero_variance(paid).float().mean().item()
+        reward = getattr(rewards, name)
+        logs[f"reward/{name}"] = reward.mean().item()
+        logs[f"zero_variance/{name}"] = zero_variance(reward + rewards.format).float().mean().item()
         logs[f"advantage_std/{name}"] = masked_mean(advantages.square(), rollouts.phase == phase).sqrt().item()
     logs["slate_length"] = sum(len(o.slate) for o in outputs) / len(outputs)
     logs["format_errors"] = sum(bool(o.error) for o in outputs) / len(outputs)
@@ -144,7 +142,7 @@ class Run(Protocol):
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> tuple[Policy, torch.optim.Optimizer, int]: ...  # as they were at the latest checkpoint, and the steps done
     def reference(self, policy: Policy) -> Policy: ...  # the policy that the run started from
-    def log(self, row: dict[str, Any]) -> None: ...  # numbers of one step
+    def log(self, row: Logs) -> None: ...  # numbers of one step
     def save(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int, position: int) -> None: ...
     def latest(self) -> Path | None: ...  # the newest whole checkpoint
 
@@ -159,15 +157,12 @@ Callback = Callable[[Policy, int], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """What `fit` repeats: a step (of the signature of `step`), how often, on how many queries, and AdamW's options.
-
-    The learning rate is a function of the number of the step.
-    """
+    """What `fit` repeats: a step (of the signature of `step`), how often, on how many queries, and AdamW's options."""
 
     step: Callable[..., Logs]
     steps: int
     queries: int
-    lr: Callable[[int], float]
+    lr: Callable[[int], float]  # number of the step -> learning rate
     weight_decay: float = 0.0
     beta: float = 0.0  # above 0: a reference policy is kept
 
@@ -184,10 +179,9 @@ def fit(
 ) -> Policy:  # fmt: skip
     """Train until the last step of a stage (default: RL), from the run's latest checkpoint if it holds one.
 
-    Returns the trained policy. `after_step` is called after every step (again at steps that a resumed run repeats),
-    `after_save` after every checkpoint, and again at the one that a run resumes from: it may have been stopped in
-    between. Of a `team` of processes that share every step, the main one is called back. Where `stop` returns true
-    between two steps, on any process, a checkpoint is written and Stopped raised.
+    Returns the trained policy. `after_step` is called after every step, `after_save` after every checkpoint and again
+    at the one that a run resumes from; of a `team` of processes, in the main one. Where `stop` returns true between two
+    steps, on any process, a checkpoint is written and Stopped raised.
 
     Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
     gradient is no longer finite.

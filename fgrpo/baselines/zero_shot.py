@@ -51,22 +51,24 @@ def free_answers(
     pools = [range(len(e.candidates)) for e in examples]
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
     if steps == 1:
-        answers = _write(policy, examples, pools, ask_both(grammar), grammar.slate_size + grammar.rank_size, batch)
+        answers = write_answers(
+            policy, examples, pools, ask_both(grammar), grammar.slate_size + grammar.rank_size, batch
+        )
         return [parse(_from_tag(a, "SLATE"), own, grammar) for a, own in zip(answers, labels, strict=True)]
 
-    answers = _write(policy, examples, pools, ask_slate(grammar), grammar.slate_size, batch)
+    answers = write_answers(policy, examples, pools, ask_slate(grammar), grammar.slate_size, batch)
     slates = [_from_tag(a, "SLATE") for a in answers]
     outputs = [_parse_slate(s, own, grammar) for s, own in zip(slates, labels, strict=True)]
     good = [i for i, output in enumerate(outputs) if not output.error]
     chosen = [outputs[i].slate for i in good]
-    answers = _write(policy, [examples[i] for i in good], chosen, ask_ranking(grammar), grammar.rank_size, batch)
+    answers = write_answers(policy, [examples[i] for i in good], chosen, ask_ranking(grammar), grammar.rank_size, batch)
     for i, answer in zip(good, answers, strict=True):
         outputs[i] = parse(slates[i] + _from_tag(answer, "RANK"), labels[i], grammar)
     return outputs
 
 
 @torch.inference_mode()
-def _write(
+def write_answers(
     policy: PretrainedPolicy, examples: Sequence[Example], pools: Sequence[Sequence[int]], question: str, numbers: int,
     batch: int,
 ) -> list[str]:  # fmt: skip

@@ -89,11 +89,11 @@ def report_metrics(
     args: argparse.Namespace, policy: "Policy", examples: "Sequence[Example]", config: Config, what: str
 ) -> None:
     """Measure a policy and print the metrics."""
-    from ..evaluate import evaluate as measure
+    from ..evaluate import evaluate
     from ..trainer import check_pools
 
     check_pools(examples, config)
-    metrics = {name: x.mean().item() for name, x in measure(policy, examples, config).items()}
+    metrics = {name: x.mean().item() for name, x in evaluate(policy, examples, config).items()}
     if args.json:
         print(json.dumps({"task": config.task, "queries": len(examples), "metrics": metrics}))
         return

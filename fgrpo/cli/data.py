@@ -52,7 +52,7 @@ def data_stats(args: argparse.Namespace) -> None:
     if config.lm.model:
         from ..lm.pretrained import load_labels
 
-        count = load_labels(config.lm).measure
+        count = load_labels(config.lm).prompt_size
     found = {"task": config.task, "data": config.data, **statistics(splits, notes, count)}
     print(json.dumps(found) if args.json else format_statistics(found))
 

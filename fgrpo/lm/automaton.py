@@ -157,12 +157,6 @@ class IndexChoices:
         """Each row `times` times."""
         return self._with([n for n in self.pools for _ in range(times)])
 
-    @staticmethod
-    def join(parts: Sequence["IndexChoices"]) -> "IndexChoices":
-        """The rows of all parts."""
-        widest = max(parts, key=lambda p: len(p.spelling.first))
-        return widest._with([n for p in parts for n in p.pools])
-
     def longest(self, grammar: GrammarConfig) -> int:
         """Tokens of the longest completion that the grammar allows over the largest pool."""
         return self.spelling.longest(len(self.spelling.first), grammar)

@@ -176,7 +176,7 @@ class IndexLabels:
             ids += [*self.ids("\n" * (n > 0) + lead), *self.text_ids(text, self._budget(n))]
         return [*ids, *self.after]
 
-    def measure(self, example: Example) -> "PromptSize":
+    def prompt_size(self, example: Example) -> "PromptSize":
         """The prompt in tokens, and what its budget cut from each text (of which the first 10,000 tokens are looked at)."""
         texts = (example.query, *example.history, *example.candidates)
         over = [max(0, len(self.plain(f" {tidied(t, 10_000)}")) - self._budget(n)) for n, t in enumerate(texts)]

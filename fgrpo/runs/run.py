@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -239,7 +240,7 @@ def provenance() -> dict[str, Any]:
     script = Path(sys.argv[0])  # a script by its relative path, as in python data/results/make.py NAME
     called = f"python {script}" if script.suffix == ".py" and not script.is_absolute() else "python -m fgrpo"
     return {
-        "command": " ".join([called, *sys.argv[1:]]),
+        "command": f"{called} {shlex.join(sys.argv[1:])}".strip(),
         "date": date.today().isoformat(),
         "versions": {
             "fgrpo": __version__, "python": platform.python_version(), "torch": torch.__version__,

@@ -1,1 +1,1 @@
-"""Several processes, TRL, speed and memory."""
+"""Several processes, TRL, speed and memory: see README.md."""

@@ -1,10 +1,10 @@
-"""Speed and memory of one training step: the prompt shared, the prompt repeated, and TRL's GRPOTrainer.
+"""Speed and memory of one training step: with the prompt shared, with the prompt repeated, and of TRL's GRPOTrainer.
 
-All run on the same random Qwen3-architecture model, prompts, group size, optimizer, dtype and thread count, and write
-completions of the same length (our grammar with full lists, TRL with min_new_tokens). Runs are interleaved, a first
-round is thrown away, and each figure is the median of the others with its least and largest. `loss` is the loss with its
-backward pass and the optimizer's step; in a whole `step` of ours a long prompt is encoded once for sampling and loss
-together, so that a step may cost less than its parts.
+All three use the same random Qwen3-architecture model, prompts, group size, optimizer, dtype and number of threads, and
+write completions of the same length (ours by a grammar with full lists, TRL by min_new_tokens). Their steps alternate,
+the first one of each is discarded, and each number is the median of the others, with minimum and maximum. `loss` is the
+loss with its backward pass and the optimizer's step. In a whole `step` of ours a long prompt is encoded once for sampling
+and loss together, so that a step may take less time than its parts.
 """
 
 import random
@@ -35,7 +35,7 @@ TIMED = ("rollout", "score", "assign_credit", "policy_loss", "update")
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the benchmark: tokens of the prompt (P) and of each completion (C), rollouts per query (G)."""
+    """One case of the benchmark: tokens of the prompt (P) and of each completion (C), rollouts per query (G), and sizes."""
 
     prompt: int = 512
     completion: int = 48
@@ -51,16 +51,14 @@ class Case:
     def __post_init__(self) -> None:
         slate = self.completion - RANK - 5
         if not RANK <= slate <= self.pool:
-            least, most = 2 * RANK + 5, self.pool + RANK + 5
-            raise KitError(
-                f"completion {self.completion} must lie between {least} and {most} for a pool of {self.pool}."
-            )
+            low, high = 2 * RANK + 5, self.pool + RANK + 5
+            raise KitError(f"completion {self.completion} must be from {low} to {high} for a pool of {self.pool}.")
         if self.prompt < self.pool + 3:
-            raise KitError(f"prompt {self.prompt} must hold the pool of {self.pool}, two tags and some history.")
+            raise KitError(f"prompt {self.prompt} must be at least {self.pool + 3} for a pool of {self.pool}.")
 
     @property
     def ceiling(self) -> float:
-        """How many times fewer tokens sharing leaves: G (P + C) / (P + G C)."""
+        """Tokens with the prompt repeated over tokens with it shared: G (P + C) / (P + G C)."""
         p, c, g = self.prompt, self.completion, self.group
         return g * (p + c) / (p + g * c)
 
@@ -77,14 +75,14 @@ class Case:
         return [f"item {n}" for n in range(max(1000, self.prompt))]
 
     def policy(self) -> Policy:
-        """The same random weights at every call."""
+        """A policy with the same random weights at every call."""
         policy = Policy.tiny(self.items, self.config().model)
         policy.model.config.max_position_embeddings = 4 * self.prompt
         policy.model.to(dtype=getattr(torch, self.dtype))
         return policy.to(self.device)
 
     def batch(self, number: int) -> list[Example]:
-        """Fresh queries for each round; every prompt has exactly `prompt` tokens."""
+        """The queries of step `number`, which differ between steps; every prompt has exactly `prompt` tokens."""
         rng, queries = random.Random(number), []
         for n in range(self.queries):
             items = rng.sample(self.items, self.prompt - 2)
@@ -96,7 +94,7 @@ class Case:
 
 @dataclass
 class Spent:
-    """Seconds by name of one step, and what each function last returned."""
+    """Seconds of one step by function, and what each function returned last."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +102,7 @@ class Spent:
 
 @contextmanager
 def timed(owner: Any, names: Sequence[str], device: str) -> Iterator[Spent]:
-    """Accumulate the seconds spent in the named functions of a module or object while the block runs."""
+    """Add up the seconds spent in the named functions of a module or object while the block runs."""
     spent, originals = Spent(), {name: getattr(owner, name) for name in names}
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,9 +136,9 @@ def ours(case: Case, method: str) -> Callable[[int], dict[str, float]]:
         with timed(trainer, TIMED, case.device) as spent:
             logs = trainer.step(policy, optimizer, case.batch(number), config, number)
         if logs["tokens"] != case.queries * case.group * case.completion:
-            raise KitError(f"{method}: completions have another length than {case.completion} tokens.")
+            raise KitError(f"{method}: completions do not have {case.completion} tokens each.")
         s, began = spent.seconds, _now(case.device)
-        alone = replace(spent.results["rollout"], tree=None)  # the loss by itself encodes the prompt as well
+        alone = replace(spent.results["rollout"], tree=None)  # by itself, the loss has to encode the prompt
         loss, _ = trainer.policy_loss(policy, alone, spent.results["assign_credit"], config.rl)
         trainer.update(policy, optimizer, loss, config.rl.max_grad_norm)
         s["loss"] = _now(case.device) - began
@@ -151,7 +149,7 @@ def ours(case: Case, method: str) -> Callable[[int], dict[str, float]]:
 
 
 def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
-    """The same for TRL's GRPOTrainer, with its Dr. GRPO loss and no gradient checkpointing."""
+    """Like `ours`, for TRL's GRPOTrainer with its Dr. GRPO loss, without gradient checkpointing."""
     try:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
@@ -188,7 +186,7 @@ def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
 
 
 def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True) -> list[dict[str, Any]]:
-    """Rows of one case: each method's loss with backward and update, rollout, and whole step."""
+    """Rows of one case: for each method its loss with backward pass and update, its rollout, and its whole step."""
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     makers = {**dict.fromkeys(OURS, ours), **({"trl": trl} if "trl" in peers else {})}
@@ -220,10 +218,10 @@ def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool 
 
 
 def peak_memory(case: Case, method: str) -> float:
-    """Most memory (MB) that one step needs above what lay there before it: model, prompts, libraries.
+    """Peak memory (MB) of one step, above that of model, prompts and libraries, which are loaded before it.
 
-    Each method runs in a process of its own, so that none inherits what another left. CPU: resident set; GPU:
-    allocated memory.
+    Resident set on the CPU, allocated memory on a GPU. Each method runs in its own process, so that none reuses memory
+    that another has allocated.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak_memory, case, method).result()
@@ -239,7 +237,7 @@ def _peak_memory(case: Case, method: str) -> float:
         return float(torch.cuda.max_memory_allocated() - before) / 1e6
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
-        raise KitError("peak memory on the CPU is read from /proc, which this system lacks: pass --no-memory.")
+        raise KitError("peak memory on the CPU is read from /proc, which this system does not have: pass --no-memory.")
     reset.write_text("5")
     before = _status("VmRSS")
     run(0)

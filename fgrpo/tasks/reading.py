@@ -8,8 +8,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO, TypeVar
 
-import ijson
-
 from ..config import KitError
 from ..data import Splits
 
@@ -127,6 +125,10 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise unreadable(path, error) from None
 
 
+class _RowTooLong(Exception):
+    """A row of a JSON array that is not read further."""
+
+
 class _Pieces:
     """What ijson reads from: UTF-8 bytes, and how many characters were read since the last row ended."""
 
@@ -137,7 +139,7 @@ class _Pieces:
         piece = self.file.read(size)
         self.pending, self.ended = self.pending + len(piece), not piece and size > 0
         if self.pending > ROW_LIMIT + CHUNK:  # the row may have begun anywhere in the first piece
-            raise ijson.JSONError(f"longer than {ROW_LIMIT:,} characters")
+            raise _RowTooLong(f"longer than {ROW_LIMIT:,} characters")
         return piece.encode()
 
 
@@ -147,6 +149,8 @@ def _array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     Rows are built here from the parser's events, not by `ijson.items`, whose memory grows with the square of the depth:
     20,000 brackets took 1 GB.
     """
+    import ijson  # here, so that the command line's help and `data check` do not wait for it
+
     pieces, number, depth, row = _Pieces(file), 1, -1, ijson.ObjectBuilder()  # depth 0: between two rows
     try:
         for event, value in ijson.basic_parse(pieces, buf_size=CHUNK, use_float=True):
@@ -164,7 +168,7 @@ def _array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             if depth == 0:
                 yield f"{path}, row {number}", row.value
                 number, row, pieces.pending = number + 1, ijson.ObjectBuilder(), 0
-    except ijson.JSONError as error:
+    except (ijson.JSONError, _RowTooLong) as error:
         (why,) = error.args  # bytes, where the text around the fault was cut inside a character
         why = (why.decode(errors="replace") if isinstance(why, bytes) else str(why)).partition("\n")[0]
         why = "the file ends inside it" if pieces.ended else why

@@ -1,7 +1,8 @@
-"""Zero-shot prompts and answers: a scripted model for what is asked and read, tiny random ones for generation."""
+"""Zero-shot prompts and answers: a scripted model for prompts and parsing, tiny random ones for generation."""
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fgrpo.baselines.rankers import BASELINES
-from fgrpo.baselines.zero_shot import _answers, zero_shot
-from fgrpo.config import GrammarConfig, KitError
+from fgrpo.baselines.zero_shot import free_answers, write_answers, zero_shot
+from fgrpo.config import GrammarConfig, KitError, LMConfig
 from fgrpo.data import Example, Splits
 from fgrpo.evaluate import greedy
-from fgrpo.lm.pretrained import load_lm
-from fgrpo.policy import Sampling
-from fgrpo.prompt import ERRORS, Output
+from fgrpo.lm.index_labels import IndexLabels
+from fgrpo.lm.pretrained import PretrainedPolicy, load_lm
+from fgrpo.policy import Sampling, pad_rows
+from fgrpo.prompt import Output
 from tests.families import examples as family_examples
 from tests.families import policy_of, save_model
 
@@ -39,40 +40,52 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     words.decoder = decoders.ByteLevel()
     words.add_special_tokens(["<eos>", "<bos>"])
     words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 257)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", bos_token="<bos>")
 
 
 class Scripted:
-    """Answers each prompt by a function of its text, and keeps what it was asked."""
+    """A policy that answers each prompt by a function of its text, and keeps the prompts."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(max_position_embeddings=None)
 
-    def __init__(self, tokenizer: Any, answer: Callable[[str], str]):
-        self.tokenizer, self.answer, self.asked = tokenizer, answer, []
+    def __init__(self, answer: Callable[[str], str], chat_template: str | None, context: int | None, budget: int):
+        self.tokenizer, self.answer, self.asked = byte_tokenizer(), answer, []
+        self.tokenizer.chat_template = chat_template
+        shape = SimpleNamespace(max_position_embeddings=context)
+        self.labels = IndexLabels(self.tokenizer, SimpleNamespace(get_text_config=lambda: shape), budget)
+        self.model, self.pad, self.decoding = self, self.labels.pad, nullcontext
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         assert not options["do_sample"] and bool(attention_mask[:, -1].all())  # greedy, padded on the left
         prompts = [self.tokenizer.decode(i[m.bool()]) for i, m in zip(input_ids, attention_mask, strict=True)]
         self.asked += prompts
-        new = self.tokenizer([self.answer(p) + "<eos>" for p in prompts], padding=True, return_tensors="pt")
-        return torch.cat((input_ids, new["input_ids"]), dim=1)
+        new = self.tokenizer([self.answer(p) + "<eos>" for p in prompts], add_special_tokens=False)["input_ids"]
+        return torch.cat((input_ids, pad_rows(new, self.pad)[0]), dim=1)
 
 
-def ask(answer: Callable[[str], str] | str, two_steps: bool, **options: Any) -> tuple[list[Output], list[str]]:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = options.pop("chat_template", None)
-    model = Scripted(tokenizer, answer if callable(answer) else lambda _: answer)
-    return zero_shot(EXAMPLES, model, tokenizer, GRAMMAR, two_steps, **options), model.asked
+def ask(
+    answer: Callable[[str], str] | str, steps: int, batch: int = 8, chat_template: str | None = None,
+    context: int | None = None, budget: int = 40, examples: list[Example] = EXAMPLES,
+) -> tuple[list[Output], list[str]]:  # fmt: skip
+    policy: Any = Scripted(answer if callable(answer) else lambda _: answer, chat_template, context, budget)
+    return free_answers(policy, examples, GRAMMAR, steps, batch), policy.asked
 
 
 def test_one_step_numbers_from_one_and_shows_texts_never_ids() -> None:
-    outputs, asked = ask("<SLATE> 2, 1, 3 </SLATE><RANK> 3, 2 </RANK>", two_steps=False)
+    outputs, asked = ask("<SLATE> 2, 1, 3 </SLATE><RANK> 3, 2 </RANK>", steps=1)
     assert outputs == [Output((1, 0, 2), (2, 1))] * 2
     assert "Query: Which film?" in asked[0] and "- Old One\n- Old Two" in asked[0]
     assert "[1] Ant\n[2] Bee\n[3] Cat\n[4] Dog\n[5] Elk\n" in asked[0]
     assert "key-" not in asked[0] and "at most 4" in asked[0] and "at most 2" in asked[0]
-    assert "History" not in asked[1] and asked[1].count("word") == 100 and "end\n" not in asked[1]
+    assert "History" not in asked[1] and asked[1].count("word") == 8 and "end\n" not in asked[1]  # a budget of 40 bytes
+
+
+def test_a_text_cannot_end_the_prompt() -> None:
+    bad, tokenizer = Example("b", "Q?<eos>", (), ("one</RANK><eos>", "two"), frozenset({0})), byte_tokenizer()
+    _, asked = ask("", steps=1, examples=[bad])
+    assert "Q?<eos>" in asked[0] and "[1] one</RANK><eos>" in asked[0]  # in letters
+    labels = IndexLabels(tokenizer, SimpleNamespace(get_text_config=lambda: SimpleNamespace()))
+    assert tokenizer.eos_token_id not in labels.ask(bad, [0, 1], "?")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,7 @@ def test_one_step_numbers_from_one_and_shows_texts_never_ids() -> None:
     ],
 )
 def test_only_a_preamble_is_forgiven(answer: str, error: str) -> None:
-    for output in ask(answer, two_steps=False)[0]:
+    for output in ask(answer, steps=1)[0]:
         assert output == (Output(error=error) if error else Output((0, 1), (1,)))
 
 
@@ -99,7 +112,7 @@ def test_the_second_step_sees_the_slate_alone_under_the_same_numbers() -> None:
     def answer(prompt: str) -> str:
         return "I choose <SLATE> 4, 2 </SLATE>" if "Choose a slate" in prompt else "Well, <RANK> 2 </RANK>"
 
-    outputs, asked = ask(answer, two_steps=True, batch=1)
+    outputs, asked = ask(answer, steps=2, batch=1)
     assert outputs == [Output((3, 1), (1,))] * 2 and len(asked) == 4
     assert "<RANK>" not in asked[0] and "[5] Elk" in asked[0]
     assert "[4] Dog\n[2] Bee\n" in asked[2] and "- Old One" in asked[2] and "at most 2" in asked[2]
@@ -117,15 +130,17 @@ def test_the_second_step_sees_the_slate_alone_under_the_same_numbers() -> None:
     ],
 )  # fmt: skip
 def test_two_steps_end_with_the_first_error(slate: str, rank: str, error: str, steps: int) -> None:
-    outputs, asked = ask(lambda prompt: slate if "Choose a slate" in prompt else rank, two_steps=True)
+    outputs, asked = ask(lambda prompt: slate if "Choose a slate" in prompt else rank, steps=2)
     assert outputs == [Output(error=error)] * 2 and len(asked) == 2 * steps
 
 
 def test_a_chat_template_is_used_where_there_is_one() -> None:
     template = "{% for m in messages %}<<{{ m.role }}>>{{ m.content }}{% endfor %}<<assistant>>"
-    _, asked = ask("", two_steps=False, chat_template=template)
-    assert asked[0].startswith("<<user>>Query:") and asked[0].endswith("<<assistant>>")  # templates begin by themselves
-    assert ask("", two_steps=False)[1][0].startswith("<bos>Query:")
+    _, asked = ask("", steps=1, chat_template=template)
+    assert asked[0].startswith("<<user>>Query:") and asked[0].endswith(
+        "<<assistant>>"
+    )  # templates have their own start
+    assert ask("", steps=1)[1][0].startswith("<bos>Query:")
 
 
 def tiny_llama(context: int = 4096) -> LlamaForCausalLM:
@@ -138,25 +153,28 @@ def tiny_llama(context: int = 4096) -> LlamaForCausalLM:
     ).eval()  # fmt: skip
 
 
-def test_a_random_model_is_loaded_and_padding_does_not_change_its_answers(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_answers_of_a_random_model(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    model, tokenizer = load_lm(str(tmp_path))
-    assert not model.training
-    prompts = ["a", "some words that are longer", "middling"]
-    alone, together = (_answers(prompts, model, tokenizer, 1, batch) for batch in (1, 3))
+    policy = PretrainedPolicy.new(LMConfig(model=str(tmp_path)))
+    assert not policy.model.training
+    examples = [*EXAMPLES, Example("u3", "Which?", (), ("Owl", "Pig"), frozenset({0}))]
+    pools = [range(len(e.candidates)) for e in examples]
+    alone, together = (write_answers(policy, examples, pools, "Choose.", 1, batch) for batch in (1, 3))
     assert alone == together and len(set(alone)) == 3 and all(alone)
-    for two_steps in (False, True):
-        outputs = zero_shot(EXAMPLES, model, tokenizer, GrammarConfig(2, 1), two_steps)
-        assert len(outputs) == 2 and all(o.error in ERRORS and o.error for o in outputs)
+    for steps in (1, 2):
+        outputs = zero_shot(
+            Splits([], [], EXAMPLES), model=str(tmp_path), grammar=GrammarConfig(2, 1), constrained=False, steps=steps
+        )
+        assert len(outputs) == 2 and all(o.error for o in outputs)
 
 
-def test_what_cannot_be_loaded_or_read_is_said(tmp_path: Path, monkeypatch) -> None:
+def test_a_model_that_cannot_be_loaded_or_a_prompt_too_long_is_an_error(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(KitError, match="cannot be loaded"):
         load_lm(str(tmp_path / "absent"))
-    model, tokenizer = tiny_llama(context=300), byte_tokenizer()
     with pytest.raises(KitError, match="more than the 300"):
-        zero_shot(EXAMPLES, model, tokenizer, GRAMMAR, two_steps=False)
+        ask("", steps=1, context=300)
+    model, tokenizer = tiny_llama(), byte_tokenizer()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -166,18 +184,14 @@ def test_what_cannot_be_loaded_or_read_is_said(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(KitError, match=r"'gguf' is not installed: pip install 'fgrpo\[baselines\]'"):
         load_lm(str(tmp_path), "weights.gguf")
+    for steps, constrained in ((3, False), (2, True)):
+        with pytest.raises(KitError, match="must be 1, or 2 with constrained=False"):
+            zero_shot(Splits([], [], []), model="", grammar=GRAMMAR, steps=steps, constrained=constrained)
 
 
 def test_under_the_grammar_it_fills_both_lists_as_the_untrained_policy_does(tmp_path) -> None:
-    folder, test = save_model("smollm2", tmp_path / "model"), family_examples(4)
-    orders = BASELINES["zero_shot"](
-        Splits([], [], test), model=str(folder), passage_tokens=12, slate_size=6, rank_size=3
-    )
+    folder, test = save_model("smollm2", tmp_path / "model: with colon"), family_examples(4)
+    outputs = zero_shot(Splits([], [], test), model=str(folder), passage_tokens=12, grammar=GrammarConfig(6, 3))
     policy = policy_of(folder, trained_adapter=False)
-    for order, output, e in zip(
-        orders, greedy(policy, test, Sampling(GrammarConfig(6, 3, full=True))), test, strict=True
-    ):
-        assert order[:3] == list(output.rank) and set(order[:6]) == set(output.slate) and len(output.slate) == 6
-        assert sorted(order) == list(range(len(e.candidates)))
-    with pytest.raises(KitError, match="zero_shot:model=NAME"):
-        BASELINES["zero_shot"](Splits([], [], test))
+    assert outputs == greedy(policy, test, Sampling(GrammarConfig(6, 3, full=True)))
+    assert all(not o.error and len(o.slate) == 6 and len(o.rank) == 3 for o in outputs)

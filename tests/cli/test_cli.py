@@ -9,8 +9,9 @@ import pytest
 
 from fgrpo.cli.main import COMMANDS, main
 from fgrpo.cli.options import config_of, parser_of
-from fgrpo.runs.run import read_metrics
+from fgrpo.runs.run import read_config, read_metrics
 from fgrpo.runs.trace import read_trace
+from fgrpo.study.analysis import format_analysis
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--sft-steps", "3", "--sft-batch", "8", "--steps", "3",
@@ -54,7 +55,7 @@ def test_help(command) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, fgrpo.__main__ as m; m.parser_of(m.COMMANDS); assert 'torch' not in sys.modules"
+    code = "import sys, fgrpo.cli.main as m; m.parser_of(m.COMMANDS); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -66,7 +67,7 @@ def test_train_evaluate_resume(capsys) -> None:
     assert all({g.step for g in read_trace(f"runs/{x}/trace.jsonl").groups} == {3} for x in ("a", "a/warm-start"))
     made = json.loads(Path("runs/a/config.json").read_text())["made"]
     assert made["command"].startswith("python -m fgrpo") and made["versions"]["torch"] and made["hardware"]
-    status, out, _ = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)
+    status, out, _ = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json")
     assert status == 0 and json.loads(out)["metrics"] == report["metrics"]
     status, out, _ = call(capsys, "train", "--out", "runs/a", "--resume", "--json", *TINY)
     assert status == 0 and json.loads(out) == report
@@ -78,14 +79,40 @@ def test_a_policy_alone_is_kept_of_an_rl_run(capsys) -> None:
     (left,) = Path("runs/a/checkpoints").iterdir()
     assert status == 0 and left.name == "step-000003" and not list(left.glob("trainer*"))
     assert {g.step for g in read_trace("runs/a/trace.jsonl").groups} == {1, 2, 3}
-    again = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json", *TINY)[1]
+    again = call(capsys, "evaluate", "--checkpoint", "runs/a", "--split", "validation", "--json")[1]
     assert json.loads(again) == json.loads(out)
 
 
-def test_trace_writes_what_a_checkpoint_does(capsys) -> None:
+CHOICES = {
+    "slate size": ["--slate-size", "3", "--rank-size", "2"],
+    "full lists": ["--slate-size", "7", "--rank-size", "7", "--full"],
+    "free decoding": ["--decoding", "free"],
+    "pool": ["--pool", "30", "--one-relevant"],
+    "nested": ["--credit", "nested", "--rankings", "2"],
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_checkpoint_is_measured_as_it_was_trained(capsys, choice) -> None:
+    """Grammar, decoding and task come from the run's config.json, from its folder or any checkpoint in it."""
+    trained = call(capsys, "train", "--out", "runs/a", "--init", "base", "--json", *TINY, *CHOICES[choice])[1]
+    for place in ("runs/a", "runs/a/checkpoints/step-000003"):
+        argv = ["evaluate", "--checkpoint", place, "--split", "validation", "--json"]
+        assert json.loads(call(capsys, *argv)[1]) == json.loads(trained)
+    config = read_config("runs/a")
+    metrics, (last,) = json.loads(trained)["metrics"], read_metrics("runs/a")[-1:]
+    if choice == "slate size":
+        assert 0 < metrics["slate_length"] <= 3 and last["slate_length"] <= 3
+    if choice == "full lists":
+        assert metrics["slate_length"] == last["slate_length"] == 7
+    if choice == "free decoding":
+        assert metrics["format_error"] > 0.9  # three steps do not teach the grammar, and nothing enforces it
     argv = [
+        "trace",
         "--checkpoint",
-        str(ROOT / "data/checkpoints/lab-rec"),
+        "runs/a",
+        "--split",
+        "validation",
         "--limit",
         "5",
         "--sampled",
@@ -93,11 +120,25 @@ def test_trace_writes_what_a_checkpoint_does(capsys) -> None:
         "--out",
         "t.jsonl",
     ]
-    status, out, err = call(capsys, "trace", "--json", *argv, "--rankings", "2", "--credit", "nested")
+    status, out, err = call(capsys, *argv, "--json")
     assert status == 0 and err == "" and json.loads(out)["queries"] == 5
     found = read_trace("t.jsonl")
-    assert [len(g.rollouts) for g in found.groups] == [8, 8, 0, 0, 0] and found.config.rl.credit == "nested"
-    assert found.made["command"].startswith("python -m fgrpo")
+    assert found.config == config and found.made["command"].startswith("python")
+    assert [len(g.rollouts) for g in found.groups] == [4, 4, 0, 0, 0]
+    assert {g.rankings for g in found.groups[:2]} == {config.rl.rankings}
+    assert {len(g.example.candidates) for g in found.groups} == {config.pool}
+    lists = [r.output for g in found.groups for r in (g.greedy, *g.rollouts) if not r.output.error]
+    assert all(len(o.slate) <= config.grammar.slate_size and len(o.rank) <= config.grammar.rank_size for o in lists)
+
+
+def test_another_task_or_part_of_one_may_be_measured(capsys) -> None:
+    lab = str(ROOT / "data/checkpoints/lab-rec")
+    out = call(capsys, "evaluate", "--checkpoint", lab, "--split", "all", "--limit", "7", "--json")[1]
+    assert json.loads(out)["queries"] == 7
+    rows = (ROOT / "data/lab-rec/test.jsonl").read_text().splitlines(keepends=True)[:20]
+    Path("mine.jsonl").write_text("".join(rows))
+    out = call(capsys, "evaluate", "--checkpoint", lab, "--task", "mine.jsonl", "--json")[1]
+    assert json.loads(out)["task"] == "mine.jsonl" and json.loads(out)["queries"] == 2
 
 
 def test_compare_gives_the_documented_json_and_files(capsys) -> None:
@@ -130,8 +171,8 @@ def test_analyse_finds_the_biased_method(capsys) -> None:
     exact = {r["method"]: r for r in report["rows"] if r["exact"] and r["group"] == 3}
     assert exact["grpo"]["angle"] < 0.1 < exact["fgrpo"]["angle_slate"]
     assert Path("o/oracle.png").stat().st_size and Path("o/oracle.csv").read_text().startswith('# {"command"')
-    _, out, _ = call(capsys, "analyse", *argv)
-    assert "Angles in degrees" in out and "fgrpo" in out
+    text = format_analysis(report["rows"], report["separability"], report["interference"])
+    assert "Angles in degrees" in text and "fgrpo" in text
     assert "'who' is not known" in call(capsys, "analyse", *argv, "--credits", "who")[2]
     assert json.loads(Path("o/oracle.csv").read_text().splitlines()[0][2:])["config"]["model"]["hidden_size"] == 32
 
@@ -186,6 +227,9 @@ NO_RELEVANT = GOOD.replace("[0]", "[]")
         (["compare", "--baselines", "zero_shot"], "baseline 'zero_shot' needs a model, so it runs from Python"),
         (["analyse", "--checkpoint", "nowhere"], "nowhere: no run here"),
         (["evaluate", "--checkpoint", "nowhere"], "nowhere: no policy here"),
+        (["evaluate", "--checkpoint", "."], "no run here"),
+        (["evaluate", "--checkpoint", "base"], "name it with --model"),
+        (["evaluate", "--checkpoint", "x", "--slate-size", "3"], "unrecognized arguments: --slate-size"),
         (["trace", "--checkpoint", "nowhere", "--out", "t.jsonl"], "nowhere: no policy here"),
         (["compare", "--seeds", "0"], "'0' must be whole numbers above 0"),
         (["demo", "--jobs", "-3"], "'-3' must be whole numbers above 0"),

@@ -137,7 +137,7 @@ def test_unknown_task() -> None:
 def test_an_item_that_stands_twice_in_a_pool_is_refused(policy) -> None:
     titles = [f.title for f in lab_catalogue()]
     twice = parse_example(json.dumps({**GOOD, "history": [], "candidates": [titles[0]] * 3}))
-    with pytest.raises(KitError, match="an item stands twice in the pool"):
+    with pytest.raises(KitError, match="an item is in the pool twice"):
         policy.encode([twice])
 
 

@@ -131,7 +131,9 @@ def test_a_question_keeps_a_budget_of_its_own(labels) -> None:
     added = len(labels.prompt_ids(whole)) - len(labels.prompt_ids(short))
     spelled = len(labels.plain(" " + long.strip()))
     assert spelled > 30 and abs(added - spelled + len(labels.plain(" which?"))) <= 1
-    assert labels.measure(short).truncated == labels.measure(whole).truncated == 2  # history and first candidate
+    assert (
+        labels.prompt_size(short).truncated == labels.prompt_size(whole).truncated == 2
+    )  # history and first candidate
 
 
 def test_prompts_show_texts_by_number_and_never_ids(labels) -> None:

@@ -137,7 +137,7 @@ def test_kept_and_recomputed_prompts_give_the_plain_gradients(models, constraine
     assert r.tree is not None and r.tree.logits.requires_grad
     runs = []
     monkeypatch.setattr(
-        "fgrpo.prefix.checkpoint",
+        "fgrpo.lm.pretrained.checkpoint",
         lambda *a, _real=torch.utils.checkpoint.checkpoint, **k: runs.append(1) or _real(*a, **k),
     )
     advantages = (1 + torch.randn(r.logprobs.shape, generator=torch.Generator().manual_seed(1))) * r.mask
@@ -146,7 +146,7 @@ def test_kept_and_recomputed_prompts_give_the_plain_gradients(models, constraine
     _, plain = gradient(policy, r, advantages, False)
     _, short = gradient(policy, r, advantages, True)  # the tree is spent: encoded anew, and kept, since it is short
     assert not runs and error(short, plain) < 1e-3
-    monkeypatch.setattr("fgrpo.policy.RECOMPUTE_FROM", 0)
+    monkeypatch.setattr("fgrpo.lm.pretrained.RECOMPUTE_FROM", 0)
     _, again = gradient(policy, r, advantages, True)  # layer by layer
     assert len(runs) == 2 and error(kept, plain) < 1e-3 and error(again, plain) < 1e-3
 
@@ -175,7 +175,7 @@ def test_micro_batches_are_the_same_step(models, name) -> None:
 def test_joined_rollouts_are_rows_of_the_whole(models) -> None:
     policy = policy_of(models / "smollm2")
     parts = [rollout(policy, [e], SAMPLING, 3, n) for n, e in enumerate(examples())]
-    whole = Rollouts.join(parts, policy.pad)
+    whole = Rollouts.join(parts, policy.encode(examples(), SAMPLING.grammar), policy.pad)
     logp, _ = policy.logprobs(whole.prompts, whole.completions, whole.mask, SAMPLING)
     assert (logp - whole.logprobs).abs().max() < 1e-4
     for n, part in enumerate(parts):
@@ -414,7 +414,7 @@ def test_freed_memory_is_kept_while_decoding_and_returned_after_it(monkeypatch) 
     libc = SimpleNamespace(mallopt=lambda *x: told.append(x), malloc_trim=lambda x: told.append(("trim", x)))
     with memory_kept():
         assert not told  # nothing is touched before a pretrained model was loaded
-    monkeypatch.setattr("fgrpo.lm._returned", [libc])
+    monkeypatch.setattr("fgrpo.lm.pretrained._returned", [libc])
     with pytest.raises(ZeroDivisionError), memory_kept():
         assert told == [(-3, 2**25)]
         raise ZeroDivisionError
@@ -423,7 +423,7 @@ def test_freed_memory_is_kept_while_decoding_and_returned_after_it(monkeypatch) 
 
 def test_another_c_library_is_left_alone(monkeypatch) -> None:
     kept: list = []
-    monkeypatch.setattr("fgrpo.lm._returned", kept)
+    monkeypatch.setattr("fgrpo.lm.pretrained._returned", kept)
     monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *_: 1))  # without malloc_trim
     give_memory_back()
     assert not kept

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.baselines.zero_shot import zero_shot
+from fgrpo.baselines.zero_shot import free_answers
 from fgrpo.config import Config, GrammarConfig, LMConfig
 from fgrpo.data import Example
 from fgrpo.lm.pretrained import PretrainedPolicy
@@ -51,9 +51,9 @@ def test_its_weights_are_unpacked_and_nothing_is_warned_of(tmp_path, capfd, recw
     assert not [str(w.message) for w in recwarn] and "[transformers]" not in capfd.readouterr().err
 
 
-def test_it_answers_as_it_comes_in_one_step_and_in_two(policy) -> None:
-    for two_steps in (False, True):
-        outputs = zero_shot(QUERIES, policy.model, policy.tokenizer, GRAMMAR, two_steps)
+def test_it_answers_untuned_in_one_step_and_in_two(policy) -> None:
+    for steps in (1, 2):
+        outputs = free_answers(policy, QUERIES, GRAMMAR, steps)
         assert len(outputs) == 2 and all(o.error in ERRORS and bool(o.error) != bool(o.rank) for o in outputs)
 
 

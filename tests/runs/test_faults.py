@@ -28,21 +28,22 @@ from transformers import PreTrainedTokenizerFast
 from fgrpo import trainer
 from fgrpo.cli import compare as cli
 from fgrpo.cli.main import main
+from fgrpo.config import Config
 from fgrpo.policy import Policy
 from fgrpo.runs import run as checkpoint
+from fgrpo.runs import warm_start
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import read_trace
-from fgrpo.study import compare
+from fgrpo.tasks import load_task
 from fgrpo.tasks.jsonl import write_jsonl
-from fgrpo.tasks.lab import build_lab
 from fgrpo.trainer import step
 
 KILLS = int(os.environ.get("FGRPO_KILLS", "10"))
 STEPS = 12
 FORK = get_context("forkserver")
-FORK.set_forkserver_preload(["tests.runs.test_faults", "fgrpo.compare", "accelerate"])
+FORK.set_forkserver_preload(["tests.runs.test_faults", "fgrpo.study.compare", "accelerate"])
 Trouble = Callable[[], None]
 
 
@@ -50,7 +51,7 @@ def tiny(folder: Path) -> list[str]:
     """A run of a second: the task is a file of 14 queries."""
     task = folder / "few.jsonl"
     if not task.exists():
-        write_jsonl(task, build_lab().train[:14])
+        write_jsonl(task, load_task(Config())[0].train[:14])
     return ["--task", str(task), "--queries", "4", "--group", "4", "--hidden-size", "16", "--layers", "1", "--heads", "2",
             "--init", "base", "--steps", str(STEPS), "--save-every", "1", "--json"]  # fmt: skip
 
@@ -256,7 +257,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "tokenizer": (PreTrainedTokenizerFast, "save_pretrained", "step-000004: the checkpoint cannot be written"),
     "trainer": (checkpoint, "write_text", "step-000004: the checkpoint cannot be written"),
     "sums": (checkpoint, "seal", "step-000004: the checkpoint cannot be written"),
-    "trace": (compare, "write_trace", "trace.jsonl: cannot be written"),
+    "trace": (warm_start, "write_trace", "trace.jsonl: cannot be written"),
 }
 
 

@@ -1,8 +1,6 @@
 """The trace that every run leaves behind, and those of the shipped runs."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,33 +84,6 @@ def _stop() -> None:
     raise KeyboardInterrupt
 
 
-def test_a_trace_that_cannot_be_written_loses_no_checkpoint(longer, lab, tmp_path) -> None:
-    """A file size limit stands for the full disk: the trace has outgrown it, the checkpoint of so small a model not."""
-    script = (
-        "import resource, sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from tests.runs.test_run_traces import *\n"
-        "from fgrpo.config import KitError\n"
-        "from fgrpo.data import build_lab\n"
-        "config = Config.from_flat(queries=4, group=4, steps=5, hidden_size=32, layers=1, heads=2)\n"
-        "save = Run.save\n"
-        "def limited(self, policy, optimizer, generator, step, position):\n"
-        "    save(self, policy, optimizer, step, position)\n"
-        "    if step == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "Run.save = limited\n"
-        "try: train(config, build_lab(), Path(sys.argv[1]))\n"
-        "except KitError as error: print(error)\n"
-    )
-    cut = tmp_path / "cut"
-    out = subprocess.run([sys.executable, "-c", script, str(cut)], capture_output=True, text=True, cwd=ROOT)
-    assert "trace.jsonl: cannot be written" in out.stdout and "\n" not in out.stdout.strip(), out
-    assert [p.name for p in sorted((cut / "checkpoints").iterdir())][-1] == "step-000004"
-    assert {g.step for g in read_trace(cut / "trace.jsonl").groups} == {2}
-    whole = train(read_config(cut), lab, tmp_path / "whole")
-    resumed = train(read_config(cut), lab, cut, resume=True)
-    assert groups(resumed) == groups(whole) and weights(resumed) == weights(whole)
-
-
 def test_a_compared_run_keeps_its_test_lists(config, lab, tmp_path) -> None:
     small = Splits(lab.train[:64], lab.validation[:8], lab.test[:12])
     start = Policy.tiny([f.title for f in lab_catalogue()], config.model, seed=1)
@@ -146,13 +117,12 @@ def test_shipped_runs_are_whole_and_their_lists_are_those_of_the_policy(name, la
     assert [[r.output for r in g.rollouts] for g in again] == [[r.output for r in g.rollouts] for g in found.groups[:2]]
 
 
-def test_shipped_runs_say_how_they_were_made() -> None:
-    script = (ROOT / "data/checkpoints/make.sh").read_text(encoding="utf-8")
+def test_shipped_runs_name_the_command_that_made_them() -> None:
+    script = (ROOT / "data/results/make.py").read_text(encoding="utf-8")
     for name in SHIPPED:
         made = json.loads((ROOT / "data/checkpoints" / name / "config.json").read_text(encoding="utf-8"))["made"]
-        assert (
-            made["command"].startswith("python -m fgrpo train ") and f"--out data/checkpoints/{name}" in made["command"]
-        )
-        assert name in script
-        traced = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl").made["command"]
-        assert traced == "python data/checkpoints/make.py"
+        assert made["command"].startswith("python -m fgrpo train ")
+        assert f"--out data/checkpoints/{name}" in made["command"] and f'"{name}": ' in script
+        found = read_trace(ROOT / "data/checkpoints" / name / "trace.jsonl")
+        rl = found.config.rl
+        assert found.made["command"] and (rl.credit, rl.group, rl.rankings) == ("nested", 8, 2)

@@ -51,7 +51,7 @@ def test_credit_of_a_trace_is_that_of_the_rollouts(policy, queries, nested, meth
     write_trace(tmp_path / "t.jsonl", trace_of("x", nested, traced(policy, queries, nested)))
     config = replace(nested, rl=with_credit(nested.rl, method))
     sampling = Sampling(config.grammar)
-    r = rollout(policy, queries[:4], sampling, config.rl.group, 0, rankings=2)
+    r = rollout(policy, queries[:4], sampling, config.rl.group, 0, step=3, rankings=2)
     wanted_rewards = score(r, queries[:4], config.rl)
     if method == "gdpo":  # normalised over the batch, which in a trace is the group
         pytest.skip("gdpo divides by the spread of the batch")

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: the same work for every method, its parts, its memory. No test is timed."""
+"""The benchmark: the same work for every method, its parts, its memory. No test depends on a time."""
 
 import csv
 import io
@@ -10,27 +10,14 @@ import pytest
 from fgrpo.cli.main import main
 from fgrpo.scale.bench import Case, bench, ours
 
-SMALL = [
-    "--prompt",
-    "80",
-    "--completion",
-    "20",
-    "--group",
-    "4",
-    "--repeats",
-    "2",
-    "--layers",
-    "1",
-    "--hidden-size",
-    "32",
-]
+SMALL = ["--prompt=80", "--completion=20", "--group=4", "--repeats=2", "--layers=1", "--hidden-size=32"]
 
 
-def test_prompts_and_completions_have_the_length_they_say() -> None:
+def test_prompts_and_completions_have_the_length_of_the_case() -> None:
     case = Case(prompt=90, completion=24, group=4, layers=1, hidden_size=32)
     policy = case.policy()
     for number in (0, 1):
-        prompts = policy.encode(case.batch(number, policy))
+        prompts = policy.encode(case.batch(number))
         assert prompts.ids.shape == (2, 90) and prompts.mask.all()
     assert case.ceiling == pytest.approx(4 * (90 + 24) / (90 + 4 * 24))
     for method in ("shared", "unshared"):
