@@ -190,14 +190,14 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "config") -> "Config":
+    def from_dict(cls, values: object, where: str = "config") -> "Config":
         """Build from nested dictionaries. Raises KitError on an unknown field or a wrong type."""
         return _from_dict(cls, values, where)
 
     @classmethod
-    def from_flat(cls, **values: Any) -> "Config":
+    def from_flat(cls, **values: object) -> "Config":
         """Build from flat field names, as the command line gives them: `Config.from_flat(lam=2.0, slate_size=5)`."""
-        nested: dict[str, Any] = {}
+        nested: dict[str, object] = {}
         for concern, kind in CONCERNS.items():
             names = {f.name for f in dataclasses.fields(kind)}
             nested[concern] = {name: values.pop(name) for name in list(values) if name in names}
@@ -206,7 +206,7 @@ class Config:
         return cls.from_dict({**values, **nested}, "options")
 
 
-def _from_dict(kind: Any, values: Any, where: str) -> Any:
+def _from_dict(kind: Any, values: object, where: str) -> Any:
     if not isinstance(values, dict):
         raise KitError(f"{where}: expected an object with the fields of {kind.__name__}.")
     known = {f.name: f for f in dataclasses.fields(kind)}

@@ -134,7 +134,7 @@ class Policy:
     # --- the interface ---
 
     def encode(self, examples: Sequence[Example], grammar: GrammarConfig | None = None) -> Prompts:
-        """Tokenize queries and lay out the choices of each pool; prompts in words say the sizes of `grammar`."""
+        """Tokenize queries and lay out the choices of each pool; text prompts state the sizes of `grammar`."""
         rows = [self.labels.prompt_ids(e, grammar) for e in examples]
         ids, mask = pad_rows(rows, self.pad, left=True)
         return Prompts(ids.to(self.device), mask.to(self.device), self.labels.choices(examples).to(self.device))
@@ -189,7 +189,7 @@ class Policy:
             ).logits  # fmt: skip
         if tree is None or not tree.take():
             tree, begun = self.grow(prompts.ids, prompts.mask), 0
-        # the logits after the prompt stand before the first token of every branch (and before those begun with it)
+        # the logits after the prompt predict the first token of every branch
         first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, begun + 1, -1)
         fed = length - 1 - begun  # the last token has nothing after it
         ids, real = (x.view(n_queries, group, length)[..., begun:] for x in (completions, mask))

@@ -1,6 +1,6 @@
 """The prompt is paid for once: one prompt per query in the cache, and the G rollouts grow from it as branches.
 
-The branches lie side by side in one sequence per query. A mask lets each token see the prompt and the earlier tokens of
+The branches are fed side by side, in one sequence per query. A mask lets each token see the prompt and the earlier tokens of
 its own branch, and positions run on from the prompt's end in every branch. So the prompt is encoded once, its keys and
 values are stored once (not G times), and gradients are those of G separate sequences to rounding.
 """
@@ -73,7 +73,7 @@ class PrefixTree:
         return usable
 
     def fork(self) -> "PrefixTree":
-        """The same prompt with a cache of its own to grow in; what lies in it already is shared, not copied."""
+        """The same prompt with a cache of its own to grow in; its present content is shared, not copied."""
         other = copy(self)
         other.cache = copy(self.cache)
         other.cache.layers = [copy(layer) for layer in self.cache.layers]

@@ -66,7 +66,7 @@ def rollout(
     """Sample `group` completions per example, or decode greedily if `seed` is None.
 
     With `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn
-    share a slate. With `micro`, so many examples are in memory at a time (0: all), here and in the loss. `keep_prompts`
+    share a slate. `micro` examples are in memory at a time (0: all), here and in the loss. `keep_prompts`
     keeps long encoded prompts with their gradient, for the first loss on these rollouts, where all are decoded
     together. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
     """

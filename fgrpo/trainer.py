@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class Run(Protocol):
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
     ) -> tuple[Policy, torch.optim.Optimizer, int]: ...  # as they were at the latest checkpoint, and the steps done
     def reference(self, policy: Policy) -> Policy: ...  # the policy that the run started from
-    def log(self, row: dict[str, Any]) -> None: ...  # numbers of one step
+    def log(self, row: Logs) -> None: ...  # numbers of one step
     def save(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int, position: int) -> None: ...
     def latest(self) -> Path | None: ...  # the newest whole checkpoint
 

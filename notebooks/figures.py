@@ -185,7 +185,7 @@ def _token_names(policy: Policy, example: Example, rollouts: Rollouts, row: int)
         label: STAR * (i in example.relevant) + example.candidates[i]
         for i, label in enumerate(policy.labels.candidates(example))
     }
-    words = [policy.token_text[t] for t in rollouts.completions[row][rollouts.mask[row]].tolist()]
+    words = policy.tokenizer.convert_ids_to_tokens(rollouts.completions[row][rollouts.mask[row]].tolist())
     return [titles.get(w, w) for w in words]
 
 

@@ -1,4 +1,4 @@
-"""The options of the command line, and what they say: `parser_of`, `config_of`, `load`.
+"""The options of the command line, and what they configure: `parser_of`, `config_of`, `load`.
 
 The fields of a run come from the dataclasses of fgrpo.config.
 """
@@ -12,13 +12,17 @@ import itertools
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config import CONCERNS, Config, KitError, LMConfig
 
+if TYPE_CHECKING:
+    from ..data import Splits
+    from ..tasks.reading import Notes
+
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # chosen in November 2026; the RL learning rate on the validation split, for 200 steps (data/results/lr-long.csv)
     "lab-rec": {"sft_steps": 200, "sft_lr": 1e-3, "lr": 1e-4},
     "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
@@ -26,19 +30,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 
-LM_PRESET: dict[str, Any] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
+LM_PRESET: dict[str, object] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
 """Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
 
 RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm", "temperature")
 """Fields of a run that are set in Python only."""
-PAPER: dict[str, Any] = {
+PAPER: dict[str, object] = {
     "model": "Qwen/Qwen3-4B-Instruct-2507", "dtype": "bfloat16", "device": "cuda", "credit": "fgrpo", "lam": 1.0,
     "slate_reward": "recall", "group": 8, "slate_size": 10, "rank_size": 5, "sft_steps": 200, "sft_batch": 16,
     "sft_lr": 2e-4, "steps": 200, "queries": 16, "lr": 2e-5, "lora_rank": 16, "lora_alpha": 32,
 }  # fmt: skip
 """Model, G, n, k and lambda are the paper's. It does not give LoRA, learning rates, steps and batch sizes: those are our
 choice, and none of it has been run at this size."""
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, object]] = {
     f"paper-{task}": {**PAPER, "task": task, "micro": micro}
     for task, micro in (("movielens", 4), ("lastfm", 4), ("hotpotqa", 2), ("musique", 2))
 }
@@ -62,7 +66,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     )
     top = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, under: Any = top, config: bool = False) -> Parser:
+    def command(name: str, under: "argparse._SubParsersAction[Parser]" = top, config: bool = False) -> Parser:
         run = commands[name]
         usage = f"python -m fgrpo {name} [options]" if config else None
         p = under.add_parser(
@@ -86,7 +90,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument(
         "--dry-run", action="store_true", help="print the plan, with memory and time estimated; load no weights"
     )
-    p.add_argument("--init", help="policy or run folder to start from, or base: the model as it comes (default: a warm "
+    p.add_argument("--init", help="policy or run folder to start from, or base: the untuned model (default: a warm "
                    "start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
     p.add_argument(
@@ -246,8 +250,8 @@ def config_of(args: argparse.Namespace) -> Config:
     return Config.from_flat(**{**preset, **given})
 
 
-def load(args: argparse.Namespace, config: Config, notes: Any = None) -> tuple[Any, list[str]]:
-    """The task's splits and catalogue; what its files lost is said on stderr, and counted in `notes` where given.
+def load(args: argparse.Namespace, config: Config, notes: "Notes | None" = None) -> "tuple[Splits, list[str]]":
+    """The task's splits and catalogue; what its files lost is reported on stderr, and counted in `notes` where given.
 
     With --skip-bad, broken lines are skipped, counted and the first ones shown.
     """

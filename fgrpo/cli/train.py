@@ -5,12 +5,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
 from ..runs.signals import Stop, how_to_resume
 from .checkpoint import report_metrics
 from .options import config_of, load
+
+if TYPE_CHECKING:
+    from ..data import Example
+    from ..policy import Policy
+    from ..trainer import Team
 
 
 def train(args: argparse.Namespace) -> None:
@@ -43,9 +48,12 @@ def train(args: argparse.Namespace) -> None:
         report_metrics(args, policy, examples, config, f"{args.out}, validation split")
 
 
-def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[], bool]) -> tuple[Any, list]:
+def _train(
+    args: argparse.Namespace, config: Config, team: "Team", stop: Callable[[], bool]
+) -> "tuple[Policy, list[Example]]":
     from ..runs.policies import load_policy, new_policy, policy_folder
     from ..runs.run import Run
+    from ..runs.sft import sft_stage
     from ..runs.warm_start import tracer, warm_start
     from ..trainer import Stopped, fit
 
@@ -66,8 +74,8 @@ def _train(args: argparse.Namespace, config: Config, team: Any, stop: Callable[[
         if team.sum(stopped is not None):
             raise stopped or Stopped(f"{out}: stopped in the warm start")
         policy = load_policy(start, lm=config.lm)
-    look = tracer(run, splits.validation)
-    policy = fit(policy, splits.train, config, run, args.sft, quiet, after_save=look, team=team, stop=stop)
+    stage, callback = sft_stage(config) if args.sft else None, tracer(run, splits.validation)
+    policy = fit(policy, splits.train, config, run, stage, quiet, after_save=callback, team=team, stop=stop)
     if args.policy_only and team.main:
         run.strip()
     return policy, splits.validation

@@ -76,7 +76,7 @@ class Walk:
     stage: int = OPEN
     slate: tuple[int, ...] = ()
     rank: tuple[int, ...] = ()
-    begun: Word = ()
+    prefix: Word = ()
 
     def words(self, grammar: GrammarConfig) -> list[tuple[Word, int]]:
         """The words that may come next, each with its pool index (-1: a tag)."""
@@ -106,9 +106,9 @@ class Walk:
 
     def allowed(self, grammar: GrammarConfig) -> set[int]:
         """The tokens that may come next."""
-        n, found = len(self.begun), set()
+        n, found = len(self.prefix), set()
         for word, index in self.words(grammar):
-            if word[:n] == self.begun:
+            if word[:n] == self.prefix:
                 if len(word) > n:
                     found.add(word[n])
                 else:
@@ -117,16 +117,16 @@ class Walk:
 
     def push(self, token: int, grammar: GrammarConfig) -> "Walk":
         """The state after one more token. Raises KitError if the token is not allowed."""
-        begun = (*self.begun, token)
-        live = [(word, index) for word, index in self.words(grammar) if word[: len(begun)] == begun]
+        prefix = (*self.prefix, token)
+        live = [(word, index) for word, index in self.words(grammar) if word[: len(prefix)] == prefix]
         if not live:
-            done = [index for word, index in self.words(grammar) if word == self.begun]
+            done = [index for word, index in self.words(grammar) if word == self.prefix]
             if not done:
                 raise KitError(f"token {token} is not allowed by the grammar here.")
             return self.after(done[0]).push(token, grammar)
-        if len(live) == 1 and live[0][0] == begun:
+        if len(live) == 1 and live[0][0] == prefix:
             return self.after(live[0][1])
-        return Walk(self.spelling, self.pool, self.stage, self.slate, self.rank, begun)
+        return Walk(self.spelling, self.pool, self.stage, self.slate, self.rank, prefix)
 
 
 @dataclass(frozen=True)

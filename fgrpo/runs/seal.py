@@ -33,9 +33,9 @@ def check_seal(folder: Path) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             reason = "is not in" if name not in expected else "is missing from" if name not in found else "differs from"
-            place = "the folder" if name not in found else SUMS
+            where = "the folder" if name not in found else SUMS
             raise KitError(
-                f"{folder}: the checkpoint is damaged ({name[:80]!r} {reason} {place}); if the change is yours, "
+                f"{folder}: the checkpoint is damaged ({name[:80]!r} {reason} {where}); if the change is yours, "
                 f"delete {SUMS}."
             )
 

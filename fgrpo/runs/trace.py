@@ -90,7 +90,7 @@ def trace_policy(
         for i, (example, greedy_one) in enumerate(zip(part, best, strict=True)):
             groups.append(Group(example, greedy_one, tuple(drawn[i * g : (i + 1) * g]), config.rl.rankings, step))
     for example, output in zip(rest, greedy(policy, rest, sampling), strict=True):
-        groups.append(Group(example, listed(output, len(example.candidates)), step=step))
+        groups.append(Group(example, from_lists(output, len(example.candidates)), step=step))
     return groups
 
 
@@ -112,7 +112,7 @@ def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
     return found
 
 
-def listed(output: Output, pool: int) -> Traced:
+def from_lists(output: Output, pool: int) -> Traced:
     """A rollout of which only the lists are known, with one token per candidate. `pool`: number of candidates."""
     if output.error:
         return Traced(output, (), (), ())
@@ -292,7 +292,7 @@ def _rollout(row: object, pool: int, field: str) -> Traced:
         raise KitError(f"field '{field}.rank' must hold candidates of the slate, both empty only with an error")
     output, tokens = Output(slate, rank, error), column("tokens", str, "strings")
     if not tokens:
-        return listed(output, pool)
+        return from_lists(output, pool)
     items, phases = column("items", int, "indices"), column("phases", int, "phases")
     logprobs, entropy = (column(name, (int, float), "numbers") for name in ("logprobs", "entropy"))
     for name, part in (("items", items), ("phases", phases), ("logprobs", logprobs), ("entropy", entropy)):

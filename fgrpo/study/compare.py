@@ -27,7 +27,7 @@ from ..policy import Policy
 from ..prompt import Output
 from ..runs.policies import load_policy
 from ..runs.run import Run
-from ..runs.trace import Group, listed, trace_of, trace_policy, write_trace
+from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, made_by, warm_start
 from ..trainer import fit, sampling_of
 from .experiments import Experiments
@@ -166,7 +166,7 @@ def train_and_test(
     outputs = greedy(policy, splits.test, sampling_of(config))
     groups = trace_policy(policy, splits.test[:TRACED], config, TRACED, config.rl.steps, config.seed)
     for example, output in list(zip(splits.test, outputs, strict=True))[TRACED:]:
-        groups.append(Group(example, listed(output, len(example.candidates)), step=config.rl.steps))
+        groups.append(Group(example, from_lists(output, len(example.candidates)), step=config.rl.steps))
     write_trace(run.trace, trace_of(run.name, config, groups))
     metrics = measure_outputs(outputs, splits.test, config.grammar)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)

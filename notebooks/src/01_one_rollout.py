@@ -76,7 +76,7 @@ from fgrpo.runs.warm_start import SHIPPED
 policy = load_policy(SHIPPED)
 weights = sum(p.numel() for p in policy.model.parameters())
 Markdown(
-    f"The policy has {weights:,} weights and {len(policy.token_text)} tokens. It reads this prompt:\n\n"
+    f"The policy has {weights:,} weights and {len(policy.tokenizer)} tokens. It reads this prompt:\n\n"
     f"```text\n{policy.labels.prompt(example)}\n```"
 )
 

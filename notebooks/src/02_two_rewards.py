@@ -185,18 +185,19 @@ def best_of_all(ranked, relevant, k):
 # %%
 from fgrpo.config import Config
 from fgrpo.rewards import score
+from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks import DATA
 from fgrpo.tasks.jsonl import read_jsonl
-from fgrpo.trainer import sample
+from fgrpo.trainer import sampling_of
 
-config = Config(seed=SEED)
+config = Config()
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-rollouts = sample(policy, queries, config)
+rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, SEED)
 rewards = score(rollouts, queries, config.rl)
 q = int((rewards.slate.std(dim=1) + rewards.rank.std(dim=1)).argmax())
 Markdown(

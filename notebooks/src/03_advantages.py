@@ -79,7 +79,7 @@ from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.trainer import sampling_of
 
-config = Config(seed=SEED)
+config = Config()
 policy = load_policy(SHIPPED)
 outputs = [Output(tuple(slate), tuple(rank)) for slate, rank in WRITTEN.values()]
 labels = policy.labels.candidates(example)
@@ -308,11 +308,11 @@ live(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05
 
 # %%
 from fgrpo.credit import zero_variance
-from fgrpo.trainer import sample
+from fgrpo.rollout import rollout
 
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-drawn = sample(policy, queries, config)
+drawn = rollout(policy, queries, sampling_of(config), config.rl.group, SEED)
 earned = score(drawn, queries, config.rl)
 joint, own = (assign_credit(earned, drawn, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo"))
 rows = ["| phase | rollouts | wrong sign | own 0, joint not | groups with equal rewards |", "|---" * 5 + "|"]

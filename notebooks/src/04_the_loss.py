@@ -160,18 +160,19 @@ def uphill(per_token, mask, longest):
 from fgrpo.config import Config
 from fgrpo.credit import assign_credit
 from fgrpo.rewards import score
+from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks import DATA
 from fgrpo.tasks.jsonl import read_jsonl
-from fgrpo.trainer import sample
+from fgrpo.trainer import sampling_of
 
-config = Config(seed=SEED)
+config = Config()
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-rollouts = replace(sample(policy, queries, config), tree=None)  # no tree: several losses on these rollouts
+rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, SEED)
 rewards = score(rollouts, queries, config.rl)
 advantages = {m: assign_credit(rewards, rollouts, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo")}
 B, T = rollouts.mask.shape

@@ -376,6 +376,7 @@ if TRAIN:
     from fgrpo.evaluate import evaluate
     from fgrpo.lm.pretrained import PretrainedPolicy
     from fgrpo.runs.run import Run
+    from fgrpo.runs.sft import sft_stage
     from fgrpo.tasks.fetch_model import GGUF, fetch_smollm2
     from fgrpo.trainer import fit
 
@@ -388,7 +389,7 @@ if TRAIN:
     for name in ("base model", "SFT", "F-GRPO"):
         if name != "base model":
             run = Run(Path(tempfile.mkdtemp(dir=FIGURES)), config)
-            policy = fit(policy, train, config, run, sft=name == "SFT")
+            policy = fit(policy, train, config, run, sft_stage(config) if name == "SFT" else None)
         metrics = evaluate(policy, test, config)
         print(f"{name}: NDCG@5 {metrics['ndcg@5'].mean():.2f}, slate recall {metrics['slate_recall'].mean():.2f}")
 

@@ -36,7 +36,7 @@ from fgrpo.evaluate import evaluate, greedy, measure_outputs
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import Output
 from fgrpo.runs.run import read_metrics
-from fgrpo.runs.trace import Group, Trace, credit_of, listed, write_trace
+from fgrpo.runs.trace import Group, Trace, credit_of, from_lists, write_trace
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Example("q", "Which?", ("h",), tuple("abcdef"), frozenset({0, 1, 2}))
@@ -158,11 +158,11 @@ def test_invalid_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
 
 def test_a_query_that_is_too_large_is_refused(tmp_path) -> None:
     wide = replace(EXAMPLE, candidates=tuple(map(str, range(3000))))
-    long = listed(Output(tuple(range(600)), (1,)), 2000)
+    long = from_lists(Output(tuple(range(600)), (1,)), 2000)
     for group, message in (
         (Group(wide), "query 2: 3,000 candidates; the app shows up to 2,000"),
         (Group(replace(wide, candidates=wide.candidates[:2000]), long), "600 candidates in a list"),
-        (Group(EXAMPLE, None, (listed(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
+        (Group(EXAMPLE, None, (from_lists(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
     ):
         write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE), group], {}))
         with pytest.raises(KitError, match=message):
@@ -290,7 +290,7 @@ def test_no_choice_raises(library, names, run) -> None:
 
 
 def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> None:
-    only = Group(EXAMPLE, listed(Output((0, 3), (3,)), 6), (listed(Output((1,), (1,)), 6),) * 3)
+    only = Group(EXAMPLE, from_lists(Output((0, 3), (3,)), 6), (from_lists(Output((1,), (1,)), 6),) * 3)
     write_trace(tmp_path / "l.jsonl", Trace("l", Config(), [only, Group(replace(EXAMPLE, id="none"))], {}))
     own = {"mine": str(tmp_path / "l.jsonl")}
     page = show(library, Chosen("mine", "q", "1", "entropy", "item", "nested", "mine", "mine"), own)

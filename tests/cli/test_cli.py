@@ -55,7 +55,7 @@ def test_help(command) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, fgrpo.__main__ as m; m.parser_of(m.COMMANDS); assert 'torch' not in sys.modules"
+    code = "import sys, fgrpo.cli.main as m; m.parser_of(m.COMMANDS); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

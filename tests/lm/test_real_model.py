@@ -114,4 +114,4 @@ def test_the_training_cell_of_notebook_08_trains(tmp_path, monkeypatch, capsys) 
     names = {"TRAIN": True, "SFT_STEPS": 1, "RL_STEPS": 1, "HELD_OUT": 1, "SEED": 0, "FIGURES": tmp_path, "Path": Path}
     exec(body, {**names, "examples": {"questions": [QUERIES[0]] * 3}})
     said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said if "slate recall" in line] == ["as it comes", "SFT", "F-GRPO"]
+    assert [line.split(":")[0] for line in said if "slate recall" in line] == ["base model", "SFT", "F-GRPO"]

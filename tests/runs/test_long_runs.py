@@ -15,7 +15,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.data import Example
 from fgrpo.prompt import Output
 from fgrpo.runs.run import FIRST, LAST, read_metrics
-from fgrpo.runs.trace import Group, Trace, listed, read_trace, write_trace
+from fgrpo.runs.trace import Group, Trace, from_lists, read_trace, write_trace
 
 ROOT = Path(__file__).parents[2]
 STEPS = int(os.environ.get("FGRPO_STEPS", "300"))
@@ -78,7 +78,7 @@ def test_looks_are_thinned_but_never_the_new_one_and_resuming_makes_the_same_fil
     example = Example("u", "a line\u2028 that is one, \x85 and no more", ("h",), tuple("abc"), frozenset({1}))
 
     def look(path: Path, step: int) -> None:
-        groups = [Group(example, listed(Output((0, 1), (1,)), 3), step=step)] * 2
+        groups = [Group(example, from_lists(Output((0, 1), (1,)), 3), step=step)] * 2
         write_trace(path, Trace("a", Config(), groups, {}), more=True)
 
     last = FIRST + LAST + 9

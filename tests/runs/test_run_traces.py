@@ -70,7 +70,7 @@ def test_a_stopped_run_resumes_to_the_same_trace(longer, lab, tmp_path, monkeypa
             logged = Run.log
             patch.setattr(Run, "log", lambda self, row: logged(self, row) if row["step"] < 4 else _stop())
         else:
-            patch.setattr("fgrpo.compare.write_trace", lambda *args, **kwargs: _stop())
+            patch.setattr("fgrpo.runs.warm_start.write_trace", lambda *args, **kwargs: _stop())
         with pytest.raises(KeyboardInterrupt):
             train(longer, lab, tmp_path / "cut")
     assert [p.name for p in sorted((tmp_path / "cut/checkpoints").iterdir())] == ["step-000000", "step-000002"]
