@@ -378,7 +378,7 @@ if TRAIN:
     from fgrpo.runs.run import Run
     from fgrpo.runs.sft import sft_stage
     from fgrpo.tasks.fetch_model import GGUF, fetch_smollm2
-    from fgrpo.trainer import fit
+    from fgrpo.trainer import fit, rl_stage
 
     model = {"model": str(fetch_smollm2()[0]), "gguf_file": GGUF, "dtype": "bfloat16", "passage_tokens": 24, "micro": 2}
     adapter = {"lora_rank": 2, "lora_alpha": 16, "lora_targets": "q_proj,v_proj"}
@@ -386,10 +386,9 @@ if TRAIN:
     config = Config.from_flat(task="questions", seed=SEED, **model, **adapter, **budget)
     policy, pools = PretrainedPolicy.new(config.lm), examples["questions"]
     train, test = pools[:-HELD_OUT], pools[-HELD_OUT:]
-    for name in ("base model", "SFT", "F-GRPO"):
-        if name != "base model":
-            run = Run(Path(tempfile.mkdtemp(dir=FIGURES)), config)
-            policy = fit(policy, train, config, run, sft_stage(config) if name == "SFT" else None)
+    for name, stage in {"base model": None, "SFT": sft_stage(config), "F-GRPO": rl_stage(config)}.items():
+        if stage:
+            policy = fit(policy, train, config, Run(tempfile.mkdtemp(dir=FIGURES), config), stage)
         metrics = evaluate(policy, test, config)
         print(f"{name}: NDCG@5 {metrics['ndcg@5'].mean():.2f}, slate recall {metrics['slate_recall'].mean():.2f}")
 
