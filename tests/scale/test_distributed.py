@@ -215,7 +215,15 @@ def test_uneven_shares_are_refused_before_anything_is_written(tmp_path: Path, sf
     run = Run(tmp_path / "a", config)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(KitError, match=f"{8 if sft else 4} queries a step cannot be shared evenly by 3 processes"):
-        fit(Policy.tiny(["a"], config.model), queries(), config, run, sft_stage(config) if sft else None, quiet=True, team=part_of(3, 0))
+        fit(
+            Policy.tiny(["a"], config.model),
+            queries(),
+            config,
+            run,
+            sft_stage(config) if sft else None,
+            quiet=True,
+            team=part_of(3, 0),
+        )
     assert sorted(tmp_path.rglob("*")) == before
 
 
