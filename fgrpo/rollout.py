@@ -76,8 +76,9 @@ def rollout(
     for part in parts:
         prompts = policy.encode(examples[part], sampling.grammar)
         with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
+            given = slates if slates is None else slates[part]
             done.append(
-                _rollout(policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, slates)
+                _rollout(policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, given)
             )
     if len(done) == 1:
         return done[0]

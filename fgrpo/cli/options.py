@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, object]] = {
 LM_PRESET: dict[str, object] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
 """Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
 
-RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm", "temperature")
+RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm")
 """Fields of a run that are set in Python only."""
 PAPER: dict[str, object] = {
     "model": "Qwen/Qwen3-4B-Instruct-2507", "dtype": "bfloat16", "device": "cuda", "credit": "fgrpo", "lam": 1.0,

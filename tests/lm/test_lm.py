@@ -18,13 +18,13 @@ from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import Rollouts, rollout
-from fgrpo.runs.policies import load_policy, new_policy
+from fgrpo.runs.policies import load_policy, new_policy, save_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import seal
 from fgrpo.runs.sft import sft_stage, sft_step
 from fgrpo.runs.trace import read_trace
 from fgrpo.tasks.jsonl import read_jsonl, write_jsonl
-from fgrpo.trainer import fit, make_optimizer, rl_stage, step
+from fgrpo.trainer import fit, make_optimizer, rl_stage, step, update
 from tests.families import FAMILIES, examples, policy_of, save_model
 
 SAMPLING = Sampling(GrammarConfig(slate_size=6, rank_size=3), temperature=4.0)  # random models are very sure of theirs
@@ -105,7 +105,7 @@ def test_forced_tokens_are_free_and_the_distribution_is_the_full_one_renormalise
     assert logits.shape[-1] == len(policy.tokenizer)
     choices = r.prompts.choices.repeat(r.group)
     for b in (0, 3, 11):
-        progress = choices.rows(slice(b, b + 1)).progress(SAMPLING.grammar, True)
+        progress = replace(choices, pools=choices.pools[b : b + 1]).progress(SAMPLING.grammar, True)
         for t in range(int(r.mask[b].sum())):
             allowed = choices.columns[progress.allowed()[0]].tolist()
             token = int(r.completions[b, t])
@@ -159,11 +159,11 @@ def test_micro_batches_are_the_same_step(models, name) -> None:
         policy = policy_of(models / name)
         optimizer = torch.optim.SGD([p for p in policy.model.parameters() if p.requires_grad], lr=0.0)
         some = replace(config, lm=replace(config.lm, micro=micro))
-        r = sampled(policy)
-        from fgrpo.trainer import loss_parts, update
-
-        advantages, found = assign_credit(score(r, examples(), config.rl), r, config.rl), {}
-        update(policy, optimizer, loss_parts(policy, r, advantages, some, None, found), 1e9)
+        r = sampled(policy, micro=micro)
+        advantages = assign_credit(score(r, examples(), config.rl), r, config.rl)
+        loss, found = policy_loss(policy, r, advantages, config.rl)
+        assert loss.item() == pytest.approx(found["loss"], abs=1e-6)
+        update(policy, optimizer, loss, 1e9)
         gradients.append({n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None})
         logs.append(found["loss"])
         losses = [sft_step(policy, optimizer, examples(), some)["loss"]]
@@ -172,17 +172,18 @@ def test_micro_batches_are_the_same_step(models, name) -> None:
     assert logs[2:4] == pytest.approx(logs[:2], abs=1e-5) and logs[4:] == pytest.approx(logs[:2], abs=1e-5)
 
 
-def test_joined_rollouts_are_rows_of_the_whole(models) -> None:
+def test_joined_rollouts_hold_the_rows_of_their_parts(models) -> None:
     policy = policy_of(models / "smollm2")
     parts = [rollout(policy, [e], SAMPLING, 3, n) for n, e in enumerate(examples())]
     whole = Rollouts.join(parts, policy.encode(examples(), SAMPLING.grammar), policy.pad)
     logp, _ = policy.logprobs(whole.prompts, whole.completions, whole.mask, SAMPLING)
     assert (logp - whole.logprobs).abs().max() < 1e-4
+    assert whole.parts == tuple(parts)
     for n, part in enumerate(parts):
-        again = whole.rows(slice(n, n + 1))
+        rows, width = slice(3 * n, 3 * n + 3), part.mask.shape[1]
         for name in ("completions", "mask", "phase", "logprobs", "words"):
-            assert torch.equal(getattr(again, name), getattr(part, name)), name
-        assert torch.equal(again.prompts.ids, part.prompts.ids) and again.outputs == part.outputs
+            assert torch.equal(getattr(whole, name)[rows, :width], getattr(part, name)), name
+        assert not whole.mask[rows, width:].any() and whole.outputs[rows] == part.outputs
 
 
 def test_credit_and_ratio_by_item_follow_labels_of_several_tokens(models) -> None:
@@ -299,7 +300,7 @@ def test_the_reference_is_the_same_model_as_it_began(model, tmp_path) -> None:
         count = sum(p.numel() for p in policy.model.parameters())
         policy.save(tmp_path / name)
         reference = policy.reference(tmp_path / name)
-        assert (reference.adapter is None) == (name == "fresh")
+        assert (reference.frozen is None) == (name == "fresh")
         adapter = sum(t.numel() for t in load_file(tmp_path / name / "adapter_model.safetensors").values())
         assert sum(p.numel() for p in policy.model.parameters()) - count in (0, adapter)
         trainable = {n for n, p in policy.model.named_parameters() if p.requires_grad}
@@ -317,7 +318,7 @@ def test_the_reference_is_the_same_model_as_it_began(model, tmp_path) -> None:
 
 def test_a_saved_policy_is_the_same_and_finds_its_base(model, models, tmp_path, monkeypatch) -> None:
     policy = policy_of(Path(model))
-    policy.save(tmp_path / "p")
+    save_policy(policy, tmp_path / "p")
     a, b = (sampled(p) for p in (policy, load_policy(tmp_path / "p")))
     assert a.outputs == b.outputs and torch.equal(a.logprobs, b.logprobs)
     (tmp_path / "moved").symlink_to(model)
@@ -326,7 +327,7 @@ def test_a_saved_policy_is_the_same_and_finds_its_base(model, models, tmp_path, 
     with pytest.raises(KitError, match=r"'policy\.json' differs from SHA256SUMS"):
         load_policy(tmp_path / "p")
     seal(tmp_path / "p")
-    with pytest.raises(KitError, match="base is missing; name where it lies with --model"):
+    with pytest.raises(KitError, match="base model is missing; give its path with --model"):
         load_policy(tmp_path / "p")
     again = load_policy(tmp_path / "p", lm=LMConfig(model=str(tmp_path / "moved")))
     assert torch.equal(sampled(again).logprobs, a.logprobs)
