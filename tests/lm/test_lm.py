@@ -105,14 +105,14 @@ def test_forced_tokens_are_free_and_the_distribution_is_the_full_one_renormalise
     assert logits.shape[-1] == len(policy.tokenizer)
     choices = r.prompts.choices.repeat(r.group)
     for b in (0, 3, 11):
-        progress = choices.rows(slice(b, b + 1)).progress(SAMPLING.grammar, True)
+        progress = choices.progress(SAMPLING.grammar, True)
         for t in range(int(r.mask[b].sum())):
-            allowed = choices.columns[progress.allowed()[0]].tolist()
+            allowed = choices.columns[progress.allowed()[b]].tolist()
             token = int(r.completions[b, t])
             by_hand = (logits[b, t, allowed] / SAMPLING.temperature).log_softmax(0)[allowed.index(token)].item()
             assert r.logprobs[b, t].item() == pytest.approx(by_hand, abs=1e-4)
             assert len(allowed) > 1 or r.logprobs[b, t] == 0
-            progress.append(torch.tensor([0]), torch.tensor([token]))
+            progress.append(torch.tensor([b]), torch.tensor([token]))
 
 
 def test_forced_tokens_take_no_step_and_the_prompt_is_encoded_once(models, monkeypatch) -> None:
