@@ -146,7 +146,7 @@ def test_bad_rows_of_held_out_users_are_named(tmp_path, val, message) -> None:
 
 
 def test_a_folder_without_lastfm(tmp_path) -> None:
-    with pytest.raises(KitError, match=r"no LastFM here; name with --data"):
+    with pytest.raises(KitError, match=r"no LastFM here; --data must be"):
         load_lastfm(tmp_path)
     with pytest.raises(KitError, match=r"task lastfm needs its data"):
         load_task(Config(task="lastfm"))
