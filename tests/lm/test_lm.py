@@ -370,22 +370,23 @@ def test_the_command_line_trains_evaluates_and_compares(model, tmp_path, monkeyp
     report = call("train", "--init", "sft", "--out", "rl", *argv)
     assert call("train", "--init", "base", "--out", "raw", *argv)["queries"] == 2
     assert len(read_metrics("rl")) == 4 and json.loads(Path("rl/config.json").read_text())["lm"]["micro"] == 1
-    plain = [x for x in argv if x not in ("--model", model)]
-    assert call("evaluate", "--checkpoint", "base", "--split", "all", *argv)["queries"] == 20
-    for name in ("base", "rl"):
-        made = call("trace", "--checkpoint", name, "--split", "all", "--sampled", "1", "--out", f"{name}.jsonl", *argv)
+    untuned = ["--checkpoint", "base", "--task", "task.jsonl", "--model", model]
+    assert call("evaluate", *untuned, "--split", "all", "--json")["queries"] == 20
+    for checkpoint, name in ((untuned, "base"), (["--checkpoint", "rl"], "rl")):
+        made = call("trace", *checkpoint, "--split", "all", "--sampled", "1", "--out", f"{name}.jsonl", "--json")
         assert made["queries"] == 20
     base, trained = (read_trace(f"{name}.jsonl").groups for name in ("base", "rl"))
     assert [g.example for g in base] == read_jsonl("task.jsonl") and base[0].greedy != trained[0].greedy
     assert main(["evaluate", "--checkpoint", "base", "--task", "task.jsonl"]) == 2
     assert "name it with --model" in capsys.readouterr().err
-    assert call("evaluate", "--checkpoint", "rl", "--split", "validation", *plain)["metrics"] == report["metrics"]
-    rows = call("compare", "--credits", "grpo,fgrpo", "--seeds", "1", "--out", "c", "--baselines",
-                f"random,llm:model={model}", *argv)["rows"]  # fmt: skip
-    assert {"sft", "grpo", "fgrpo", f"llm:model={model}"} <= {r["method"] for r in rows}
-    assert main(["evaluate", "--checkpoint", "rl", "--task", "task.jsonl", "--model", "nowhere"]) == 2
-    assert main(["trace", "--checkpoint", "rl", "--task", "task.jsonl", "--model", "nowhere", "--out", "t.jsonl"]) == 2
-    assert "its base is missing" in capsys.readouterr().err
+    assert call("evaluate", "--checkpoint", "rl", "--split", "validation", "--json")["metrics"] == report["metrics"]
+    rows = call("compare", "--credits", "grpo,fgrpo", "--seeds", "1", "--out", "c", "--baselines", "random", *argv)[
+        "rows"
+    ]
+    assert {"sft", "grpo", "fgrpo", "random"} <= {r["method"] for r in rows}
+    assert main(["evaluate", "--checkpoint", "rl", "--model", "nowhere"]) == 2
+    assert main(["trace", "--checkpoint", "rl", "--model", "nowhere", "--out", "t.jsonl"]) == 2
+    assert "its base model is missing" in capsys.readouterr().err
 
 
 def test_old_configurations_are_still_read() -> None:
