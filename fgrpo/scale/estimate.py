@@ -20,17 +20,13 @@ from ..prefix import branches_at_once, why_unshared
 from ..runs.warm_start import fits_shipped
 from ..trainer import check_pools
 
-QWEN3_4B = Qwen3Config(
+KNOWN = {"Qwen/Qwen3-4B-Instruct-2507": Qwen3Config(  # the presets' model, which is planned without the model hub
     hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_key_value_heads=8, tie_word_embeddings=True
-)  # fmt: skip
-KNOWN = {"Qwen/Qwen3-4B-Instruct-2507": QWEN3_4B}  # the presets' model, which is planned without the model hub
+)}  # fmt: skip
 RATES = {"bfloat16": (94e12, 2e12, 5e-4), "float32": (5.9e12, 2e12, 5e-4), "cpu": (25e9, 10e9, 0.0)}
-"""FLOP/s (30 % of the peak of an A100 of 80 GB; a third of a matrix product on a CPU core of ours), bytes/s, and minimum
-seconds of one layer in a decoding step, since a GPU's kernels are started one by one"""
-
-
-Plan = dict[str, dict[str, object]]
-"""Numbers and words by part and name; the last part is the configuration."""
+"""FLOP/s (30 % of an A100's peak; a third of a matrix product on a CPU core of ours), bytes/s, least seconds of a layer
+in a decoding step, since a GPU's kernels are started one by one"""
+Plan = dict[str, dict[str, object]]  # numbers and words by part and name; the last part is the configuration
 
 
 class Shape(NamedTuple):
@@ -51,7 +47,7 @@ class Shape(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens of a prompt (mean, maximum) and of the longest completion; logits per token; whether a tokenizer counted."""
+    """Tokens of a prompt (mean, maximum), of the longest completion; logits per token; whether a tokenizer counted."""
 
     mean: float
     longest: int
@@ -63,18 +59,15 @@ class Tokens(NamedTuple):
 def shape_of(config: Config, items: Sequence[str]) -> Shape:
     """The sizes of the run's model. Raises KitError if its configuration cannot be loaded, or if no layer gets LoRA.
 
-    Kept per layer and token: a float32 input of both norms (and of those of queries and keys, if any), attention's
-    queries and output, three vectors of the gated feed-forward layer, the input of each trained layer in float32.
+    Kept per layer and token: a float32 input of all norms, attention's queries and output, three vectors of the gated
+    feed-forward layer, the input of each trained layer in float32.
     """
     lm, code = config.lm, {"trust_remote_code": config.lm.trust_remote_code}
-    with torch.device("meta"):
+    gguf = {"gguf_file": lm.gguf_file} if lm.gguf_file and optional("gguf") else {}
+    with torch.device("meta"), loading(lm.model):
         if lm.model:
-            gguf = {"gguf_file": lm.gguf_file} if lm.gguf_file and optional("gguf") else {}
-            with loading(lm.model):
-                found = KNOWN.get(lm.model) or AutoConfig.from_pretrained(lm.model, **code, **gguf)
-            model = AutoModelForCausalLM.from_config(found, **code)
-        else:
-            model = Policy.tiny(items, config.model).model
+            found = KNOWN.get(lm.model) or AutoConfig.from_pretrained(lm.model, **code, **gguf)
+        model = AutoModelForCausalLM.from_config(found, **code) if lm.model else Policy.tiny(items, config.model).model
     sizes, head = model.config.get_text_config(), model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     layers, hidden, heads = sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads
@@ -92,13 +85,13 @@ def shape_of(config: Config, items: Sequence[str]) -> Shape:
         copies = sum(m.in_features for m in adapted) / layers  # in float32, layers that read one vector share it
         size, inputs = (2, copies) if lm.dtype == "bfloat16" else (4, min(copies, inputs))
     norms = 2 * hidden + (queries + keys if any("q_norm" in n for n, _ in model.named_modules()) else 0)
-    kept = 4 * norms + size * (2 * queries + 3 * intermediate) + 4 * inputs
-    counts, shared = (weights, applied, trained), why_unshared(model) is None
-    return Shape(layers, hidden, queries, keys, sizes.vocab_size, *counts, size, kept, shared, bool(lm.model))
+    kept, shared = 4 * norms + size * (2 * queries + 3 * intermediate) + 4 * inputs, why_unshared(model) is None
+    widths = (layers, hidden, queries, keys, sizes.vocab_size)
+    return Shape(*widths, weights, applied, trained, size, kept, shared, bool(lm.model))
 
 
 def tokens_of(config: Config, splits: Splits, items: Sequence[str]) -> Tokens:
-    """Lengths of prompts and completions, over about 200 training examples; guessed without the presets' tokenizer."""
+    """Lengths over about 200 training examples; guessed where the presets' tokenizer is missing."""
     some, grammar, lm = splits.train[:: max(1, len(splits.train) // 200)], config.grammar, config.lm
     try:
         labels = load_labels(lm) if lm.model else Policy.tiny(items, config.model).labels
@@ -107,8 +100,9 @@ def tokens_of(config: Config, splits: Splits, items: Sequence[str]) -> Tokens:
             raise
         texts = [(e.query, *e.history, *e.candidates) for e in some]  # four characters a token, a lead of 4 tokens
         guesses = [120 + sum(min(len(text) // 4 + 1, lm.passage_tokens) + 4 for text in row) for row in texts]
-        longest = 4 * (grammar.slate_size + grammar.rank_size) + 16
-        return Tokens(statistics.fmean(guesses), max(guesses), longest, 32, counted=False)
+        return Tokens(
+            statistics.fmean(guesses), max(guesses), 4 * (grammar.slate_size + grammar.rank_size) + 16, 32, False
+        )
     lengths = [len(labels.prompt_ids(e, grammar)) for e in some]
     choices = labels.choices([max(some, key=lambda e: len(e.candidates))])
     columns = len(items) if choices.columns is None else len(choices.columns)
@@ -123,15 +117,12 @@ def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -
     - weights: b each. Trained: 16 each (float32 weight, gradient, two moments of AdamW);
     - cache: keys and values of m (P + G C) tokens;
     - attention: in the loss, keys and values once more for each chunk of branches, and again at the queries' width;
-    - activations: `kept` a layer, of m G C tokens, and of m P unless the prompt's layers are recomputed (pretrained
-      models, more than RECOMPUTE_FROM tokens), which keeps the layers' inputs and one layer;
+    - activations: `kept` a layer, of m G C tokens, and of m P (m G P if not shared) unless the prompt's layers are
+      recomputed (pretrained models, more than RECOMPUTE_FROM tokens), which keeps the layers' inputs and one layer;
     - logits: three float32 copies of m G C rows, as wide as the grammar's choices, or the vocabulary in free decoding.
-
-    Where the prompt is not shared, attention and activations hold m G P tokens of it, not m P.
     """
-    b, n, g, batch = shape.size, shape.layers, config.rl.group, config.rl.queries
-    if sft:
-        g, batch = 1, config.sft.sft_batch
+    b, n = shape.size, shape.layers
+    g, batch = (1, config.sft.sft_batch) if sft else (config.rl.group, config.rl.queries)
     m, p, c = min(config.lm.micro or batch, batch), tokens.longest, tokens.completion
     prompts, answers, chunk = m * p * (1 if shape.shared else g), m * g * c, min(g, branches_at_once(p, c))
     attended = -(-g // chunk) * (p + chunk * c) * m if shape.shared else prompts + answers
@@ -150,13 +141,12 @@ def seconds_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) 
     """Seconds of one RL step (or SFT step).
 
     A token costs 2 FLOP per applied weight, and 4 x width x layers in attention for each token that it sees. A backward
-    pass costs one forward pass through frozen weights, two where all are trained, and one more for recomputed prompts.
-    Decoding writes one token a step for m G rollouts; no step is faster than reading all weights, or the layers' minimum.
+    pass costs one forward pass through frozen weights, two where all are trained, one more for recomputed prompts. A
+    decoding step, one token of m G rollouts, is not faster than reading all weights, or than the layers' minimum.
     """
     flops, bandwidth, layer = RATES["cpu" if config.device == "cpu" else "bfloat16" if shape.size == 2 else "float32"]
-    p, c, g, batch = tokens.mean, tokens.completion, config.rl.group, config.rl.queries
-    if sft:
-        g, batch = 1, config.sft.sft_batch
+    p, c = tokens.mean, tokens.completion
+    g, batch = (1, config.sft.sft_batch) if sft else (config.rl.group, config.rl.queries)
     m, passes, prompts = min(config.lm.micro or batch, batch), 2 if shape.adapter else 3, 1 if shape.shared else g
     chunk = min(g, branches_at_once(int(p), c)) if shape.shared else 1
     recomputed = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM
@@ -197,6 +187,6 @@ def plan(config: Config, splits: Splits, items: Sequence[str], warm: bool = True
 def format_plan(found: Plan) -> str:
     """A plan for a terminal, a line for each part."""
     form: dict[type, str] = {float: "{:,.2f}", int: "{:,}", str: "{}"}
-    last = "An estimate by arithmetic: nothing was loaded or trained."
     parts = {name: [f"{k} {form[type(x)].format(x)}" for k, x in found[name].items()] for name in list(found)[:-1]}
-    return "\n".join([*(f"{name:<10} {', '.join(part)}" for name, part in parts.items()), last])
+    lines = [f"{name:<10} {', '.join(part)}" for name, part in parts.items()]
+    return "\n".join([*lines, "An estimate by arithmetic: nothing was loaded or trained."])
