@@ -1,7 +1,7 @@
 """What a run would need, without loading weights: `train --dry-run`. Memory is a sum of parts, time is FLOP over a rate.
 
-Sizes are those of the real configuration, tokenizer and data; weights are counted on the meta device. A test holds
-memory to within a factor of 2 of measured steps of small models on the CPU. Hours on a GPU have not been checked.
+Sizes are those of the real configuration, tokenizer and data. A test holds memory to within a factor of 2 of measured
+steps of small models on the CPU; hours on a GPU have not been checked.
 """
 
 import statistics
@@ -100,9 +100,8 @@ def tokens_of(config: Config, splits: Splits, items: Sequence[str]) -> Tokens:
             raise
         texts = [(e.query, *e.history, *e.candidates) for e in some]  # four characters a token, a lead of 4 tokens
         guesses = [120 + sum(min(len(text) // 4 + 1, lm.passage_tokens) + 4 for text in row) for row in texts]
-        return Tokens(
-            statistics.fmean(guesses), max(guesses), 4 * (grammar.slate_size + grammar.rank_size) + 16, 32, False
-        )
+        lists = grammar.slate_size + grammar.rank_size
+        return Tokens(statistics.fmean(guesses), max(guesses), 4 * lists + 16, 32, counted=False)
     lengths = [len(labels.prompt_ids(e, grammar)) for e in some]
     choices = labels.choices([max(some, key=lambda e: len(e.candidates))])
     columns = len(items) if choices.columns is None else len(choices.columns)
@@ -113,7 +112,6 @@ def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -
     """Bytes at the peak of one RL step (or SFT step, where G is 1), by part.
 
     With b bytes a weight, m queries held at a time (`--micro`), prompts of P and completions of C tokens at most:
-
     - weights: b each. Trained: 16 each (float32 weight, gradient, two moments of AdamW);
     - cache: keys and values of m (P + G C) tokens;
     - attention: in the loss, keys and values once more for each chunk of branches, and again at the queries' width;
