@@ -1,12 +1,14 @@
 """Sampling: log-probabilities repeat, outputs are well formed, the shared prompt changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fgrpo.config import GrammarConfig
 from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
-from fgrpo.rollout import rollout
+from fgrpo.rollout import choose, rollout, uniforms
 from fgrpo.trainer import sampled_tokens
 
 
@@ -131,3 +133,28 @@ def test_given_slates_are_ranked_as_if_written(policy, queries, shared) -> None:
     assert ranked.outputs == whole.outputs
     other = [tuple(range(3 + i % 2)) for i in range(len(queries))]
     assert [o.slate for o in rollout(policy, queries, sampling, slates=other).outputs] == other
+
+
+def test_a_random_number_depends_on_its_own_names_alone(queries) -> None:
+    """Philox by (seed, step, query id, rollout, position): more of anything else changes none of the numbers."""
+    u = uniforms(3, 5, queries, 8, 20)
+    assert u.shape == (8 * len(queries), 20) and (u >= 0).all() and (u < 1).all()
+    assert torch.equal(uniforms(3, 5, queries[1:2], 8, 20), u[8:16])  # alone
+    assert torch.equal(uniforms(3, 5, queries[::-1], 8, 20)[:8], u[-8:])  # in another order
+    assert torch.equal(uniforms(3, 5, queries, 4, 9).view(-1, 4, 9), u.view(-1, 8, 20)[:, :4, :9])  # fewer and shorter
+    others = [uniforms(4, 5, queries, 8, 20), uniforms(3, 6, queries, 8, 20), uniforms(3, 5, queries, 8, 20, "noise")]
+    assert all((x != u).all() for x in others) and len(set(u.flatten().tolist())) == u.numel()
+    # the same on every machine
+    (first,) = uniforms(0, 0, [replace(queries[0], id="u1")], 1, 1).flatten().tolist()
+    assert first == 0.31480644472858543
+    many = uniforms(1, 1, queries[:1], 500, 40).flatten()
+    assert many.mean().item() == pytest.approx(0.5, abs=0.01) and many.var().item() == pytest.approx(1 / 12, abs=0.005)
+
+
+def test_tokens_are_drawn_by_the_inverse_of_the_distribution(policy) -> None:
+    p = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    numbers = [0.0, 0.499, 0.501, 0.699, 0.701, 1 - 2.0**-50]
+    index, logp = choose(p.log().expand(6, -1), torch.tensor(numbers, dtype=torch.float64))
+    assert index.tolist() == [1, 1, 3, 3, 4, 4]  # never one of probability 0
+    assert logp.exp().tolist() == pytest.approx([0.5, 0.5, 0.2, 0.2, 0.3, 0.3])
+    assert choose(p.log().unsqueeze(0), None)[0].tolist() == [1]

@@ -1,6 +1,5 @@
 """Training: the same seed gives the same run, a killed run resumes to the same bits, failures name what is needed."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.policy import Policy
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_metrics
-from fgrpo.runs.sft import demonstration, sft_stage
+from fgrpo.runs.sft import sft_stage
 from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import batch_of, fit
 
@@ -20,9 +19,6 @@ LOGGED = {
     "reward/slate", "reward/rank", "reward/format", "zero_variance/slate", "zero_variance/rank",
     "advantage_std/slate", "advantage_std/rank", "slate_length", "format_errors", "tokens", "seconds",
 }  # fmt: skip
-
-
-TINY_MODEL = ["--hidden-size", "32", "--layers", "1", "--heads", "2"]
 
 
 def fresh(config: Config) -> Policy:
@@ -115,39 +111,6 @@ def test_every_epoch_shows_every_example_once(lab) -> None:
     stream = [e.id for number in range(5) for e in batch_of(examples, 4, number, seed=3)]
     assert sorted(stream[:10]) == sorted(stream[10:]) == sorted(e.id for e in examples)
     assert stream[:10] != stream[10:]
-
-
-def test_demonstrations_are_good_and_of_every_length(lab) -> None:
-    generator, lengths = torch.Generator().manual_seed(0), set()
-    for example in lab.train[:300]:
-        slate, rank = demonstration(example, Config(), generator)
-        assert example.relevant <= set(slate) and set(rank[: len(example.relevant)]) == example.relevant
-        assert len(set(slate)) == len(slate) <= 10 and len(rank) <= 5 and set(rank) <= set(slate)
-        lengths.add(len(slate))
-    assert lengths == set(range(2, 11))
-
-
-def test_a_run_folder_is_not_overwritten_and_resume_checks_the_options(config, lab, tmp_path) -> None:
-    run_to_end(config, lab, tmp_path / "a")
-    with pytest.raises(KitError, match="already holds a run"):
-        run_to_end(config, lab, tmp_path / "a")
-    with pytest.raises(KitError, match=r"rl.lam = 2.0, it began with 1.0"):
-        Run(tmp_path / "a", replace(config, rl=replace(config.rl, lam=2.0)), resume=True)
-    longer = run_to_end(replace(config, rl=replace(config.rl, steps=6)), lab, tmp_path / "a", resume=True)
-    assert len(read_metrics(longer.folder)) == 6
-    assert json.loads((longer.latest() / "trainer.json").read_text()) == {"step": 6, "position": 24}
-
-
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "trainer.safetensors", "items.json", "tokenizer.json", "config.json"]
-)
-def test_a_truncated_checkpoint_gets_one_clear_line(config, lab, tmp_path, file) -> None:
-    run = run_to_end(config, lab, tmp_path / "a")
-    path = run.latest() / file
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(KitError, match="damaged") as error:
-        run_to_end(config, lab, tmp_path / "a", resume=True)
-    assert "\n" not in str(error.value)
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(lab, config) -> None:
