@@ -73,6 +73,7 @@ def _stop() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_training_improves_the_reward(lab, tmp_path) -> None:
     """From the shipped warm start, forty steps of fgrpo bring the sampled rewards up."""
     from fgrpo.runs.warm_start import SHIPPED
