@@ -93,12 +93,16 @@ def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, leng
     """
     rows = np.empty((len(examples) * group, length), dtype=np.uint64)
     for q, example in enumerate(examples):
-        name = f"{use}\0{seed}\0{step}\0{example.id}".encode("utf-8", "surrogatepass")
-        key = int.from_bytes(hashlib.sha256(name).digest()[:16])
+        key = key_of(use, seed, step, example.id)
         for g in range(group):
             rows[q * group + g] = np.random.Philox(key=key, counter=g << 192).random_raw(length)
     # 50 bits: a number times a sum of probabilities can then never round up to the whole sum
     return torch.from_numpy((rows >> np.uint64(14)).astype(np.float64) * 2.0**-50)
+
+
+def key_of(*names: object) -> int:
+    """A hash of the names, 128 bits."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, names)).encode("utf-8", "surrogatepass")).digest()[:16])
 
 
 def choose(logps: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:

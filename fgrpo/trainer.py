@@ -168,7 +168,7 @@ class Stage:
 
 
 def rl_stage(config: Config) -> Stage:
-    """F-GRPO. The other stage is the warm start, fgrpo.runs.warm_start.sft_stage."""
+    """F-GRPO. The other stage is the warm start, fgrpo.runs.sft.sft_stage."""
     return Stage(step, config.rl.steps, config.rl.queries, lambda number: config.rl.lr, beta=config.rl.beta)
 
 
@@ -189,9 +189,8 @@ def fit(
     stage = stage or rl_stage(config)
     check_credit(config.rl)
     check_pools(examples, config)
-    team.share(
-        batch_of(examples, stage.queries, 0, config.seed)
-    )  # an uneven share is refused before anything is written
+    # an uneven share is refused before anything is written
+    team.share(batch_of(examples, stage.queries, 0, config.seed))
     policy.to(team.device(config.device))
     with team.first():
         policy, optimizer, start = run.restore(policy, partial(make_optimizer, stage=stage))

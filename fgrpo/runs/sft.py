@@ -1,6 +1,5 @@
 """Supervised fine-tuning on demonstrations, the stage before RL: `sft_step`, and `sft_stage` for fgrpo.trainer.fit."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -12,6 +11,7 @@ from ..data import Example
 from ..loss import accumulated
 from ..policy import Policy, slices
 from ..prompt import PHASE_RANK, PHASE_SLATE
+from ..rollout import key_of
 from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
 
 BOTH = (PHASE_SLATE, PHASE_RANK)
@@ -27,7 +27,7 @@ def sft_stage(config: Config, demonstrate: Demonstrate | None = None, learn: Seq
     def lr(number: int) -> float:
         return sft.sft_lr * min((number + 1) / warmup, (sft.sft_steps - number) / max(1, sft.sft_steps - warmup))
 
-    do_step = partial(sft_step, demonstrate=demonstrate or demonstration, learn=learn)
+    do_step = partial(sft_step, demonstrate=demonstrate, learn=learn)
     return Stage(do_step, sft.sft_steps, sft.sft_batch, lr, sft.sft_weight_decay)
 
 
@@ -53,8 +53,8 @@ def sft_step(
             # the mean over the tokens of all processes, whose gradients are averaged afterwards
             yield -team.size * (logp * learned[some]).sum() / max(1, count)
 
-    parts = losses() if 0 < config.lm.micro < len(queries) else None
-    loss = next(losses()) if parts is None else accumulated(parts, policy.parameters())
+    in_parts = 0 < config.lm.micro < len(queries)
+    loss = accumulated(losses(), policy.parameters()) if in_parts else next(losses())
     norm = update(policy, optimizer, loss, 1.0, team)
     return team.reduce({"loss": loss.item()}, None) | {"grad_norm": norm, "tokens": count}
 
@@ -77,5 +77,4 @@ def demonstration(example: Example, config: Config, generator: torch.Generator) 
 
 def generator_of(*names: object) -> torch.Generator:
     """A generator seeded by a hash of the names."""
-    name = "\0".join(map(str, names)).encode("utf-8", "surrogatepass")
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:7]))
+    return torch.Generator().manual_seed(key_of(*names) >> 72)  # 56 of its 128 bits

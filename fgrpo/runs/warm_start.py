@@ -7,13 +7,13 @@ from pathlib import Path
 from ..config import Config
 from ..data import Example, Splits
 from ..policy import Policy
+from ..tasks import DATA
 from ..trainer import Callback, fit
 from .policies import new_policy, policy_folder
 from .run import Run, read_config
 from .sft import sft_stage
 from .trace import trace_of, trace_policy, write_trace
 
-DATA = Path(__file__).parents[2] / "data"
 SHIPPED = DATA / "checkpoints" / "lab-rec"
 """the warm start of the lab task that is shipped with the kit"""
 TRACED = 4
