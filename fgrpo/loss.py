@@ -47,7 +47,9 @@ def policy_loss(
     kl = torch.zeros(())
     if reference is not None and config.beta > 0:
         with torch.no_grad():
-            reference_logp, _ = reference.logprobs(rollouts.prompts, rollouts.completions, mask, sampling)
+            reference_logp, _ = reference.logprobs(
+                rollouts.prompts, rollouts.completions, mask, sampling, shared=policy.share
+            )
         kl = k3(logp, reference_logp)
         per_token = per_token - config.beta * kl
     loss = -(per_token * mask).sum() / (mask.shape[0] * (rollouts.longest or max_tokens(sampling.grammar)))

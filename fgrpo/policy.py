@@ -5,7 +5,6 @@ subclass, fgrpo.lm.pretrained.PretrainedPolicy; fgrpo.runs.policies.load_policy 
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from .config import GrammarConfig, KitError, ModelConfig
 from .data import Example, write_text
-from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions, why_unshared
+from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions
 from .prompt import END, PAD, Choices, ItemLabels, Labels
 
 transformers_logging.disable_progress_bar()
@@ -54,14 +53,15 @@ class Sampling:
 class Policy:
     """A model, its tokenizer and its label scheme.
 
-    `model` is a Hugging Face causal model, or one wrapped by peft. `share = False` makes every rollout encode its own
-    prompt.
+    `model` is a Hugging Face causal model, or one wrapped by peft. `share`: the rollouts of a query share its encoded
+    prompt, True until a comparison shows that this model cannot (fgrpo.rollout). `checked`: the largest group and the
+    longest prompt that were compared. `precision`: in which the model computes, if not in the type of its weights.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, labels: Labels):
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
         self.pad, self.end, self.tags = labels.pad, labels.end, labels.tags
-        self.share, self._warned = True, False
+        self.share, self.checked, self.precision = True, (0, 0), next(model.parameters()).dtype
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
     @classmethod
@@ -175,12 +175,12 @@ class Policy:
     ) -> Tensor:  # fmt: skip
         """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
 
-        `shared` encodes each prompt once, if the model can, or not at all if `tree` holds it already, together with
+        `shared` encodes each prompt once, if `share` is true, or not at all if `tree` holds it already, together with
         the `begun` first tokens that all completions share; the logits before those are not to be used. Otherwise
         every row carries its own copy of the prompt (the plain way, the fallback and the referee of the fast one).
         """
         n_queries, length = prompts.ids.shape[0], completions.shape[1]
-        if not (shared and self.shares_prompts):
+        if not (shared and self.share):
             ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
             full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
             return self.model(
@@ -203,15 +203,9 @@ class Policy:
         return torch.cat((first, torch.cat(rest, dim=1)), dim=2).flatten(0, 1)
 
     @property
-    def shares_prompts(self) -> bool:
-        """Whether the G rollouts of a query can share its encoded prompt. Reports on stderr, once, why they cannot."""
-        if not self.share:
-            return False
-        reason = why_unshared(self.model)
-        if reason and not self._warned:
-            self._warned = True
-            print(f"fgrpo: every rollout encodes its own prompt, since {reason}.", file=sys.stderr)
-        return reason is None
+    def tolerance(self) -> float:
+        """How far log-probabilities of the same token may be apart when they are computed in two ways."""
+        return float(torch.finfo(self.precision).eps) ** 0.5
 
     def parameters(self) -> list[Tensor]:
         """The weights that are trained."""

@@ -144,16 +144,3 @@ def sliding_windows(config: Any) -> list[tuple[str, int | None]]:
     window = getattr(text, "sliding_window", None)
     kinds: Sequence[str] = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
     return [(kind, window if kind == "sliding_attention" else None) for kind in dict.fromkeys(kinds)]
-
-
-def why_unshared(model: Any) -> str | None:
-    """Why a model cannot grow branches from one prompt: a sentence, or None if it can."""
-    kinds = {kind for kind, _ in sliding_windows(model.config)}
-    if kinds - {"full_attention", "sliding_attention"}:
-        others = ", ".join(sorted(kinds - {"full_attention", "sliding_attention"}))
-        return f"layers of kind {others} carry a state that branches cannot share"
-    if getattr(model, "is_activation_checkpointing", False):
-        return "gradient checkpointing turns the cache off"
-    if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
-        return f"attention {attention!r} takes no mask of its own shape"
-    return None

@@ -1,21 +1,25 @@
 """G rollouts a query: completions sampled token by token, or decoded greedily.
 
 The plain way is below, `_feed_rows`: every row encodes its own prompt and is fed one token a step. Where the model
-allows it, the rollouts of a query grow as branches of one encoded prompt instead (fgrpo.prefix). Either way a token that
-the grammar forces (tags, the end, the last choice left) has log-prob 0 and costs the branches no step of its own.
+allows it, which `_compared` finds out, the rollouts of a query grow as branches of one encoded prompt (fgrpo.prefix).
+Either way a token that the grammar forces (tags, the end, the last choice left) has log-prob 0 and costs the branches
+no step of its own.
 
 Random numbers: which token is drawn depends on (seed, step, query id, rollout, position) and the model alone. So a run
 is the same on one process or several, with the queries of a step together or a few at a time, in any order.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .config import KitError
 from .data import Example
 from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows, slices
 from .prefix import KEEP_FROM, PrefixTree, feed_branches, positions
@@ -74,15 +78,61 @@ def rollout(
     keep_prompts = keep_prompts and len(parts) == 1
     done = []
     for part in parts:
-        prompts = policy.encode(examples[part], sampling.grammar)
-        with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
-            given = slates if slates is None else slates[part]
-            done.append(
-                _rollout(policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, given)
-            )
+        prompts, given = policy.encode(examples[part], sampling.grammar), slates and slates[part]
+        draw = partial(
+            _rollout, policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, given
+        )
+        checked = policy.checked[0] >= group and policy.checked[1] >= prompts.ids.shape[1]
+        done.append(draw() if checked or slates else _compared(policy, draw, examples[part], seed is None))
     if len(done) == 1:
         return done[0]
     return Rollouts.join(done, policy.encode(examples, sampling.grammar), policy.pad)
+
+
+def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[Example], greedy: bool) -> Rollouts:
+    """Draw rollouts and compare their log-probabilities with those of whole sequences that share nothing.
+
+    Local or position-biased attention, a recurrent state, or position scaling that depends on the length can make them
+    differ. Then every rollout encodes its own prompt from here on, which is reported on stderr. If they still differ,
+    training would be off-policy: raises KitError.
+    """
+    name, gap, cause, shared = type(policy.model).__name__, 0.0, None, ""
+    while True:
+        try:
+            rollouts = draw()
+            gap, cause = _gap(policy, rollouts, examples), None
+        except (KitError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a model that cannot do this may raise anything
+            cause = error
+        if cause is None and (gap <= policy.tolerance or (greedy and not policy.share)):
+            longest = rollouts.prompts.ids.shape[1]
+            policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], longest)
+            if shared:
+                print(
+                    f"fgrpo: every rollout encodes its own prompt, which {name} cannot share ({shared}).",
+                    file=sys.stderr,
+                )
+            return rollouts
+        why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} a token"
+        if cause is not None:
+            why = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:150]}"
+        if not policy.share:
+            raise KitError(f"{name} cannot be sampled from as a policy ({why}); choose another model.") from cause
+        policy.share, shared = False, why
+
+
+def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> float:
+    """Mean over its tokens of how far a rollout's log-probabilities are from the recomputed ones.
+
+    The larger one of two: the last rollout of the longest prompt, and of the shortest, which has the most padding.
+    """
+    length = rollouts.prompts.mask.sum(1)
+    queries = [int(length.argmax()), int(length.argmin())]
+    rows = [(q + 1) * rollouts.group - 1 for q in queries]
+    alone, mask = policy.encode([examples[q] for q in queries], rollouts.sampling.grammar), rollouts.mask[rows]
+    again, _ = policy.logprobs(alone, rollouts.completions[rows], mask, rollouts.sampling, shared=False)
+    return float(((again - rollouts.logprobs[rows]).abs().sum(1) / mask.sum(1)).max())
 
 
 def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, length: int, use: str = "") -> Tensor:
@@ -131,18 +181,21 @@ def _rollout(
     for row, slate in enumerate(slates or ()):
         for token in rows.choices.slate_ids(row, slate):
             rows.append(torch.tensor([row]), torch.tensor([token]), torch.zeros(1))
-    if policy.shares_prompts:
-        if slates is None:  # all rows of a query begin with the same forced tokens, which are encoded with the prompt
-            rows.append_forced()
-            begun = int(rows.length.min())
-        ids = torch.cat((prompts.ids, rows.completions[::slate_rows, :begun]), dim=1)
-        keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
-        with torch.set_grad_enabled(keep_prompts):
-            tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
-    if rankings > 1:
-        rows.decode(tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
-        rows.repeat(rankings)
-    rows.decode(tree, begun, drawn)
+    with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
+        if policy.share:
+            if (
+                slates is None
+            ):  # all rows of a query begin with the same forced tokens, which are encoded with the prompt
+                rows.append_forced()
+                begun = int(rows.length.min())
+            ids = torch.cat((prompts.ids, rows.completions[::slate_rows, :begun]), dim=1)
+            keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
+            with torch.set_grad_enabled(keep_prompts):
+                tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
+        if rankings > 1:
+            rows.decode(tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
+            rows.repeat(rankings)
+        rows.decode(tree, begun, drawn)
 
     width = int(rows.length.max())
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]

@@ -11,7 +11,7 @@ from ..data import Example
 from ..loss import accumulated
 from ..policy import Policy, slices
 from ..prompt import PHASE_RANK, PHASE_SLATE
-from ..rollout import key_of
+from ..rollout import key_of, rollout
 from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
 
 BOTH = (PHASE_SLATE, PHASE_RANK)
@@ -43,6 +43,9 @@ def sft_step(
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
     targets = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
     ids, mask = policy.spell(queries, targets)  # (Q, T)
+    if policy.checked == (0, 0):
+        # which finds out whether this model can share encoded prompts
+        rollout(policy, queries[:2], sampling_of(config), 2, config.seed, micro=config.lm.micro)
     learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
     count = int(team.sum(int(learned.sum())))
 

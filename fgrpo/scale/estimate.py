@@ -16,7 +16,7 @@ from ..data import Splits
 from ..lm.loading import loading, optional
 from ..lm.pretrained import RECOMPUTE_FROM, load_labels
 from ..policy import Policy
-from ..prefix import branches_at_once, why_unshared
+from ..prefix import branches_at_once, sliding_windows
 from ..runs.warm_start import fits_shipped
 from ..trainer import check_pools
 
@@ -85,9 +85,14 @@ def shape_of(config: Config, items: Sequence[str]) -> Shape:
         copies = sum(m.in_features for m in adapted) / layers  # in float32, layers that read one vector share it
         size, inputs = (2, copies) if lm.dtype == "bfloat16" else (4, min(copies, inputs))
     norms = 2 * hidden + (queries + keys if any("q_norm" in n for n, _ in model.named_modules()) else 0)
-    kept, shared = 4 * norms + size * (2 * queries + 3 * intermediate) + 4 * inputs, why_unshared(model) is None
+    kept, shared = 4 * norms + size * (2 * queries + 3 * intermediate) + 4 * inputs, likely_shared(model)
     widths = (layers, hidden, queries, keys, sizes.vocab_size)
     return Shape(*widths, weights, applied, trained, size, kept, shared, bool(lm.model))
+
+
+def likely_shared(model: torch.nn.Module) -> bool:
+    """Whether rollouts will share their encoded prompt, by the kinds of its layers; a run compares (fgrpo.rollout)."""
+    return {kind for kind, _ in sliding_windows(model.config)} <= {"full_attention", "sliding_attention"}
 
 
 def tokens_of(config: Config, splits: Splits, items: Sequence[str]) -> Tokens:

@@ -96,6 +96,7 @@ class Processes(Team):
         for policy in models:
             if self.accelerator.mixed_precision == "bf16" and isinstance(policy, Policy):
                 self.accelerator.prepare_model(policy.model, device_placement=False, evaluation_mode=True)
+                policy.precision = torch.bfloat16
 
     def leave(self) -> None:
         """End communication with the other processes."""

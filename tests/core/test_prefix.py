@@ -86,8 +86,8 @@ def sampled(policy, queries, constrained=True):
 @pytest.mark.parametrize("constrained", [True, False])
 def test_loss_and_gradients_equal_the_unshared_ones(name, constrained, queries) -> None:
     policy = policy_of(ATTENTION[name])
-    assert policy.shares_prompts and len({len(q.history) for q in queries}) > 1
     r, advantages = sampled(policy, queries, constrained)
+    assert policy.share and len({len(q.history) for q in queries}) > 1
     (loss, grads), (plain_loss, plain) = (
         loss_and_gradients(policy, r, advantages, RLConfig(), shared) for shared in (True, False)
     )
@@ -105,7 +105,7 @@ def test_sampled_logprobs_equal_unshared_ones(name, queries) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2", "gemma3", "mistral"])
 def test_bfloat16(name, queries) -> None:
-    """Loss and gradient within 1 %; each parameter's within that, or within what rounding does to the plain way."""
+    """Loss within 0.1 %, gradients within 1 % or what rounding does to the plain way, whole and of each parameter."""
     policy = policy_of(ATTENTION[name], spread=0.02, dtype=torch.bfloat16)
     r, advantages = sampled(policy, queries)
     config = RLConfig(clip_low=1.0, clip_high=1e9)  # rounding must not decide which tokens are clipped
@@ -116,7 +116,8 @@ def test_bfloat16(name, queries) -> None:
     exact.model.load_state_dict({k: v.float() for k, v in policy.model.state_dict().items()})
     _, truth = loss_and_gradients(exact, r, advantages, config, shared=False)
     assert relative_error(loss, plain_loss) < 1e-3
-    assert relative_error(*(torch.cat([g.float().flatten() for g in x.values()]) for x in (grads, plain))) < 1e-2
+    whole, plain_whole, true = (torch.cat([g.float().flatten() for g in x.values()]) for x in (grads, plain, truth))
+    assert relative_error(whole, plain_whole) < max(1e-2, relative_error(plain_whole, true))
     for n in truth:
         rounding = float((plain[n].float() - truth[n]).norm())
         assert float((grads[n].float() - plain[n].float()).norm()) < 1e-2 * float(truth[n].norm()) + 2 * rounding, n
@@ -146,8 +147,7 @@ def test_hybrids_with_recurrent_state_fall_back_and_say_so_once(name, queries, c
     r, advantages = sampled(policy, queries)
     loss, _ = policy_loss(policy, r, advantages, RLConfig())
     loss.backward()
-    said = capsys.readouterr().err
-    assert said.count("every rollout encodes its own prompt, since layers of kind linear_attention") == 1
+    assert capsys.readouterr().err.count("every rollout encodes its own prompt") == 1 and not policy.share
     # each row by itself, without any padding, gives the same log-probabilities
     for b in (0, 4, 9):
         one = policy.encode([queries[b // r.group]])
@@ -156,20 +156,19 @@ def test_hybrids_with_recurrent_state_fall_back_and_say_so_once(name, queries, c
         assert (logp[0] - r.logprobs[b, :n]).abs().max() < 1e-5
 
 
-def test_gradient_checkpointing_falls_back_and_says_so_once(queries, capsys) -> None:
+def test_gradient_checkpointing_changes_nothing(queries, capsys) -> None:
+    """Transformers applies it in training mode only; a policy is in evaluation mode and needs the cache."""
     policy = policy_of(ATTENTION["qwen3"])
-    r, advantages = sampled(policy, queries)
-    _, plain = loss_and_gradients(policy, r, advantages, RLConfig(), shared=False)
     policy.model.gradient_checkpointing_enable()
-    policy.model.train()
-    for _ in range(2):
-        _, grads = loss_and_gradients(policy, r, advantages, RLConfig(), shared=True)
-    assert largest_error(grads, plain) < 1e-5
-    assert capsys.readouterr().err.count("gradient checkpointing turns the cache off") == 1
+    r, advantages = sampled(policy, queries)
+    (_, grads), (_, plain) = (loss_and_gradients(policy, r, advantages, RLConfig(), shared) for shared in (True, False))
+    assert policy.share and largest_error(grads, plain) < 1e-5 and not capsys.readouterr().err
 
 
 def test_each_prompt_is_encoded_once_and_forced_tokens_take_no_step(queries, monkeypatch) -> None:
     policy, fed = policy_of(ATTENTION["qwen3"]), []
+    sampled(policy, queries)  # the first rollouts are compared, which takes a call more
+    policy.checked = (5, policy.checked[1])
     forward = policy.model.forward
     monkeypatch.setattr(policy.model, "forward", lambda ids, **k: fed.append(tuple(ids.shape)) or forward(ids, **k))
     sampling = Sampling(GrammarConfig(slate_size=6, rank_size=3, full=True))

@@ -72,8 +72,8 @@ def weights(policy: Policy) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_samples_and_learns(models, name, capsys) -> None:
     policy = policy_of(models / name)
-    assert policy.shares_prompts == (name in SHARED)
     r = sampled(policy)
+    assert policy.share == (name in SHARED)
     assert not any(o.error for o in r.outputs) and len({len(o.slate) for o in r.outputs}) > 1
     assert any(max(o.slate) > 8 for o in sampled(policy, 32).outputs)  # labels of two digits are written
     end = {"q": "<|im_end|>", "l": "</s>", "s": "<|im_end|>", "g": "<end_of_turn>"}[name[0]]

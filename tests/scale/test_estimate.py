@@ -16,7 +16,8 @@ from fgrpo.cli.main import COMMANDS, main
 from fgrpo.cli.options import RECIPES, config_of, parser_of
 from fgrpo.config import Config, KitError, ModelConfig
 from fgrpo.data import Example, Splits
-from fgrpo.policy import Policy
+from fgrpo.policy import Policy, Sampling
+from fgrpo.rollout import rollout
 from fgrpo.runs.policies import new_policy
 from fgrpo.runs.sft import sft_step
 from fgrpo.scale.bench import _status
@@ -25,7 +26,7 @@ from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.tasks.reading import catalogue
 from fgrpo.trainer import step
-from tests.families import FAMILIES, policy_of, save_model
+from tests.families import FAMILIES, examples, policy_of, save_model
 
 WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "head_dim": 64}
 
@@ -89,8 +90,9 @@ def test_counted_weights_are_those_of_the_policy(tmp_path, name, targets) -> Non
     policy = policy_of(folder, lora_targets=targets)
     config = config_for(folder, lora_targets=targets)
     shape = shape_of(config, [])
+    rollout(policy, examples(), Sampling(config.grammar), 2, 0)  # which finds out whether prompts are shared
     trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    assert shape.trained == trained and shape.shared == policy.shares_prompts
+    assert shape.trained == trained and shape.shared == policy.share
     assert shape.weights == sum(p.numel() for p in policy.model.parameters()) - trained
 
 
@@ -158,6 +160,7 @@ def test_time_is_that_of_the_counted_operations(tmp_path) -> None:
     tokens = tokens_of(config, Splits(queries, [], []), [])
     shape = shape_of(config, [])
     optimizer = torch.optim.SGD([p for p in policy.model.parameters() if p.requires_grad], lr=0.0)
+    sft_step(policy, optimizer, queries, config)  # the first step also compares two ways to compute
     with FlopCounterMode(display=False) as counter:
         sft_step(policy, optimizer, queries, config)
     estimated = seconds_of(shape, tokens, config, sft=True) * RATES["cpu"][0]
