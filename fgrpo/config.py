@@ -122,7 +122,7 @@ class RLConfig:
     scale: str = "none"
     """divide advantages by the group's standard deviation (std) or not (none, as Dr. GRPO)"""
     ratio: str = "token"
-    """level of the importance ratio: token, item, phase or sequence"""
+    """level of the importance ratio: token, item, phase or sequence (GSPO's ratio, without its division by length)"""
     clip_low: float = 0.2
     """lower clip width: the ratio is held above 1 - clip_low"""
     clip_high: float = 0.2

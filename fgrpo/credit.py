@@ -4,7 +4,7 @@ A method is a function (rewards, rollouts, config) -> advantages (B, T). To add 
 Advantages are centred on the mean over the G rollouts of the same query, in the manner of Dr. GRPO (arXiv 2503.20783)
 not divided by their standard deviation unless `scale` asks for it. A group whose rewards are all equal gives zero.
 
-The format penalty belongs to neither phase alone: it is added to what each phase is paid.
+The format penalty is added to what the phase at fault is paid.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def grpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
 
 def fgrpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """Factorised: slate tokens learn from A(R_slate) alone, rank tokens from lambda A(R_rank) alone (arXiv 2605.12995)."""
-    return by_phase(advantage(rewards.slate + rewards.format, config), rank_advantage(rewards, config), rollouts)
+    return by_phase(advantage(rewards.slate + rewards.slate_format, config), rank_advantage(rewards, config), rollouts)
 
 
 def reward_to_go(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
@@ -43,7 +43,8 @@ def gdpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     `assign_credit`: it needs the rollouts of all processes.
     """
     std = replace(config, scale="std")
-    joint = advantage(rewards.slate + rewards.format, std) + config.lam * advantage(rewards.rank + rewards.format, std)
+    slate = advantage(rewards.slate + rewards.slate_format, std)
+    joint = slate + config.lam * advantage(rewards.rank + rewards.rank_format, std)
     return by_phase(joint, joint, rollouts)
 
 
@@ -58,21 +59,24 @@ def nested(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     m = group // k
     paid = rewards.slate + config.lam * rewards.rank + rewards.format
     slate = advantage(paid.view(n_queries, m, k).mean(2), config) * m / (m - 1)
-    rank = advantage((config.lam * rewards.rank + rewards.format).view(-1, k), config) * k / (k - 1)
+    rank = advantage((config.lam * rewards.rank + rewards.rank_format).view(-1, k), config) * k / (k - 1)
     return by_phase(slate.repeat_interleave(k, dim=1), rank.view(n_queries, group), rollouts)
 
 
 def item(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """Each item its own: leave-one-out coverage in the slate, reward-to-go DCG from each rank on (arXiv 2510.20150).
 
-    Centred on the group's mean at the same place, where a list that has ended counts 0; so does its closing tag.
+    Centred on the group's mean at the same place, where a list that has ended counts 0; so does its closing tag. Where
+    all slates of a group earn the same, or all rankings, no item of theirs is praised or blamed.
     """
-    items, to_go = rewards.items, rewards.places.flip(-1).cumsum(-1).flip(-1)
+    items = rewards.items.masked_fill(zero_variance(rewards.slate).view(-1, 1, 1), 0.0)
+    places = rewards.places.masked_fill(zero_variance(rewards.rank).view(-1, 1, 1), 0.0)
+    to_go = places.flip(-1).cumsum(-1).flip(-1)
     if config.scale == "std":
         items, to_go = (x / group_std(r).unsqueeze(-1) for x, r in ((items, rewards.slate), (to_go, rewards.rank)))
     slate, rank = _by_place(items, rollouts, PHASE_SLATE), _by_place(to_go, rollouts, PHASE_RANK)
-    form = advantage(rewards.format, config)
-    return slate + config.lam * rank + by_phase(form, form, rollouts)
+    form = by_phase(advantage(rewards.slate_format, config), advantage(rewards.rank_format, config), rollouts)
+    return slate + config.lam * rank + form
 
 
 Credit = Callable[[Rewards, Rollouts, RLConfig], Tensor]
@@ -119,7 +123,8 @@ def advantage(reward: Tensor, config: RLConfig, spread_of: Tensor | None = None)
 
 def rank_advantage(rewards: Rewards, config: RLConfig) -> Tensor:
     """The advantage lambda A(R_rank), the format penalty at its full weight. (Q, G)."""
-    return advantage(config.lam * rewards.rank + rewards.format, config, spread_of=rewards.rank + rewards.format)
+    paid, spread_of = (weight * rewards.rank + rewards.rank_format for weight in (config.lam, 1.0))
+    return advantage(paid, config, spread_of)
 
 
 def group_std(reward: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from .config import Config, GrammarConfig
 from .data import Example
 from .policy import Policy, Sampling
 from .prompt import Output
-from .rewards import hit, ndcg, pad, pool_gains, precision, recall, reciprocal_rank
+from .rewards import hit, listed_gains, ndcg, pad, pool_gains, precision, recall, reciprocal_rank
 from .rollout import rollout
 
 CUTOFFS = (1, 3, 5, 10)
 FATES = ("right", "slate_miss", "rank_drop", "format_error")
 """What became of a relevant candidate: ranked above every irrelevant one; never in the slate; in the slate, but not in
-the ranked list or below an irrelevant one; or lost with an ill-formed output."""
+the ranked list or below an irrelevant one; or lost with an ill-formed slate or ranking. One for which there was no room,
+since the list was full of relevant candidates, is not counted."""
 
 
 def evaluate(policy: Policy, examples: Sequence[Example], config: Config, batch: int = 256) -> dict[str, Tensor]:
@@ -42,7 +43,7 @@ def measure_outputs(
     """All metrics of outputs, one output per example: one number per query and metric, (Q,) each.
 
     Recall, Precision, Hit, NDCG and MRR are those of the ranked list, at each of CUTOFFS; a list of 5 scores at 10
-    what it holds. The shares of FATES are over the query's relevant candidates and sum to one.
+    what it holds. The shares of FATES are over the query's relevant candidates for which there was room, and sum to one.
     """
     slates = pad([o.slate for o in outputs], grammar.slate_size)  # (Q, n)
     ranks = pad([o.rank for o in outputs], grammar.rank_size)  # (Q, k)
@@ -59,12 +60,12 @@ def measure_outputs(
     metrics["slate_length"] = (slates >= 0).sum(-1).double()
     fate = fates(slates, ranks, failed, gains)
     for code, name in enumerate(FATES):
-        metrics[name] = (fate == code).sum(-1) / (gains > 0).sum(-1).double()
+        metrics[name] = (fate == code).sum(-1) / (fate >= 0).sum(-1).double()
     return metrics
 
 
 def fates(slates: Tensor, ranks: Tensor, failed: Tensor, gains: Tensor) -> Tensor:
-    """Index into FATES for each relevant candidate, -1 for the others. (Q, N)."""
+    """Index into FATES for each relevant candidate that there was room for, -1 for the others. (Q, N)."""
     candidates = torch.arange(gains.shape[-1])
     in_slate = (slates.unsqueeze(-1) == candidates).any(-2)
     place = ranks.unsqueeze(-1) == candidates  # (Q, k, N)
@@ -72,4 +73,9 @@ def fates(slates: Tensor, ranks: Tensor, failed: Tensor, gains: Tensor) -> Tenso
     above = irrelevant.cumsum(-1) == 0  # places before the first irrelevant candidate
     right = (place & above.unsqueeze(-1)).any(-2)
     fate = torch.where(right, 0, torch.where(in_slate, 2, 1))
-    return fate.masked_fill(failed.unsqueeze(-1), 3).masked_fill(gains <= 0, -1)
+    # an ill-formed ranking loses what the slate holds, an ill-formed slate everything
+    fate = fate.masked_fill(failed.unsqueeze(-1) & (in_slate | (slates < 0).all(-1, keepdim=True)), 3)
+    # a list all of whose places hold relevant candidates has no room for another
+    slate_full, rank_full = (listed_gains(x, gains).gt(0).all(-1, keepdim=True) for x in (slates, ranks))
+    no_room = (slate_full & ~in_slate) | (rank_full & in_slate & ~right)
+    return fate.masked_fill(no_room | (gains <= 0), -1)

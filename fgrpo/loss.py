@@ -91,7 +91,8 @@ def shared_log_ratio(log_ratio: Tensor, rollouts: Rollouts, level: str) -> Tenso
     """Tokens of one unit share the mean of their log-ratios, that is the geometric mean of their ratios. (B, T).
 
     `level` says what a unit is: a token (PPO, GRPO); an item, that is a label with its separator, or a tag (the same
-    as a token where every label is one); a phase; the whole sequence (GSPO, arXiv 2507.18071).
+    as a token where every label is one); a phase; the whole sequence, as in GSPO (arXiv 2507.18071). GSPO also divides
+    each sequence's term by its length; here every token counts once at every level, as in Dr. GRPO.
     """
     if level == "token" or (level == "item" and rollouts.words is None):
         return log_ratio

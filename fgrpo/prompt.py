@@ -138,37 +138,46 @@ def completion_text(slate: Sequence[int], rank: Sequence[int], labels: Sequence[
 
 
 class Output(NamedTuple):
-    """A parsed completion: pool indices in the order written, or an error (one of ERRORS) and two empty tuples."""
+    """A parsed completion: pool indices in the order written, or an error, one of ERRORS.
+
+    A fault of the slate leaves both lists empty; one of the ranking alone leaves the slate as it was written.
+    """
 
     slate: tuple[int, ...] = ()
     rank: tuple[int, ...] = ()
     error: str = ""
 
 
-_SHAPE = re.compile(r"\s*<SLATE>([^<>]*)</SLATE>\s*<RANK>([^<>]*)</RANK>\s*")
+_SLATE = re.compile(r"\s*<SLATE>([^<>]*)</SLATE>(.*)", re.DOTALL)
+_RANK = re.compile(r"\s*<RANK>([^<>]*)</RANK>\s*")
 
 
 def parse(text: str, labels: Mapping[str, int], grammar: GrammarConfig) -> Output:
-    """Read a completion (end and padding tokens removed). Never raises; an ill-formed output has no slate and no rank.
+    """Read a completion (end and padding tokens removed). Never raises.
 
     `labels` maps each label of the pool to its index. Labels are compared as strings, so that neither Unicode digits
     nor endless numbers are ever read as a number. Separators are commas and white space.
     """
-    match = _SHAPE.fullmatch(text)
-    if match is None:
-        return Output(error="malformed")
-    slate_labels, rank_labels = (part.replace(",", " ").split() for part in match.groups())
-    if not slate_labels or not rank_labels:
-        return Output(error="malformed")
-    if len(slate_labels) > grammar.slate_size or len(rank_labels) > grammar.rank_size:
-        return Output(error="too_long")
-    if not all(label in labels for label in slate_labels + rank_labels):
-        return Output(error="foreign")
-    if len(set(slate_labels)) < len(slate_labels) or len(set(rank_labels)) < len(rank_labels):
-        return Output(error="duplicate")
-    if not set(rank_labels) <= set(slate_labels):
-        return Output(error="out_of_slate")
-    return Output(tuple(labels[x] for x in slate_labels), tuple(labels[x] for x in rank_labels))
+    match = _SLATE.fullmatch(text)
+    slate, error = _read_list(match and match[1], grammar.slate_size, labels)
+    if match is None or error:
+        return Output(error=error)
+    match = _RANK.fullmatch(match[2])
+    rank, error = _read_list(match and match[1], grammar.rank_size, labels)
+    if not error and not set(rank) <= set(slate):
+        error = "out_of_slate"
+    return Output(slate, () if error else rank, error)
+
+
+def _read_list(text: str | None, size: int, labels: Mapping[str, int]) -> tuple[tuple[int, ...], str]:
+    found = (text or "").replace(",", " ").split()
+    if not found:
+        return (), "malformed"
+    if len(found) > size:
+        return (), "too_long"
+    if not all(label in labels for label in found):
+        return (), "foreign"
+    return tuple(labels[x] for x in found), "duplicate" if len(set(found)) < len(found) else ""
 
 
 def max_tokens(grammar: GrammarConfig) -> int:

@@ -40,7 +40,7 @@ def f1(items: Tensor, gains: Tensor) -> Tensor:
 
 def hit(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
     """1 if any of the first k is relevant."""
-    return _hits(items, gains, k).any(-1).to(gains.dtype)
+    return _hits(items, gains, k).amax(-1)
 
 
 def ndcg(items: Tensor, gains: Tensor, k: int) -> Tensor:
@@ -67,7 +67,7 @@ def discounts(k: int, like: Tensor) -> Tensor:
 
 
 def _hits(items: Tensor, gains: Tensor, k: int | None) -> Tensor:
-    return listed_gains(items, gains)[..., :k] > 0
+    return (listed_gains(items, gains)[..., :k] > 0).to(gains.dtype)
 
 
 SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
@@ -77,8 +77,9 @@ SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
 class Rewards:
     """One number per rollout, (Q, G) each. Never overwritten: credit is computed beside them.
 
-    `slate` coverage of the slate; `rank` NDCG@k of the ranked list against all relevant candidates of the pool;
-    `format` minus the format penalty where the output is ill-formed (its slate and rank rewards are 0), else 0.
+    `slate` coverage of the slate; `rank` NDCG@k of the ranked list against all relevant candidates of the pool.
+    `slate_format`, `rank_format`: minus the format penalty where the fault of an ill-formed output is this phase's,
+    else 0. An ill-formed slate earns 0 and so does its ranking; an ill-formed ranking earns 0 and costs the slate nothing.
 
     And what single items brought, for credit finer than a phase: `items` (Q, G, n) is the slate reward minus that of
     the slate without the item at this place (leave one out), `places` (Q, G, k) the term of each rank in the NDCG, so
@@ -87,9 +88,15 @@ class Rewards:
 
     slate: Tensor
     rank: Tensor
-    format: Tensor
+    slate_format: Tensor
+    rank_format: Tensor
     items: Tensor
     places: Tensor
+
+    @property
+    def format(self) -> Tensor:
+        """The penalty of either phase."""
+        return self.slate_format + self.rank_format
 
 
 def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, seed: int = 0, step: int = 0) -> Rewards:
@@ -100,7 +107,9 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     """
     slates, ranks = output_lists(rollouts)
     gains = pool_gains(examples).unsqueeze(1)
-    failed = torch.tensor([bool(o.error) for o in rollouts.outputs]).view(len(examples), rollouts.group)
+    # (2, Q, G): no slate can be read, or a slate but no ranking of it
+    faults = torch.tensor([[o.error != "" and not o.slate, o.error != "" and o.slate != ()] for o in rollouts.outputs])
+    slate_format, rank_format = -config.format_penalty * faults.T.reshape(2, *slates.shape[:2]).to(gains.dtype)
     reward = SLATE_REWARDS[config.slate_reward]
     slate, rank_size = reward(slates, gains), rollouts.sampling.grammar.rank_size
     here = torch.eye(slates.shape[-1], dtype=torch.bool)
@@ -108,7 +117,8 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     rewards = Rewards(
         slate=slate,
         rank=ndcg(ranks, gains, rank_size),
-        format=-config.format_penalty * failed.to(gains.dtype),
+        slate_format=slate_format,
+        rank_format=rank_format,
         items=(slate.unsqueeze(-1) - reward(without, gains.unsqueeze(1))).masked_fill(slates < 0, 0.0),
         places=ndcg_terms(ranks, gains, rank_size),
     )
@@ -121,7 +131,7 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
 
 
 def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-    """Slates (Q, G, n) and ranked lists (Q, G, k) as pool indices, padded with -1; ill-formed outputs are empty."""
+    """Slates (Q, G, n) and ranked lists (Q, G, k) as pool indices, padded with -1; ill-formed ones are empty."""
     grammar = rollouts.sampling.grammar
     shape = (-1, rollouts.group)
     return (

@@ -45,6 +45,7 @@ class Rollouts:
     tree: PrefixTree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
     begun: int = 0
     rankings: int = 1  # K: each K rows in turn share one slate
+    drawn: Tensor | None = None  # (B, T): tokens that the grammar left a choice of (None: all)
     words: Tensor | None = None  # (B, T): number of the word that a token belongs to (None: each is one by itself)
     longest: int | None = None  # tokens of the longest completion (None: as if every label were one)
     parts: "tuple[Rollouts, ...]" = ()  # what was decoded together, where memory does not hold all
@@ -58,6 +59,7 @@ class Rollouts:
             completions=join_rows([p.completions for p in parts], pad), mask=join_rows([p.mask for p in parts], 0),
             phase=join_rows([p.phase for p in parts], PHASE_PAD), logprobs=join_rows([p.logprobs for p in parts], 0.0),
             longest=max(p.longest or 0 for p in parts), parts=tuple(parts),
+            drawn=join_rows([p.mask if p.drawn is None else p.drawn for p in parts], 0),
         )  # fmt: skip
 
 
@@ -96,30 +98,28 @@ def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[E
     differ. Then every rollout encodes its own prompt from here on, which is reported on stderr. If they still differ,
     training would be off-policy: raises KitError.
     """
-    name, gap, cause, shared = type(policy.model).__name__, 0.0, None, ""
+    name, unshared, cause = type(policy.model).__name__, "", None
     while True:
         try:
             rollouts = draw()
             gap, cause = _gap(policy, rollouts, examples), None
+            why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} a token"
+            if gap <= policy.tolerance or (greedy and not policy.share):
+                longest = rollouts.prompts.ids.shape[1]
+                policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], longest)
+                if unshared:
+                    print(
+                        f"fgrpo: each rollout encodes its own prompt, {name} cannot share it ({unshared}).",
+                        file=sys.stderr,
+                    )
+                return rollouts
         except (KitError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a model that cannot do this may raise anything
-            cause = error
-        if cause is None and (gap <= policy.tolerance or (greedy and not policy.share)):
-            longest = rollouts.prompts.ids.shape[1]
-            policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], longest)
-            if shared:
-                print(
-                    f"fgrpo: every rollout encodes its own prompt, which {name} cannot share ({shared}).",
-                    file=sys.stderr,
-                )
-            return rollouts
-        why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} a token"
-        if cause is not None:
-            why = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:150]}"
+            cause, why = error, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
         if not policy.share:
             raise KitError(f"{name} cannot be sampled from as a policy ({why}); choose another model.") from cause
-        policy.share, shared = False, why
+        policy.share, unshared = False, why
 
 
 def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> float:
@@ -180,7 +180,7 @@ def _rollout(
         drawn = uniforms(seed, step, examples, group, rows.completions.shape[1])  # (Q * G, T)
     for row, slate in enumerate(slates or ()):
         for token in rows.choices.slate_ids(row, slate):
-            rows.append(torch.tensor([row]), torch.tensor([token]), torch.zeros(1))
+            rows.append(torch.tensor([row]), torch.tensor([token]))
     with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
         if policy.share:
             if (
@@ -206,7 +206,7 @@ def _rollout(
     phase, words = policy.labels.phases(completions, mask), policy.labels.words(completions, mask)
     return Rollouts(
         prompts, completions, mask, phase, logprobs, outputs, group, sampling, tree if keep_prompts else None, begun,
-        rankings, words, prompts.choices.longest(sampling.grammar),
+        rankings, rows.drawn[:, :width], words, prompts.choices.longest(sampling.grammar),
     )  # fmt: skip
 
 
@@ -219,18 +219,20 @@ class _Rows:
         shape = len(self.choices.tokens), self.choices.longest(sampling.grammar)  # (B, T)
         self.completions = torch.full(shape, policy.pad, device=device)
         self.logprobs = torch.zeros(shape, device=device)
+        self.drawn = torch.zeros(shape, dtype=torch.bool, device=device)
         self.length = torch.zeros(shape[0], dtype=torch.long, device=device)
         self.progress = self.choices.progress(sampling.grammar, sampling.constrained)
 
     def repeat(self, times: int) -> None:
         """Each row `times` times: the slates are written, their rankings follow."""
         self.choices, self.progress = self.choices.repeat(times), self.progress.repeat(times)
-        self.completions, self.logprobs, self.length = (
-            x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.length)
+        self.completions, self.logprobs, self.drawn, self.length = (
+            x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.drawn, self.length)
         )
 
-    def append(self, rows: Tensor, tokens: Tensor, logps: Tensor) -> None:
-        self.completions[rows, self.length[rows]], self.logprobs[rows, self.length[rows]] = tokens, logps
+    def append(self, rows: Tensor, tokens: Tensor, logps: Tensor | float = 0.0, drawn: Tensor | bool = False) -> None:
+        at = rows, self.length[rows]
+        self.completions[at], self.logprobs[at], self.drawn[at] = tokens, logps, drawn
         self.progress.append(rows, tokens)
         self.length[rows] += 1
 
@@ -243,7 +245,7 @@ class _Rows:
                 return allowed
             index = allowed[rows].int().argmax(1, keepdim=True)
             tokens = self.choices.tokens[rows].gather(1, index).squeeze(1)
-            self.append(rows, tokens, self.logprobs.new_zeros(len(rows)))
+            self.append(rows, tokens)
         return None
 
     def decode(self, tree: PrefixTree | None, begun: int, drawn: Tensor | None, slate_only: bool = False) -> None:
@@ -270,10 +272,11 @@ class _Rows:
                 tokens, may = self.choices.tokens[going], allowed[going]  # (rows, K)
                 logps = constrained_logps(logits.unsqueeze(1), tokens, may.unsqueeze(1), sampling).squeeze(1)
                 index, logp = choose(logps, uniform)
-                chosen = tokens.gather(1, index.unsqueeze(1)).squeeze(1)
+                chosen, free = tokens.gather(1, index.unsqueeze(1)).squeeze(1), may.sum(1) > 1
             else:
                 chosen, logp = choose(free_logps(logits, sampling), uniform)
-            self.append(going, chosen, logp)
+                free = torch.ones_like(chosen, dtype=torch.bool)
+            self.append(going, chosen, logp, free)
 
 
 def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -102,7 +102,8 @@ def describe(rollouts: Rollouts, rewards: Rewards, advantages: Tensor) -> Logs:
     for name, phase in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
         reward = getattr(rewards, name)
         logs[f"reward/{name}"] = reward.mean().item()
-        logs[f"zero_variance/{name}"] = zero_variance(reward + rewards.format).float().mean().item()
+        paid = reward + getattr(rewards, f"{name}_format")
+        logs[f"zero_variance/{name}"] = zero_variance(paid).float().mean().item()
         logs[f"advantage_std/{name}"] = masked_mean(advantages.square(), rollouts.phase == phase).sqrt().item()
     logs["slate_length"] = sum(len(o.slate) for o in outputs) / len(outputs)
     logs["format_errors"] = sum(bool(o.error) for o in outputs) / len(outputs)
@@ -110,9 +111,10 @@ def describe(rollouts: Rollouts, rewards: Rewards, advantages: Tensor) -> Logs:
 
 
 def sampled_tokens(rollouts: Rollouts) -> int:
-    """Completion tokens drawn, a slate that K rankings share counted once."""
-    slate = (rollouts.phase == PHASE_SLATE)[:: rollouts.rankings].sum()
-    return int(slate + (rollouts.phase == PHASE_RANK).sum())
+    """Completion tokens drawn, not forced by the grammar; a slate that K rankings share is counted once."""
+    drawn = rollouts.mask if rollouts.drawn is None else rollouts.drawn
+    slate = ((rollouts.phase == PHASE_SLATE) & drawn)[:: rollouts.rankings].sum()
+    return int(slate + ((rollouts.phase == PHASE_RANK) & drawn).sum())
 
 
 def sampling_of(config: Config) -> Sampling:

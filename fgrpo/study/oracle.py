@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, GrammarConfig, KitError, RLConfig
-from ..credit import assign_credit
+from ..credit import CREDITS
 from ..data import Example
 from ..policy import Policy, Sampling
 from ..prompt import PHASE_RANK, PHASE_SLATE, Output
@@ -48,7 +48,8 @@ class Oracle:
     def estimates(self, groups: Tensor, config: RLConfig, generator: torch.Generator | None = None) -> Tensor:
         """The gradient estimate of each group of rollouts by `config.credit`. groups (N, G) of outputs -> (N, E).
 
-        Reward noise is added if there is a generator to draw it from.
+        Reward noise is added if there is a generator to draw it from. GDPO's division by the spread over a batch, one
+        number for all tokens, is left out: here no batch is meant, and it turns no gradient.
         """
         flat, r = groups.flatten(), self.rollouts
         drawn = replace(
@@ -61,7 +62,7 @@ class Oracle:
             noisy = {"slate": paid.slate + config.slate_noise * slate, "rank": paid.rank + config.rank_noise * rank}
             paid = replace(paid, **noisy)
         # a group's estimate is the mean over its G rollouts of advantage times gradient of log p, token by token
-        advantages = assign_credit(paid, drawn, config).double().view(*groups.shape, -1) / groups.shape[1]
+        advantages = CREDITS[config.credit](paid, drawn, config).double().view(*groups.shape, -1) / groups.shape[1]
         found = torch.zeros(len(groups), len(self.phase) + 1, dtype=torch.float64)
         found.scatter_add_(1, self.decision[groups].flatten(1), advantages.flatten(1))
         return found[:, :-1]
@@ -100,8 +101,9 @@ class Oracle:
         return torch.tensor([numbers.setdefault(o.slate, len(numbers)) for o in self.rollouts.outputs])
 
     def tokens(self, groups: Tensor, rankings: int) -> Tensor:
-        """Sampled tokens of each group (N,), a slate that K rankings share counted once."""
-        slate, rank = ((self.rollouts.phase == p).sum(1)[groups] for p in (PHASE_SLATE, PHASE_RANK))
+        """Drawn tokens of each group (N,), a slate that K rankings share counted once."""
+        drawn = self.decision < len(self.phase)  # (B, T)
+        slate, rank = ((drawn & (self.rollouts.phase == p)).sum(1)[groups] for p in (PHASE_SLATE, PHASE_RANK))
         return slate[:, ::rankings].sum(1) + rank.sum(1)
 
     def cosine(self, a: Tensor, b: Tensor) -> float:

@@ -82,7 +82,7 @@ def test_models_that_cannot_share_fall_back_and_say_so_once(name, queries, capsy
     policy = policy_of(UNSHARED[name])
     for number in range(2):
         r = rollout(policy, queries, SAMPLING, 4, 0, number)
-    assert not policy.share and capsys.readouterr().err.count("every rollout encodes its own prompt") == 1
+    assert not policy.share and capsys.readouterr().err.count("each rollout encodes its own prompt") == 1
     assert largest_gap(policy, r) < 1e-5 and len({len(o.slate) for o in r.outputs}) > 1
     loss, logs = policy_loss(policy, r, torch.ones_like(r.logprobs), RLConfig(beta=0.1), policy)
     assert logs["approx_kl"] < 1e-9 and logs["kl_reference"] < 1e-9  # the reference takes the same path
@@ -118,7 +118,7 @@ def test_a_longer_prompt_is_compared_again(queries: list[Example], capsys) -> No
     long = [replace(q, history=q.candidates * 10) for q in queries]
     r = rollout(policy, long, SAMPLING, 4, 0)
     assert not policy.share and largest_gap(policy, r) < 1e-5
-    assert "every rollout encodes its own prompt" in capsys.readouterr().err
+    assert "each rollout encodes its own prompt" in capsys.readouterr().err
 
 
 def test_a_larger_group_is_compared_again(queries: list[Example]) -> None:

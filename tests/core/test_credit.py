@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fgrpo.config import KitError, RLConfig
+from fgrpo.config import GrammarConfig, KitError, RLConfig
 from fgrpo.credit import CREDITS, JOINT, assign_credit, check_credit, zero_variance
 from fgrpo.policy import Prompts, Sampling
-from fgrpo.prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, ItemChoices
-from fgrpo.rewards import Rewards
-from fgrpo.rollout import Rollouts
+from fgrpo.prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, ItemChoices, Output
+from fgrpo.rewards import Rewards, score
+from fgrpo.rollout import Rollouts, rollout
 
 Q, G, T = 3, 4, 7
 
@@ -37,20 +37,21 @@ def rewards() -> Rewards:
     generator = torch.Generator().manual_seed(0)
     slate, rank = torch.rand(2, Q, G, generator=generator)
     slate[1] = 0.1  # a group that the slate reward cannot tell apart
-    form = torch.zeros(Q, G)
-    form[2, 3] = -0.5
-    return Rewards(slate, rank, form, *torch.rand(2, Q, G, 2, generator=generator))
+    slate_format, rank_format = torch.zeros(2, Q, G)
+    slate_format[2, 3], rank_format[0, 1] = -0.5, -0.5
+    return Rewards(slate, rank, slate_format, rank_format, *torch.rand(2, Q, G, 2, generator=generator))
 
 
 def by_loop(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> torch.Tensor:
     """The methods that pay by phase, one token at a time."""
     out = torch.zeros(Q * G, T)
     for q in range(Q):
-        slate, rank, form = (x[q].tolist() for x in (rewards.slate, rewards.rank, rewards.format))
-        joint = [s + config.lam * r + f for s, r, f in zip(slate, rank, form, strict=True)]
-        own_slate = [s + f for s, f in zip(slate, form, strict=True)]
-        own_rank = [r + f for r, f in zip(rank, form, strict=True)]
-        paid_rank = [config.lam * r + f for r, f in zip(rank, form, strict=True)]
+        both = rewards.slate, rewards.rank, rewards.slate_format, rewards.rank_format
+        slate, rank, slate_form, rank_form = (x[q].tolist() for x in both)
+        joint = [s + config.lam * r + f + g for s, r, f, g in zip(slate, rank, slate_form, rank_form, strict=True)]
+        own_slate = [s + f for s, f in zip(slate, slate_form, strict=True)]
+        own_rank = [r + f for r, f in zip(rank, rank_form, strict=True)]
+        paid_rank = [config.lam * r + f for r, f in zip(rank, rank_form, strict=True)]
         for g in range(G):
 
             def spread(values: list[float]) -> float:
@@ -83,7 +84,7 @@ def test_agrees_with_the_plain_loop(rewards, rollouts, credit, scale, lam) -> No
 
 def test_equal_rewards_in_both_phases_make_fgrpo_equal_grpo(rewards, rollouts) -> None:
     """The joint reward is then (1 + lambda) times each phase's own, a scale that dividing by the spread removes."""
-    same = replace(rewards, rank=rewards.slate, format=torch.zeros(Q, G))
+    same = replace(rewards, rank=rewards.slate, slate_format=torch.zeros(Q, G), rank_format=torch.zeros(Q, G))
     plain = {c: assign_credit(same, rollouts, RLConfig(credit=c)) for c in ("grpo", "fgrpo")}
     assert torch.allclose(plain["grpo"], 2 * plain["fgrpo"], atol=1e-6)
     scaled = {c: assign_credit(same, rollouts, RLConfig(credit=c, scale="std")) for c in ("grpo", "fgrpo")}
@@ -115,7 +116,7 @@ def test_a_group_without_variance_gives_exactly_zero(rewards, rollouts) -> None:
 
 def test_gdpo_by_hand(rewards, rollouts) -> None:
     """Each reward loses its scale before the sum, so that stretching one changes nothing; the batch has spread one."""
-    rewards = replace(rewards, format=torch.zeros(Q, G))
+    rewards = replace(rewards, slate_format=torch.zeros(Q, G), rank_format=torch.zeros(Q, G))
     found = assign_credit(rewards, rollouts, RLConfig(credit="gdpo"))[:, 0].view(Q, G)
     z = [(x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-4) for x in (rewards.slate, rewards.rank)]
     z[0][1] = 0  # the group without variance
@@ -134,7 +135,7 @@ def test_nested_by_loop(rewards, rollouts, lam) -> None:
     found = assign_credit(rewards, replace(rollouts, rankings=2), config)
     for q in range(Q):
         paid = [(rewards.slate + lam * rewards.rank + rewards.format)[q, 2 * m : 2 * m + 2].mean() for m in range(2)]
-        own = (lam * rewards.rank + rewards.format)[q]
+        own = (lam * rewards.rank + rewards.rank_format)[q]
         for g in range(G):
             slate = (paid[g // 2] - (paid[0] + paid[1]) / 2) * 2  # M / (M - 1)
             rank = (own[g] - own[g - g % 2 : g - g % 2 + 2].mean()) * 2  # K / (K - 1)
@@ -145,7 +146,8 @@ def test_nested_by_loop(rewards, rollouts, lam) -> None:
 
 def test_item_by_hand(rewards, rollouts) -> None:
     """A token is paid for the item at its place, against the group's mean at this place; a closed list counts 0."""
-    rewards = replace(rewards, slate=torch.rand(Q, G), format=torch.zeros(Q, G))
+    nothing = torch.zeros(Q, G)
+    rewards = replace(rewards, slate=torch.rand(Q, G), slate_format=nothing, rank_format=nothing)
     found = assign_credit(rewards, rollouts, RLConfig(credit="item", lam=0.5))
     to_go = torch.stack((rewards.places.sum(-1), rewards.places[..., 1]), dim=-1)
     for b in range(Q * G):
@@ -157,6 +159,60 @@ def test_item_by_hand(rewards, rollouts) -> None:
         else:  # slate 9 3 2 9, then rank 9 2
             expected = [slate[0], slate[0], slate[1], slate[2], rank[0], rank[0], 0]
         assert found[b].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def sampled_and_scored(policy, queries, grammar, group, rankings=1, **options) -> tuple[Rewards, Rollouts]:
+    r = rollout(policy, queries, Sampling(grammar), group, 0, rankings=rankings)
+    return score(r, queries, RLConfig(**options)), r
+
+
+@pytest.mark.parametrize("credit", CREDITS)
+@pytest.mark.parametrize("scale", ["none", "std"])
+@pytest.mark.parametrize("full", [True, False])
+def test_rewards_that_are_all_equal_give_zero(policy, queries, credit, scale, full) -> None:
+    """Slates that hold the whole pool have a coverage of 1, whatever their order; what single items bring differs."""
+    pool = [replace(q, candidates=q.candidates[:6], relevant=frozenset({i, 5})) for i, q in enumerate(queries[:3])]
+    pool.append(replace(pool[0], relevant=frozenset(range(6)), id="all"))  # and here every ranking is perfect
+    k = 2 if credit == "nested" else 1
+    grammar = GrammarConfig(6, 2, full=full)
+    rewards, r = sampled_and_scored(policy, pool, grammar, 8, k, scale=scale)
+    alike = replace(rewards, slate=torch.ones_like(rewards.slate))
+    found = assign_credit(alike, r, RLConfig(credit=credit, scale=scale, group=8, rankings=k))
+    if credit not in JOINT | {"nested", "reward_to_go"}:  # those pay slates for their rankings too
+        assert (found[r.phase == PHASE_SLATE] == 0).all()
+    assert found.abs().max() < 10
+    both = replace(alike, rank=torch.ones_like(alike.rank))
+    assert (assign_credit(both, r, RLConfig(credit=credit, scale=scale, group=8, rankings=k)) == 0).all()
+
+
+def test_item_pushes_at_nothing_where_coverage_is_perfect(policy, queries) -> None:
+    """One relevant candidate in a pool of 6, all 6 in every slate: each slate has reward 1, at different places."""
+    pool = [replace(q, candidates=q.candidates[:6], relevant=frozenset({2})) for q in queries]
+    rewards, r = sampled_and_scored(policy, pool, GrammarConfig(6, 2, full=True), 8)
+    assert (rewards.slate == 1).all() and (rewards.items.std(1) > 0).any()
+    found = assign_credit(rewards, r, RLConfig(credit="item", scale="std"))
+    assert (found[r.phase == PHASE_SLATE] == 0).all() and 0 < found.abs().max() < 10
+
+
+@pytest.mark.parametrize("credit", [c for c in CREDITS if c != "nested"])
+def test_a_fault_of_the_ranking_is_not_taken_off_the_slate(queries, credit) -> None:
+    """Two rollouts write the same perfect slate; the second one ranks a candidate that is not in it."""
+    example = replace(queries[0], candidates=("a", "b", "c", "d"), relevant=frozenset({0, 1}))
+    outputs = [Output((0, 1), (0, 1)), Output((0, 1), (), "out_of_slate"), Output((), (), "malformed")]
+    r = Rollouts(None, None, None, None, None, outputs, 3, Sampling(GrammarConfig()))  # type: ignore[arg-type]
+    rewards = score(r, [example], RLConfig(format_penalty=0.5))
+    assert rewards.slate.tolist() == [[1, 1, 0]] and rewards.rank.tolist() == [[1, 0, 0]]
+    assert rewards.slate_format.tolist() == [[0, 0, -0.5]] and rewards.rank_format.tolist() == [[0, -0.5, 0]]
+    assert rewards.format.tolist() == [[0, -0.5, -0.5]]
+    tokens = torch.tensor([[9, 0, 1, 9, 9, 0]] * 3)
+    phase = torch.tensor([[1, 1, 1, 1, 2, 2]] * 3)
+    choices = ItemChoices(torch.tensor([[0, 1, 2, 3, 9, 9, 9, 9, 9]]))
+    prompts = Prompts(torch.zeros(1, 1).long(), torch.ones(1, 1).bool(), choices)
+    r = replace(r, prompts=prompts, completions=tokens, mask=phase > 0, phase=phase)
+    found = assign_credit(rewards, r, RLConfig(credit=credit))
+    same = bool((found[0] == found[1])[phase[0] == PHASE_SLATE].all())
+    assert same == (credit in ("fgrpo", "item"))  # joint credit tells the two slates apart, by their rankings
+    assert found[0, -1] > found[1, -1]
 
 
 def test_options_that_do_not_fit_are_refused() -> None:
@@ -182,10 +238,6 @@ def test_options_that_do_not_fit_are_refused() -> None:
 
 
 def test_phases_of_real_rollouts_get_their_own_number(policy, queries) -> None:
-    from fgrpo.config import GrammarConfig
-    from fgrpo.rewards import score
-    from fgrpo.rollout import rollout
-
     r = rollout(policy, queries, Sampling(GrammarConfig()), 6, 0)
     rewards = score(r, queries, RLConfig())
     advantages = assign_credit(rewards, r, RLConfig(credit="fgrpo"))

@@ -132,3 +132,21 @@ def test_a_sequence_ratio_would_average_the_phases() -> None:
     advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
     (shared_log_ratio(log_ratio, r, "sequence").exp() * advantages).sum().backward()
     assert log_ratio.grad.abs().max() == 0
+
+
+def test_a_sequence_ratio_is_gspos_without_its_division_by_length() -> None:
+    """GSPO's term of a sequence is min(s A, clip(s) A), s the geometric mean of its ratios; here each token has it."""
+    policy = ThreeTokens([0.3, -0.2, 0.5])
+    tokens, old = [[0, 2, 1], [1, 0, 0]], [[-1.0, -0.9, -1.2], [-1.3, -1.0, -9.0]]
+    phases = [[PHASE_SLATE, PHASE_RANK, PHASE_RANK], [PHASE_SLATE, PHASE_RANK, PHASE_PAD]]
+    advantages = torch.tensor([[1.0] * 3, [-0.5] * 3])
+    r = rollouts_of(tokens, old, phases)
+    loss, _ = policy_loss(policy, r, advantages, RLConfig(credit="grpo", ratio="sequence", clip_low=0.9, clip_high=9.0))
+    (found,) = torch.autograd.grad(loss, policy.logits)
+    logp = policy.logits.log_softmax(-1)
+    expected = torch.zeros(())
+    for row, n in enumerate((3, 2)):
+        s = ((logp[tokens[row][:n]] - torch.tensor(old[row][:n])).sum() / n).exp()
+        expected = expected - n * s * advantages[row, 0] / (2 * 7)  # GSPO has 1 in place of n, and 2 in place of 2 x 7
+    (wanted,) = torch.autograd.grad(expected, policy.logits)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6) and torch.allclose(found, wanted, atol=1e-6)

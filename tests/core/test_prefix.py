@@ -147,7 +147,7 @@ def test_hybrids_with_recurrent_state_fall_back_and_say_so_once(name, queries, c
     r, advantages = sampled(policy, queries)
     loss, _ = policy_loss(policy, r, advantages, RLConfig())
     loss.backward()
-    assert capsys.readouterr().err.count("every rollout encodes its own prompt") == 1 and not policy.share
+    assert capsys.readouterr().err.count("each rollout encodes its own prompt") == 1 and not policy.share
     # each row by itself, without any padding, gives the same log-probabilities
     for b in (0, 4, 9):
         one = policy.encode([queries[b // r.group]])

@@ -71,7 +71,7 @@ def test_an_ill_formed_output_earns_the_penalty_and_nothing_else(queries) -> Non
     outputs = [Output((0, 1), (1,)), Output(error="malformed")] * len(queries)
     rollouts = Rollouts(None, None, None, None, None, outputs, 2, Sampling(GrammarConfig()))  # type: ignore[arg-type]
     rewards = score(rollouts, queries, RLConfig(format_penalty=0.7))
-    assert rewards.format.tolist() == [[0.0, pytest.approx(-0.7)]] * len(queries)
+    assert rewards.format.tolist() == rewards.slate_format.tolist() == [[0.0, pytest.approx(-0.7)]] * len(queries)
     assert rewards.slate[:, 1].tolist() == rewards.rank[:, 1].tolist() == [0.0] * len(queries)
     for q, example in enumerate(queries):
         assert rewards.slate[q, 0] == pytest.approx(len({0, 1} & example.relevant) / len(example.relevant))

@@ -51,11 +51,11 @@ def sampled(policy: Policy, group: int = 4, sampling: Sampling = SAMPLING, **opt
 
 
 def gradient(policy: Policy, r: Rollouts, advantages: torch.Tensor, shared: bool, config: RLConfig | None = None):
-    policy.share = shared
+    kept, policy.share = policy.share, policy.share and shared
     policy.model.zero_grad(set_to_none=True)
     loss, _ = policy_loss(policy, r, advantages, config or RLConfig())
     loss.backward()
-    policy.share = True
+    policy.share = kept
     return loss.item(), {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
 
 

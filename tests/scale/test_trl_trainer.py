@@ -116,10 +116,11 @@ def test_gradients_by_phase_are_those_of_the_kits_own_loss(tmp_path: Path, taugh
     texts = [policy.text(row[row != policy.pad].tolist()) for row in batch["completion_ids"]]
     pools = [{label: i for i, label in enumerate(policy.labels.candidates(q))} for q in queries for _ in range(8)]
     outputs = [parse(text, pool, GRAMMAR) for text, pool in zip(texts, pools, strict=True)]
-    penalty = torch.tensor([-0.5 * bool(o.error) for o in outputs]).view(3, 8)
+    slate_fault, rank_fault = (torch.tensor([bool(o.error) and bool(o.slate) == b for o in outputs]) for b in (0, 1))
+    assert slate_fault.any() or rank_fault.any()
     gains = pool_gains(queries).unsqueeze(1)
-    slate = recall(pad([o.slate for o in outputs], 3).view(3, 8, -1), gains) + penalty
-    rank = ndcg(pad([o.rank for o in outputs], 2).view(3, 8, -1), gains, 2) + penalty
+    slate = recall(pad([o.slate for o in outputs], 3).view(3, 8, -1), gains) - 0.5 * slate_fault.view(3, 8)
+    rank = ndcg(pad([o.rank for o in outputs], 2).view(3, 8, -1), gains, 2) - 0.5 * rank_fault.view(3, 8)
     expected = torch.zeros(shape)
     for reward, phase in ((slate, PHASE_SLATE), (rank, PHASE_RANK)):
         centred = (reward - reward.mean(1, keepdim=True)).reshape(24, 1)
@@ -128,7 +129,7 @@ def test_gradients_by_phase_are_those_of_the_kits_own_loss(tmp_path: Path, taugh
     logged = trainer._metrics["train"]
     assert logged["zero_variance/slate"] == [zero_variance(slate).float().mean().item()]
     assert logged["zero_variance/rank"] == [zero_variance(rank).float().mean().item()]
-    assert logged["rewards/rank/mean"] == pytest.approx([(rank - penalty).mean().item()])
+    assert logged["rewards/rank/mean"] == pytest.approx([(rank + 0.5 * rank_fault.view(3, 8)).mean().item()])
 
     longest = trainer.args.max_completion_length
     assert longest == policy.labels.choices(queries).longest(GRAMMAR)

@@ -189,3 +189,13 @@ def test_small_pool_keeps_order_and_relevance(lab) -> None:
     assert len(small.candidates) == 6 and len(small.relevant) == 2
     assert [e.candidates.index(c) for c in small.candidates] == sorted(e.candidates.index(c) for c in small.candidates)
     assert {small.candidates[i] for i in small.relevant} <= {e.candidates[i] for i in e.relevant}
+
+
+def test_no_method_depends_on_how_many_groups_fit_into_memory(oracle) -> None:
+    """GDPO divides by the spread over a batch, which turns no gradient: what is computed together must not matter."""
+    groups = oracle.sample(400, RLConfig(group=4), torch.Generator().manual_seed(0))
+    for credit in ("gdpo", "fgrpo", "item"):
+        config = RLConfig(credit=credit, group=4, scale="std")
+        whole = oracle.estimates(groups, config)
+        parts = torch.cat([oracle.estimates(part, config) for part in groups.split(7)])
+        assert torch.allclose(whole, parts, atol=1e-9) and whole.abs().max() > 0.01, credit
