@@ -204,8 +204,11 @@ class Policy:
 
     @property
     def tolerance(self) -> float:
-        """How far log-probabilities of the same token may be apart when they are computed in two ways."""
-        return float(torch.finfo(self.precision).eps) ** 0.5
+        """How far log-probabilities computed in two ways may be apart: 0.001 in float32, 0.27 in bfloat16.
+
+        Rounding alone gave 3e-6 and 0.06 (root mean square, SmolLM2-135M on prompts of 350 tokens, November 2026).
+        """
+        return 3 * float(torch.finfo(self.precision).eps) ** 0.5
 
     def parameters(self) -> list[Tensor]:
         """The weights that are trained."""

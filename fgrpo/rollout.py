@@ -25,6 +25,8 @@ from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, jo
 from .prefix import KEEP_FROM, PrefixTree, feed_branches, positions
 from .prompt import PHASE_PAD, Output, parse
 
+COMPARED = 2048  # tokens of prompts and completions that the first rollouts are compared on
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -98,12 +100,12 @@ def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[E
     differ. Then every rollout encodes its own prompt from here on, which is reported on stderr. If they still differ,
     training would be off-policy: raises KitError.
     """
-    name, unshared, cause = type(policy.model).__name__, "", None
+    name, unshared, cause = type(getattr(policy.model, "get_base_model", lambda: policy.model)()).__name__, "", None
     while True:
         try:
             rollouts = draw()
             gap, cause = _gap(policy, rollouts, examples), None
-            why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} a token"
+            why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} (root mean square)"
             if gap <= policy.tolerance or (greedy and not policy.share):
                 longest = rollouts.prompts.ids.shape[1]
                 policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], longest)
@@ -123,16 +125,24 @@ def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[E
 
 
 def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> float:
-    """Mean over its tokens of how far a rollout's log-probabilities are from the recomputed ones.
+    """Root mean square difference of drawn tokens' log-probabilities from those computed with nothing shared.
 
-    The larger one of two: the last rollout of the longest prompt, and of the shortest, which has the most padding.
+    Over the last rollouts of the longest prompt and of the shortest, and as many more as COMPARED tokens hold, those
+    with long completions first.
     """
-    length = rollouts.prompts.mask.sum(1)
-    queries = [int(length.argmax()), int(length.argmin())]
-    rows = [(q + 1) * rollouts.group - 1 for q in queries]
-    alone, mask = policy.encode([examples[q] for q in queries], rollouts.sampling.grammar), rollouts.mask[rows]
+    length, written = rollouts.prompts.mask.sum(1), rollouts.mask.sum(1)
+    first = [(int(q) + 1) * rollouts.group - 1 for q in (length.argmax(), length.argmin())]
+    count = max(2, COMPARED // (rollouts.prompts.ids.shape[1] + rollouts.mask.shape[1]))
+    rows = list(dict.fromkeys([*first, *written.argsort(descending=True).tolist()]))[:count]
+    alone, mask = (
+        policy.encode([examples[row // rollouts.group] for row in rows], rollouts.sampling.grammar),
+        rollouts.mask[rows],
+    )
     again, _ = policy.logprobs(alone, rollouts.completions[rows], mask, rollouts.sampling, shared=False)
-    return float(((again - rollouts.logprobs[rows]).abs().sum(1) / mask.sum(1)).max())
+    squares = (again - rollouts.logprobs[rows]).square()
+    return float(
+        (squares.sum() / (rollouts.mask if rollouts.drawn is None else rollouts.drawn)[rows].sum().clamp(min=1)).sqrt()
+    )
 
 
 def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, length: int, use: str = "") -> Tensor:
