@@ -107,12 +107,33 @@ def test_candidates_are_fixed_by_seed(tmp_path, layout) -> None:
 @pytest.mark.parametrize(
     ("layout", "file", "text", "message"),
     [
-        (hetrec, "user_artists.dat", "h\n2\t70001\n", r"user_artists\.dat, line 2: expected 3 columns, found 2"),
-        (hetrec, "user_artists.dat", "h\n2\t70001\tmany\n", r"line 2: field 'weight' must be a whole number"),
-        (hetrec, "user_artists.dat", "h\n2\t5\t1\n", r"line 2: field 'artistID': artist '5' is not in artists\.dat"),
-        (hetrec, "user_artists.dat", "h\n2\t70001\t1\n", r"0 users with more than one artist are too few"),
-        (hetrec, "artists.dat", b"h\n70001\t\xff\n", r"artists\.dat: cannot be read"),
-        (llara, "id2name.txt", "70001:A\n", r"id2name\.txt, line 1: expected 2 columns, found 1"),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t70001\n",
+            r"user_artists\.dat, line 2: expected 3 columns, found 2",
+        ),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t70001\tmany\n",
+            r"line 2: field 'weight' must be a whole number",
+        ),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t5\t1\n",
+            r"line 2: field 'artistID': artist '5' is not in artists\.dat",
+        ),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t70001\t1\n",
+            r"0 users with .* too few .*1 left out \(the user's only artist: 1",
+        ),
+        (hetrec, "artists.dat", b"id\tname\n70001\ta\n70001\tb\n", r"artists\.dat, line 3: id '70001' appears twice"),
+        (hetrec, "artists.dat", b"\xff\xfei\x00d\x00", r"artists\.dat: is UTF-16 or UTF-32 text: save it as UTF-8"),
+        (llara, "id2name.txt", "70001:A\n", r"id2name\.txt, line 1: the header must name each of the columns id, name"),
         (llara, "id2name.txt", "70001::A\n70001::B\n", r"line 2: id '70001' appears twice"),
         (llara, "train_sessions.jsonl", '{"items": [1]}\n', r"line 1: field 'items': artist '1' is not in id2name"),
         (llara, "train_sessions.jsonl", '{"items": 1}\n', r"line 1: field 'items' must be a list"),
@@ -133,6 +154,8 @@ def test_bad_files_are_named(tmp_path, layout, file, text, message) -> None:
     [
         ({"relevant": [20]}, r"val\.jsonl, line 1: field 'relevant' must hold one index"),
         ({"relevant": [1, 2]}, r"field 'relevant' must hold one index"),
+        ({"relevant": []}, r"field 'relevant' must hold one index"),
+        ({"relevant": [True]}, r"field 'relevant' must hold one index"),
         ({"next": 70_060}, r"field 'next' must be the artist that 'relevant' points at"),
         (
             {"candidates": [70_001, 70_001], "next": 70_001, "relevant": [0]},
@@ -146,7 +169,7 @@ def test_bad_rows_of_held_out_users_are_named(tmp_path, val, message) -> None:
 
 
 def test_a_folder_without_lastfm(tmp_path) -> None:
-    with pytest.raises(KitError, match=r"no LastFM here; --data must be"):
+    with pytest.raises(KitError, match=r"no LastFM here \(it is empty\); --data must be"):
         load_lastfm(tmp_path)
     with pytest.raises(KitError, match=r"task lastfm needs its data"):
         load_task(Config(task="lastfm"))

@@ -111,7 +111,7 @@ def test_bad_files_are_named(tmp_path, file, text, message) -> None:
 
 
 def test_a_folder_without_movielens(tmp_path) -> None:
-    with pytest.raises(KitError, match=r"no MovieLens here; --data must be"):
+    with pytest.raises(KitError, match=r"no MovieLens here \(it is empty\); --data must be"):
         load_movielens(tmp_path)
 
 
