@@ -37,7 +37,7 @@ def table(path: Path, columns: Sequence[Column], separator: str, notes: Notes, p
             notes.remarks[f"{path.name} is not UTF-8 and was read as Latin-1; first byte that is not UTF-8"] = place
         with file:
             yield from _chosen(path, _rows(path, file, separator, parts), columns)
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise unreadable(path, error) from None
 
 
@@ -45,8 +45,13 @@ def _rows(path: Path, file: TextIO, separator: str, parts: int) -> Iterator[tupl
     lines = lines_of(path, file)
     if separator == ",":
         reader = csv.reader(lines, strict=True)
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise KitError(
+                f"{path}, line {reader.line_num}: not CSV ({error}): double the quotes in a quoted text."
+            ) from None
     else:
         for number, line in enumerate(lines, start=1):
             yield number, line.rstrip("\r\n").split(separator, parts - 1)

@@ -276,21 +276,29 @@ def test_skip_bad_counts_and_goes_on(capsys) -> None:
 
 
 def test_stats_counts_what_a_task_holds(capsys) -> None:
-    row = {"id": "a", "query": "Which?", "history": ["x y"], "candidates": ["one", "two", "two"], "relevant": [0]}
-    rows = [row | {"candidates": ["one", "two", "three"][: 1 + n // 8], "history": ["x y"] * n} for n in range(18)]
+    row = {"id": "a", "query": "Which?", "history": ["x y"], "candidates": ["one", "two", "two"], "relevant": [0],
+           "candidate_ids": ["one", "two", "2"], "group": "u1"}  # fmt: skip
+    rows = [
+        {**row, "candidates": ["one", "two", "three"][: 2 + n // 8], "history": ["x y"] * n, "candidate_ids": None}
+        for n in range(18)
+    ]
     Path("x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [row, *rows, row]) + NO_RELEVANT)
     status, out, err = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad", "--json")
     found = json.loads(out)
-    assert status == 0 and err.endswith("skipped 1 broken lines of x.jsonl\n") and found["items"] == 4
+    assert status == 0 and err.endswith("skipped 1 broken lines of x.jsonl\n") and found["items"] == 5
     train = found["splits"]["train"]
-    assert train["examples"] == 16 and train["duplicates"] == 1 and found["splits"]["test"]["duplicates"] == 1
+    assert (
+        train["examples"] == 16
+        and train["duplicates"] == train["groups"] == 1
+        and found["splits"]["test"]["duplicates"] == 1
+    )
     assert train["history"] == {"min": 0, "median": 6.5, "p95": 14, "max": 14}
     assert train["pool"]["max"] == 3 and train["relevant"] == {"min": 1, "median": 1, "p95": 1, "max": 1}
     assert train["words"]["max"] == 1 + 2 * 14 + 2 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
         "onetwo"
     )
     status, out, _ = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad")
-    assert status == 0 and "train: 16 examples, 1 pools with a text twice" in out
+    assert status == 0 and "train: 16 examples in 1 groups (users, sessions), 1 pools with a text twice" in out
     status, out, _ = call(capsys, "data", "stats")
     assert status == 0 and "300 items in the catalogue" in out and "test: 512 examples, 0 pools" in out
 
@@ -302,7 +310,14 @@ def test_stats_says_what_was_left_out(capsys) -> None:
     Path("wiki.json").write_text(json.dumps(rows))
     argv = ["data", "stats", "--task", "hotpotqa", "--data", "wiki.json"]
     status, out, err = call(capsys, *argv, "--json")
-    assert status == 0 and err == "wiki.json: 20 rows read, 1 left out (a supporting passage is absent: 1)\n"
+    short = {
+        f"wiki.json: {split} pools of fewer than 20 passages, as the split has only 5 titles": 2
+        for split in ("validation", "test")
+    }
+    assert status == 0 and err == "wiki.json: 20 rows read, 1 left out (a supporting passage is absent: 1)\n" + "".join(
+        f"{what}: {count}\n" for what, count in short.items()
+    )
+    assert json.loads(out)["remarks"] == short
     assert json.loads(out)["files"] == {"wiki.json": {"read": 20, "dropped": {"a supporting passage is absent": 1}}}
     assert "20 rows read, 1 left out (a supporting passage is absent)" in call(capsys, *argv)[1]
 

@@ -70,7 +70,7 @@ def test_all_schemas_and_forms_give_the_same_examples(tmp_path) -> None:
 def test_short_pools_are_padded_with_passages_of_other_titles(tmp_path) -> None:
     rows = [hotpot(n, passages=(10, 4, 2)[n % 3]) for n in range(60)]
     splits = load_hotpotqa(array(tmp_path / "a.json", rows))
-    own_titles = [tuple(["Cairo", *(f"T{n}-" for n in some)]) for some in (range(48), range(48, 54), range(54, 60))]
+    own_titles = [("Cairo", *(f"T{n}-" for n in some)) for some in (range(48), range(48, 54), range(54, 60))]
     for part, titles in zip(splits, own_titles, strict=True):
         for e in part:
             number = int(e.id[1:])
