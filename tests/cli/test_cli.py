@@ -266,6 +266,20 @@ def test_a_call_that_failed_before_training_may_be_repeated(capsys) -> None:
     assert "already holds a run" in call(capsys, *argv)[2]
 
 
+def test_another_task_is_measured_with_its_own_pools(capsys, lab) -> None:
+    """--pool of the run's lab task is no choice for the file that --task names."""
+    from fgrpo.tasks.jsonl import write_jsonl
+
+    write_jsonl("x.ndjson", lab.test[:20])
+    argv = ["train", "--out", "runs/a", "--init", "base", "--json", "--pool", "30", "--one-relevant", *TINY]
+    assert call(capsys, *argv)[0] == 0
+    status, out, err = call(capsys, "evaluate", "--checkpoint", "runs/a", "--task", "x.ndjson", "--json")
+    assert (status, err) == (0, "") and json.loads(out)["queries"] == 2
+    for option in (["--pool", "30"], ["--one-relevant"], ["--data", "somewhere"]):
+        status, out, err = call(capsys, "train", "--task", "x.ndjson", "--out", "runs/b", *option, *TINY)
+        assert status == 2 and option[0] in err and err.count("\n") == 1 and not Path("runs/b").exists()
+
+
 def test_skip_bad_counts_and_goes_on(capsys) -> None:
     good = GOOD.replace('["a", "b"]', json.dumps([f"c{n}" for n in range(12)]))
     Path("x.jsonl").write_text(good * 16 + NO_RELEVANT + good * 10)

@@ -7,8 +7,9 @@ from random import Random
 import pytest
 
 from fgrpo.baselines.rankers import popularity
+from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
-from fgrpo.tasks import load_task
+from fgrpo.tasks import load_task, resolved
 from fgrpo.tasks.lastfm import load_lastfm
 from fgrpo.tasks.reading import Notes, catalogue
 
@@ -87,6 +88,36 @@ def test_no_text_holds_an_id(tmp_path, layout) -> None:
             ]
             text = "\n".join((e.query, *e.history, *e.candidates))
             assert not [a for a in ARTISTS if a in text]
+
+
+def test_the_two_layouts_are_two_tasks(tmp_path, capsys, monkeypatch) -> None:
+    """Scores on one cannot be compared with scores on the other, so what is recorded says which it was."""
+    for name, layout in (("lastfm-hetrec", hetrec), ("lastfm-llara", llara)):
+        folder = tmp_path / name
+        folder.mkdir()
+        layout(folder)
+        config = Config(task="lastfm", data=str(folder))
+        assert resolved(config).task == name and resolved(Config(task=name, data=str(folder))).task == name
+        assert load_task(config) == load_task(resolved(config))
+        assert main(["data", "stats", "--task", "lastfm", "--data", str(folder), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["task"] == name
+        other = {"lastfm-hetrec": "lastfm-llara", "lastfm-llara": "lastfm-hetrec"}[name]
+        with pytest.raises(KitError, match=rf"no {other} here \(it holds .*\); --data must be the folder of"):
+            load_task(Config(task=other, data=str(folder)))
+    tiny = ["--sft", "--sft-steps", "1", "--sft-batch", "2", "--hidden-size", "16", "--layers", "1", "--heads", "2"]
+    argv = ["train", "--task", "lastfm", "--data", str(tmp_path / "lastfm-llara"), "--out", str(tmp_path / "run")]
+    assert main([*argv, *tiny, "--json"]) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["task"] == "lastfm-llara"
+    assert json.loads(capsys.readouterr().out)["task"] == "lastfm-llara"
+
+
+@pytest.mark.parametrize("layout", [hetrec, llara])
+def test_examples_of_one_listener_are_one_group(tmp_path, layout) -> None:
+    splits = load_lastfm(layout(tmp_path))
+    for part in splits:
+        for e in part:
+            assert e.id.startswith(e.group) and e.group
+    assert len({e.group for e in splits.train}) < len(splits.train)
 
 
 def test_artists_of_one_name_stay_two_items(tmp_path, config) -> None:

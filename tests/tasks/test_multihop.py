@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo.baselines.rankers import popularity
 from fgrpo.config import Config, KitError
 from fgrpo.tasks import load_task
 from fgrpo.tasks.multihop import load_hotpotqa, load_musique
@@ -124,6 +125,55 @@ def test_musique_is_keyed_by_index(tmp_path) -> None:
     assert set(e.candidate_ids) == {f"3hop__20/{n}" for n in range(20)} and e.query == "Q20?" and e.history == ()
     assert {e.candidate_ids[i] for i in e.relevant} == {f"3hop__20/{n}" for n in (3, 8, 9)}
     assert e.candidates[e.candidate_ids.index("3hop__20/3")] == "Ohio: Fact 3."
+
+
+def test_pools_are_shuffled_by_seed_and_question_alone(tmp_path) -> None:
+    rows = [musique(n) for n in range(40)]
+    splits = load_musique(lines(tmp_path / "a.jsonl", rows))
+    examples = {e.id: e for part in splits for e in part}
+    assert (
+        len({e.candidate_ids.index(f"{e.id}/3") for e in examples.values()}) > 10
+    )  # the published place gives nothing away
+    again = load_musique(lines(tmp_path / "b.jsonl", rows[::-1][:20]))
+    assert all(examples[e.id] == e for part in again for e in part)
+    assert load_musique(tmp_path / "a.jsonl", seed=1) != splits
+    hotpots = [hotpot(n, passages=20) for n in range(40)]
+    found = {e.id: e for part in load_hotpotqa(array(tmp_path / "a.json", hotpots)) for e in part}
+    assert all(found[e.id] == e for part in load_hotpotqa(array(tmp_path / "b.json", hotpots[::-1])) for e in part)
+
+
+def test_popularity_knows_nothing_of_passages_that_were_never_met(tmp_path) -> None:
+    splits = load_musique(lines(tmp_path / "a.jsonl", [musique(n) for n in range(300)]))
+    splits = splits._replace(train=splits.train[:100], test=splits.train[100:])
+    first = [min(order.index(i) for i in e.relevant) for order, e in zip(popularity(splits), splits.test, strict=True)]
+    assert abs(sum(place == 0 for place in first) / len(first) - 3 / 20) < 0.09  # chance: 3 of 20, standard error 0.03
+    assert [order for order in popularity(splits) if order == sorted(order)] == []
+
+
+def test_a_folder_of_json_files_is_read(tmp_path) -> None:
+    array(tmp_path / "musique_ans_v1.0_train.json", [musique(n) for n in range(20)])
+    lines(tmp_path / "musique_ans_v1.0_dev.json", [musique(n) for n in range(20, 24)])
+    assert [len(part) for part in load_musique(tmp_path)] == [18, 2, 4]
+    array(tmp_path / "dev_test_singlehop_questions_v1.0.json", [])  # in the official archive
+    assert [len(part) for part in load_musique(tmp_path)] == [18, 2, 4]
+
+
+def test_reasons_are_kept_where_no_question_is_left(tmp_path) -> None:
+    rows = [musique(n, answerable=False) for n in range(12)]
+    with pytest.raises(
+        KitError, match=r"no usable question in the file \(12 rows read, 12 left out \(not answerable: 12\)\)"
+    ):
+        load_musique(lines(tmp_path / "a.jsonl", rows))
+    broken: list[str] = []
+    with pytest.raises(
+        KitError, match=r"\(broken row: 12\)\); the first broken row is .*line 1: field 'id' must be a string\.$"
+    ):
+        load_musique(lines(tmp_path / "b.jsonl", [{"question": "?"}] * 12), None, broken)
+    few = [hotpot(n, supporting_facts=[["Elsewhere", 0]] if n % 2 else [["Cairo", 0]]) for n in range(14)]
+    with pytest.raises(
+        KitError, match=r"7 examples are too few .* \(7 left out \(a supporting passage is absent: 7\)\)"
+    ):
+        load_hotpotqa(array(tmp_path / "c.json", few))
 
 
 def test_questions_without_an_answer_are_counted(tmp_path) -> None:
