@@ -159,7 +159,11 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
     p = command("data stats", data)
-    p.add_argument("--task", default="lab-rec", help="lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file")
+    p.add_argument(
+        "--task",
+        default="lab-rec",
+        help="lab-rec, movielens, lastfm (-hetrec or -llara), hotpotqa, musique, or a JSONL file",
+    )
     p.add_argument("--data", default="", help="folder or file of a real data set")
     p.add_argument("--skip-bad", action="store_true", help="skip broken rows and count them")
     add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))

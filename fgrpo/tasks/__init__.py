@@ -68,6 +68,10 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     elif config.task.lower().endswith(SUFFIXES) or Path(config.task).is_file():
         splits = own_file(config.task, bad)
     else:
+        if Path(config.task).is_dir():
+            raise KitError(
+                f"task {config.task!r} is a folder: name its data set with --task and the folder with --data."
+            )
         raise KitError(f"task {config.task!r} is not known: use {', '.join(TASKS)}, or the path of a JSONL file.")
     if notes is None:
         for line in lost.sentences():

@@ -39,6 +39,8 @@ def read_object(line: str | bytes) -> dict[str, object]:
         if isinstance(error, UnicodeError):
             reason = "not UTF-8 text"
         raise KitError(f"not a JSON object ({reason})") from None
+    if isinstance(row, list) and row and isinstance(row[0], dict):
+        raise KitError("a JSON array; JSONL is one object a line, without brackets or commas")
     if not isinstance(row, dict):
         raise KitError(f"expected a JSON object, found {type(row).__name__}")
     return row
@@ -147,13 +149,13 @@ def read_jsonl(path: str | Path, bad: list[str] | None = None) -> list[Example]:
     A bad line raises KitError with file, line number and field; if the list `bad` is given, the message is appended
     to it and the line is skipped. A file without a good line raises KitError with the reasons, counted.
     """
-    path, examples, broken = Path(path), [], [] if bad is None else bad
+    path, examples = Path(path), []
     try:
         with open_data(path) as file:
             for number, line in enumerate(lines_of(path, file), start=1):
+                if number == 1 and line.removeprefix(codecs.BOM_UTF8).strip() in (b"[", b"[{"):
+                    raise KitError(f"{path}: is a JSON array; JSONL is one object a line, without brackets or commas.")
                 try:
-                    if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-                        raise KitError("a JSON array; JSONL is one object a line, without brackets or commas")
                     if line.strip():
                         example = parse_example(line)
                         check_pool(example)
@@ -161,11 +163,11 @@ def read_jsonl(path: str | Path, bad: list[str] | None = None) -> list[Example]:
                 except KitError as error:
                     if bad is None:
                         raise KitError(f"{path}, line {number}: {error}. Fix the line, or pass --skip-bad.") from None
-                    broken.append(f"{path}, line {number}: {error}")
+                    bad.append(f"{path}, line {number}: {error}")
     except OSError as error:
         raise unreadable(path, error) from None
     if not examples:
-        why = f"; {len(broken):,} bad lines ({tally(broken)}), the first is {broken[0]}" if broken else ""
+        why = f"; {len(bad):,} bad lines ({tally(bad)}), the first is {bad[0]}" if bad else ""
         raise KitError(f"{path}: no usable example in the file{why}.")
     return examples
 

@@ -62,7 +62,11 @@ class Notes:
 
 def tally(messages: Sequence[str]) -> str:
     """Messages `FILE, line N: REASON` counted by reason, the most frequent first; reasons differ in more than numbers."""
-    reasons = Counter(re.sub(r"\d+", "N", re.sub(r"^.*?, (line|row) \d+: ", "", message)) for message in messages)
+    reasons = Counter[str]()
+    for message in messages:
+        reason = re.sub(r"^.*?, (line|row) \d+: ", "", message)
+        reason = re.sub(r": line \d+ column \d+ \(char \d+\)", "", reason)  # where in the line JSON ends
+        reasons[re.sub(r"(?<![-\w])\d+", "N", reason)] += 1
     counts = [f"{reason.rstrip('.')}: {count:,}" for reason, count in reasons.most_common(5)]
     if others := sum(count for _, count in reasons.most_common()[5:]):
         counts.append(f"other reasons: {others:,}")

@@ -308,8 +308,8 @@ def test_stats_counts_what_a_task_holds(capsys) -> None:
     )
     assert train["history"] == {"min": 0, "median": 6.5, "p95": 14, "max": 14}
     assert train["pool"]["max"] == 3 and train["relevant"] == {"min": 1, "median": 1, "p95": 1, "max": 1}
-    assert train["words"]["max"] == 1 + 2 * 14 + 2 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
-        "onetwo"
+    assert train["words"]["max"] == 1 + 2 * 14 + 3 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
+        "onetwothree"
     )
     status, out, _ = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad")
     assert status == 0 and "train: 16 examples in 1 groups (users, sessions), 1 pools with a text twice" in out

@@ -39,7 +39,8 @@ def test_indices_in_any_form_are_a_set(relevant) -> None:
 @pytest.mark.parametrize(
     "gains",
     [(0, 3), (0, 3, 0, -1), (0, 3, 0, 1), (1, 3, 0, 0), (0, 0, 0, 0), (0, True, 0, 0), (0, math.nan, 0, 0),
-     (0, 1, math.nan, 0), (0, math.inf, 0, 0), (0, 1e-40, 0, 0), (0, 1e39, 0, 0), ("0", 1, 0, 0), {1: 3}, {0: 0, 1: 2, 2: 0, 3: 0},
+     (0, 1, math.nan, 0), (0, math.inf, 0, 0), (0, 1e-40, 0, 0), (0, 1e39, 0, 0), ("0", 1, 0, 0), {1: 3},
+     {0: 0, 1: 2, 2: 0, 3: 0},
      torch.tensor([0, 3, 0, 0])],
 )  # fmt: skip
 def test_gains_that_do_not_fit_are_refused(gains) -> None:

@@ -209,8 +209,11 @@ def test_the_reasons_of_a_file_without_a_good_line_are_kept(tmp_path, capsys) ->
 
 
 def test_a_json_array_is_not_jsonl(tmp_path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps([GOOD] * 12, indent=1))
+    (tmp_path / "y.json").write_text(json.dumps([GOOD] * 12))
     with pytest.raises(KitError, match=r"line 1: a JSON array; JSONL is one object a line"):
+        load_task(Config(task=str(tmp_path / "y.json")))
+    (tmp_path / "x.json").write_text(json.dumps([GOOD] * 12, indent=1))
+    with pytest.raises(KitError, match=r"x\.json: is a JSON array; JSONL is one object a line"):
         load_task(Config(task=str(tmp_path / "x.json")))
 
 
