@@ -1,4 +1,4 @@
-"""Examples: labels are checked where they are made, graded gains count; files are replaced whole; an item is in a pool once."""
+"""Examples: labels are checked, graded gains count; files are replaced whole; an item is in a pool once."""
 
 import json
 import math
