@@ -56,7 +56,9 @@ def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig
 
 def example_of_row(row: Row) -> Example:
     """The example of a row, as far as rewards and credit need it."""
-    return Example(row["query"], "", (), tuple(row["pool"]), frozenset(row["relevant"]), gains=tuple(row.get("gains") or ()))
+    return Example(
+        row["query"], "", (), tuple(row["pool"]), frozenset(row["relevant"]), gains=tuple(row.get("gains") or ())
+    )
 
 
 def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> str | list[dict[str, str]]:
