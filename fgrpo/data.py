@@ -23,6 +23,19 @@ class Example:
     relevant: frozenset[int]
     history_ids: tuple[str, ...] = ()
     candidate_ids: tuple[str, ...] = ()
+    gains: tuple[float, ...] = ()  # graded labels, one per candidate, 0 or 1e-6 to 1e6; empty: all are 1
+    group: str = ""  # examples of one group are not independent: a user or session
+
+    def __post_init__(self) -> None:
+        labels, gains, n = self.relevant, self.gains, len(self.candidates)
+        ok = isinstance(labels, (frozenset, set, list, tuple)) and all(type(i) is int and 0 <= i < n for i in labels)
+        if not ok or len(frozenset(labels)) < len(labels):
+            raise KitError(f"example {self.id!r}: 'relevant' must be distinct indices below {n}; grades are 'gains'.")
+        ok = type(gains) in (tuple, list) and len(gains) == n and {*map(type, gains)} <= {int, float}
+        if len(gains) and not (ok and all(1e-6 <= g <= 1e6 if i in labels else g == 0 for i, g in enumerate(gains))):
+            raise KitError(f"example {self.id!r}: 'gains' must be {n} numbers, 0 where irrelevant, else 1e-6 to 1e6.")
+        if gains or type(labels) is not frozenset:  # lists are welcome
+            self.__dict__.update(relevant=frozenset(labels), gains=tuple(gains))
 
     @property
     def history_keys(self) -> tuple[str, ...]:

@@ -141,9 +141,10 @@ def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
 
 
 def pool_gains(examples: Sequence[Example], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Gain of each candidate, 1 if relevant, else 0, padded with 0 to the largest pool. (Q, N)."""
-    width = max(len(e.candidates) for e in examples)
-    return torch.tensor([[float(i in e.relevant) for i in range(width)] for e in examples], dtype=dtype)
+    """Gain of each candidate, without `gains` 1 if relevant, else 0; padded with 0 to the largest pool. (Q, N)."""
+    rows = [e.gains or [float(i in e.relevant) for i in range(len(e.candidates))] for e in examples]
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=dtype)
 
 
 def pad(lists: Sequence[Sequence[int]], width: int) -> Tensor:

@@ -30,7 +30,7 @@ from fgrpo.study import analysis  # noqa: E402
 from fgrpo.study.compare import compare  # noqa: E402
 from fgrpo.study.experiments import grid, with_fields  # noqa: E402
 from fgrpo.study.report import write_report  # noqa: E402
-from fgrpo.tasks import load_task  # noqa: E402
+from fgrpo.tasks import load_task, resolved  # noqa: E402
 
 RESULTS, CHECKPOINTS, TRANSFER = (Path("data") / name for name in ("results", "checkpoints", "transfer"))
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -86,7 +86,7 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
     lm = {"model": folder_of("SMOLLM2"), "gguf_file": GGUF, "dtype": "bfloat16", "passage_tokens": passage_tokens}
     flat = {**LM_PRESET, **lm, "lora_rank": 2, "lora_alpha": 16, "lora_targets": "q_proj,v_proj", "micro": 2,
             "sft_steps": 40, "sft_batch": 4, "sft_lr": 1e-3, "steps": 10, "queries": 2, "lr": 3e-4, **changes}  # fmt: skip
-    config = Config.from_flat(task=task, data=folder_of(data), **flat)
+    config = resolved(Config.from_flat(task=task, data=folder_of(data), **flat))
     baselines = baselines_by_name(["random", "popularity", "bm25", "dense"]) | {"zero_shot": partial(zero_shot, **lm)}
     experiment(f"smollm2-{task}", {"": methods(config, "grpo", "fgrpo", "item")}, 3, limit=limit, shipped_start=False,
                baselines=baselines, jobs=1)  # fmt: skip

@@ -53,8 +53,8 @@ def decoupled(
 def _best_order(
     example: Example, config: Config, generator: torch.Generator, slates: dict[str, tuple[int, ...]]
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """A demonstration: the slate as the selector wrote it, then its relevant candidates first, ties in random order."""
+    """A demonstration: the slate as the selector wrote it, then its best candidates first, ties in random order."""
     slate = slates[example.id]
     shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
-    ordered = sorted(shuffled, key=lambda i: i not in example.relevant)
+    ordered = sorted(shuffled, key=lambda i: -example.gains[i] if example.gains else i not in example.relevant)
     return slate, ordered[: config.grammar.rank_size]

@@ -1,7 +1,8 @@
 """Rankers of a whole pool: by chance, popularity, words (BM25), sentence embeddings, or a cross-encoder.
 
 A ranker takes the splits of a task and returns the full order of the pool of each test example, best first, as pool
-indices; equal scores stay in pool order. Its first n are then the slate, its first k the ranked list.
+indices; equal scores stay in pool order, except in `popularity`. Its first n are then the slate, its first k the
+ranked list.
 """
 
 from collections import Counter
@@ -29,11 +30,20 @@ def random_order(splits: Splits) -> list[list[int]]:
 
 
 def popularity(splits: Splits) -> list[list[int]]:
-    """By the number of training examples whose history or relevant set contains an item."""
+    """By the number of training examples whose history or relevant set contains an item; ties in random order.
+
+    The order of ties depends on the query's id alone: items that were never met must not keep the order of their pool.
+    """
     counts = Counter(
         key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
     )  # fmt: skip
-    return [by_score([counts[key] for key in e.candidate_keys]) for e in splits.test]
+
+    def order(e: Example) -> list[int]:
+        rng = Random(f"popularity {e.id}")
+        ties = [rng.random() for _ in e.candidates]
+        return sorted(range(len(ties)), key=lambda i: (-counts[e.candidate_keys[i]], ties[i]))
+
+    return [order(e) for e in splits.test]
 
 
 def bm25(splits: Splits) -> list[list[int]]:

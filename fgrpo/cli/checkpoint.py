@@ -51,19 +51,20 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
     `base`, the untuned model, has no run: it gets the default configuration.
     """
     from ..runs.run import config_of_checkpoint
+    from ..tasks import resolved
 
     config = Config() if args.checkpoint == "base" else config_of_checkpoint(args.checkpoint)
     if args.checkpoint == "base" and not args.model:
         raise KitError("--checkpoint base is the untuned base model: name it with --model.")
     if args.task is not None and args.task != config.task:
-        config = replace(config, data="")  # another task has its own data
+        config = replace(config, data="", pool=Config.pool, one_relevant=False, skip_bad=False)  # of the other task
     given = {name: value for name in ("task", "data", "device") if (value := getattr(args, name)) is not None}
     lm = replace(config.lm, trust_remote_code=args.trust_remote_code)
     if args.model:
         lm = replace(lm, model=args.model, gguf_file=args.gguf_file or lm.gguf_file)
     elif args.gguf_file:
         lm = replace(lm, gguf_file=args.gguf_file)
-    config = replace(config, **given, lm=lm)
+    config = resolved(replace(config, **given, lm=lm))
     return config, load(args, config)[0]
 
 

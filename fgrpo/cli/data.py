@@ -21,14 +21,18 @@ def data_build(args: argparse.Namespace) -> None:
 
 def data_check(args: argparse.Namespace) -> None:
     """Check a JSONL file and summarise it. Broken lines are listed, and the exit status is then 2."""
+    from ..config import GrammarConfig
     from ..data import Splits
     from ..tasks.jsonl import read_jsonl
+    from ..tasks.reading import split_by_position, tally
     from ..tasks.stats import format_statistics, statistics
 
     bad: list[str] = []
-    examples = read_jsonl(args.file, bad)
-    for message in bad[:20]:
-        print(message, file=sys.stderr)
+    try:
+        examples = read_jsonl(args.file, bad)
+    finally:
+        for message in bad[:20]:
+            print(message, file=sys.stderr)
     pools, relevant = [len(e.candidates) for e in examples], [len(e.relevant) for e in examples]
     print(
         f"{args.file}: {len(examples)} good lines, {len(bad)} bad; pools of {min(pools)} to {max(pools)} candidates, "
@@ -36,8 +40,11 @@ def data_check(args: argparse.Namespace) -> None:
     )
     table = format_statistics(statistics(Splits(examples, [], [])))
     print(table.replace("train: ", "all: "))
+    if min(pools) < GrammarConfig.slate_size:
+        print(f"The smallest pool has {min(pools)} candidates: train with --slate-size {min(pools)} or less.")
     if bad:
-        raise KitError(f"{args.file}: {len(bad)} bad lines.")
+        raise KitError(f"{args.file}: {len(bad)} bad lines ({tally(bad)}).")
+    split_by_position(examples, args.file)  # as training does: it refuses a file that is too short
 
 
 def data_stats(args: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ PRESETS: dict[str, dict[str, object]] = {
     "lab-rec": {"sft_steps": 200, "sft_lr": 1e-3, "lr": 1e-4},
     "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
     "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},  # those of MovieLens; not tuned
+    "lastfm-hetrec": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
+    "lastfm-llara": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 
@@ -157,7 +159,11 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
     p = command("data stats", data)
-    p.add_argument("--task", default="lab-rec", help="lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file")
+    p.add_argument(
+        "--task",
+        default="lab-rec",
+        help="lab-rec, movielens, lastfm (-hetrec or -llara), hotpotqa, musique, or a JSONL file",
+    )
     p.add_argument("--data", default="", help="folder or file of a real data set")
     p.add_argument("--skip-bad", action="store_true", help="skip broken rows and count them")
     add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))
@@ -237,13 +243,15 @@ def _numbers(text: str) -> list[int]:
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """The run that the options describe, over the preset of its task."""
+    """The run that the options describe, over the preset of its task. `lastfm` gets the name of its folder's layout."""
+    from ..tasks import resolved
+
     names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
     names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     given = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
     preset = LM_PRESET if given.get("model") else PRESETS.get(given.get("task", "lab-rec"), {})
-    return Config.from_flat(**{**preset, **given})
+    return resolved(Config.from_flat(**{**preset, **given}))
 
 
 def load(args: argparse.Namespace, config: Config, notes: "Notes | None" = None) -> "tuple[Splits, list[str]]":

@@ -66,11 +66,15 @@ def demonstration(example: Example, config: Config, generator: torch.Generator) 
     """One good output for the warm start: (slate, rank) as pool indices.
 
     The slate holds the relevant candidates and a random number of others, in random order; the rank puts the relevant
-    ones first, then others of the slate. The length is uniform, so that RL can move it either way.
+    ones first (graded ones by falling gain), then others of the slate. The length is uniform, so that RL can move it
+    either way.
     """
     grammar, pool = config.grammar, len(example.candidates)
     order = torch.randperm(pool, generator=generator).tolist()
-    relevant = [i for i in order if i in example.relevant][: grammar.slate_size]
+    relevant = [i for i in order if i in example.relevant]
+    if example.gains:
+        relevant.sort(key=lambda i: -example.gains[i])
+    relevant = relevant[: grammar.slate_size]
     others = [i for i in order if i not in example.relevant]
     room = min(grammar.slate_size, pool) - len(relevant)
     slate = relevant + others[: int(torch.randint(room + 1, (), generator=generator))]

@@ -38,6 +38,7 @@ class Row(TypedDict):
     prompt: str | list[dict[str, str]]
     query: str
     relevant: list[int]
+    gains: list[float]
     pool: list[str]
 
 
@@ -46,6 +47,7 @@ def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig
     return [
         {
             "prompt": _prompt(e, labels, grammar), "query": e.id, "relevant": sorted(e.relevant),
+            "gains": list(e.gains),
             "pool": list(e.candidate_keys if isinstance(labels, ItemLabels) else labels.candidates(e)),
         }
         for e in examples
@@ -54,7 +56,9 @@ def trl_rows(examples: Sequence[Example], labels: Labels, grammar: GrammarConfig
 
 def example_of_row(row: Row) -> Example:
     """The example of a row, as far as rewards and credit need it."""
-    return Example(row["query"], "", (), tuple(row["pool"]), frozenset(row["relevant"]))
+    return Example(
+        row["query"], "", (), tuple(row["pool"]), frozenset(row["relevant"]), gains=tuple(row.get("gains") or ())
+    )
 
 
 def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> str | list[dict[str, str]]:

@@ -158,6 +158,7 @@ def small_pool(example: Example, size: int, relevant: int = 2) -> Example:
         example, candidates=tuple(example.candidates[i] for i in kept),
         candidate_ids=tuple(example.candidate_ids[i] for i in kept if example.candidate_ids),
         relevant=frozenset(kept.index(i) for i in chosen),
+        gains=tuple(example.gains[i] for i in kept if example.gains),
     )  # fmt: skip
 
 

@@ -1,19 +1,43 @@
 """Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config, KitError
 from ..data import Splits
-from .jsonl import read_jsonl
+from .jsonl import SUFFIXES, read_jsonl
 from .lab import build_lab, lab_catalogue
-from .lastfm import load_lastfm
+from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
-from .reading import Notes, catalogue, split_by_position
+from .reading import Notes, catalogue, split_by_position, tally
 
 DATA = Path(__file__).parents[2] / "data"
-TASKS = ("lab-rec", "movielens", "lastfm", "hotpotqa", "musique")
+TASKS = ("lab-rec", "movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique")
+"""Names of tasks. `lastfm` is the one of the two layouts that its folder holds (`resolved`)."""
+
+
+def resolved(config: Config) -> Config:
+    """The config with the full name of its task: `lastfm` names two tasks, and its folder says which one is meant.
+
+    Raises KitError if the folder holds neither.
+    """
+    if config.task != "lastfm" or not config.data:
+        return config
+    return replace(config, task=lastfm_task(config.data))
+
+
+def check_options(config: Config, skip: bool) -> None:
+    """Raise KitError if the config sets what its task has no use for, so that no choice is ignored."""
+    task, default = config.task, Config()
+    if task != "lab-rec" and (config.pool != default.pool or config.one_relevant):
+        name = "--one-relevant" if config.one_relevant else "--pool"
+        raise KitError(f"{name} is for lab-rec; the pools of {task} are those of its data: leave it out.")
+    if config.data and (task not in TASKS or task == "lab-rec"):
+        raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
+    if skip and task.startswith(("movielens", "lastfm")) and task in TASKS:
+        raise KitError(f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row is needed: leave it out.")
 
 
 def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None = None) -> tuple[Splits, list[str]]:
@@ -21,8 +45,10 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
 
     The task is `config.task`, its folder or file `config.data`. Broken rows of a JSONL, HotpotQA or MuSiQue file are
     appended to `bad` as messages; without `bad` the first one raises. Rows that a real data set loses are counted in
-    `notes`; without `notes` their number is printed on stderr. Raises KitError on an unknown task and on unreadable data.
+    `notes`; without `notes` their number is printed on stderr. Raises KitError on an unknown task, on options that have
+    no effect on the task, and on unreadable data.
     """
+    check_options(config, bad is not None)
     if config.task == "lab-rec":
         items = [film.title for film in lab_catalogue()]
         if config.one_relevant or config.pool != 20:
@@ -33,17 +59,28 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
         raise KitError(f"task {config.task} needs its data: name the folder or file with --data.")
     if config.task == "movielens":
         splits = load_movielens(config.data, lost)
-    elif config.task == "lastfm":
-        splits = load_lastfm(config.data, lost)
+    elif config.task.startswith("lastfm") and config.task in TASKS:
+        splits = load_lastfm(config.data, lost, task=config.task)
     elif config.task == "hotpotqa":
         splits = load_hotpotqa(config.data, lost, bad)
     elif config.task == "musique":
         splits = load_musique(config.data, lost, bad)
-    elif config.task.endswith(".jsonl"):
-        splits = Splits(*map(list, split_by_position(read_jsonl(config.task, bad))))
+    elif config.task.lower().endswith(SUFFIXES) or Path(config.task).is_file():
+        splits = own_file(config.task, bad)
     else:
-        raise KitError(f"task {config.task!r} is not known: use {', '.join(TASKS)}, or the path of a .jsonl file.")
+        if Path(config.task).is_dir():
+            raise KitError(
+                f"task {config.task!r} is a folder: name its data set with --task and the folder with --data."
+            )
+        raise KitError(f"task {config.task!r} is not known: use {', '.join(TASKS)}, or the path of a JSONL file.")
     if notes is None:
         for line in lost.sentences():
             print(line, file=sys.stderr)
     return splits, catalogue(splits)
+
+
+def own_file(path: str, bad: list[str] | None = None) -> Splits:
+    """A JSONL file of your own, split 8:1:1. What `data check` accepts is what can be trained on: it is read here too."""
+    examples = read_jsonl(path, bad)
+    lost = f"{len(bad):,} bad lines: {tally(bad)}" if bad else ""
+    return Splits(*map(list, split_by_position(examples, path, lost)))

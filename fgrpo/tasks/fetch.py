@@ -47,7 +47,7 @@ SOURCES = {
         f"{_GROUPLENS}movielens/ml-100k.zip": "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"}),
     "movielens-1m": Source("movielens", _MOVIELENS, "https://grouplens.org/datasets/movielens/1m/", {
         f"{_GROUPLENS}movielens/ml-1m.zip": "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20"}),
-    "lastfm": Source("lastfm", _LASTFM, "https://grouplens.org/datasets/hetrec-2011/", {
+    "lastfm": Source("lastfm-hetrec", _LASTFM, "https://grouplens.org/datasets/hetrec-2011/", {
         f"{_GROUPLENS}hetrec2011/hetrec2011-lastfm-2k.zip":
         "6738f48195667ff03caaab4d32ca9a3133d8cc026b7c3cdaf6ce1010e913c59c"}),
     "hotpotqa": Source("hotpotqa", "HotpotQA (0.6 GB): CC BY-SA 4.0.", "https://hotpotqa.github.io/", {

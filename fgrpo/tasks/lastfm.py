@@ -5,14 +5,26 @@ from random import Random
 
 from ..config import KitError
 from ..data import Splits
-from .next_item import TRAIN_WINDOWS, ItemTask, split_by_user
-from .reading import Notes, field, json_rows, shuffled, split_rows
+from .files import layout_of
+from .next_item import TRAIN_WINDOWS, ItemTask, names_by_id, split_by_user
+from .reading import Notes, field, json_rows, shuffled
+from .tables import Column, table
 
 QUERY = "Which of these artists does this listener play as well? The history is in no particular order."
+LAYOUTS = {"lastfm-hetrec": "user_artists.dat", "lastfm-llara": "train_sessions.jsonl"}
+"""The file by which the folder of each task is known"""
+ARTISTS = (Column("id", number=True, other="artistID"), Column("name"))
+PLAYED = (Column("userID", number=True), Column("artistID", number=True), Column("weight", number=True))
 
 
-def load_lastfm(folder: str | Path, notes: Notes | None = None, seed: int = 0) -> Splits:
-    """LastFM artists, from hetrec2011 (`user_artists.dat`) or LLaRA (`train_sessions.jsonl`).
+def lastfm_task(folder: str | Path, task: str = "lastfm") -> str:
+    """The task that a folder holds, `lastfm-hetrec` or `lastfm-llara`. Raises KitError if none, or not the named one."""
+    names = {name: layout for layout, name in LAYOUTS.items() if task in ("lastfm", layout)}
+    return names[layout_of(Path(folder), tuple(names), "LastFM" if task == "lastfm" else task)]
+
+
+def load_lastfm(folder: str | Path, notes: Notes | None = None, seed: int = 0, task: str = "lastfm") -> Splits:
+    """LastFM artists, from hetrec2011 (`user_artists.dat`) or LLaRA (`train_sessions.jsonl`); `task` may say which.
 
     Neither layout records time. hetrec2011 lists each user's artists by play count. LLaRA's sessions are sorted by
     artist id, so that choosing the next larger id finds the positive far more often than chance. Here every user's
@@ -26,17 +38,13 @@ def load_lastfm(folder: str | Path, notes: Notes | None = None, seed: int = 0) -
     the test split. Artists are keyed by id. Raises KitError on a folder with neither layout, and on a broken row.
     """
     notes, folder, rng = notes or Notes(), Path(folder), Random(f"lastfm {seed}")
-    if (folder / "user_artists.dat").is_file():
-        return _hetrec(folder, notes, rng)
-    if (folder / "train_sessions.jsonl").is_file():
-        return _llara(folder, notes, rng)
-    raise KitError(f"{folder}: no LastFM here; --data must be the folder of user_artists.dat or train_sessions.jsonl.")
+    return (_hetrec if lastfm_task(folder, task) == "lastfm-hetrec" else _llara)(folder, notes, rng)
 
 
 def _hetrec(folder: Path, notes: Notes, rng: Random) -> Splits:
-    names = {artist: name for _, (artist, name, *_) in split_rows(folder / "artists.dat", "\t", 2, "utf-8", skip=1)}
+    names = names_by_id(folder / "artists.dat", ARTISTS, "\t", notes)
     path, played = folder / "user_artists.dat", dict[str, dict[str, None]]()  # a dict as an ordered set
-    for where, (user, artist, weight, *_) in split_rows(path, "\t", 3, "utf-8", skip=1):
+    for where, (user, artist, weight) in table(path, PLAYED, "\t", notes):
         notes.read[path.name] += 1
         if not weight.isdecimal():
             raise KitError(f"{where}: field 'weight' must be a whole number, found {weight!r}.")
@@ -51,11 +59,7 @@ def _hetrec(folder: Path, notes: Notes, rng: Random) -> Splits:
 
 
 def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
-    names: dict[str, str] = {}
-    for where, (artist, *name) in split_rows(folder / "id2name.txt", "::", 2, "utf-8"):
-        if artist in names:
-            raise KitError(f"{where}: id {artist!r} appears twice.")
-        names[artist] = "::".join(name)
+    names = names_by_id(folder / "id2name.txt", ARTISTS, "::", notes, parts=2)  # a name may hold "::"
     task = ItemTask(QUERY, sorted(names), names, exclude_own=True)
 
     def rows(path: Path) -> list[tuple[str, object]]:
@@ -85,13 +89,16 @@ def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
         pool, history = ids(where, row, "candidates"), shuffled(ids(where, row, "history"), rng)
         assert isinstance(row, dict)  # `ids` has read two of its fields
         relevant = row.get("relevant")
-        if not (isinstance(relevant, list) and len(relevant) == 1 and relevant[0] in range(len(pool))):
+        place = relevant[0] if isinstance(relevant, list) and len(relevant) == 1 else None
+        if type(place) is not int or not 0 <= place < len(pool):
             raise KitError(f"{where}: field 'relevant' must hold one index into 'candidates'.")
-        if str(row.get("next", pool[relevant[0]])) != pool[relevant[0]]:
+        positive = pool[place]
+        if str(row.get("next", positive)) != positive:
             raise KitError(f"{where}: field 'next' must be the artist that 'relevant' points at.")
         if len(set(pool)) < len(pool):
             raise KitError(f"{where}: field 'candidates' holds an artist twice.")
-        held.append(task.example(f"val-{number}", history, pool, pool[relevant[0]]))
+        held.append(task.example(f"val-{number}", history, pool, positive, f"val-{number}"))
     if not train or len(held) < 2:
-        raise KitError(f"{folder}: {len(train)} training examples and {len(held)} rows in val.jsonl are too few.")
+        raise KitError(f"{folder}: {len(train)} training examples and {len(held)} rows in val.jsonl are too few "
+                       f"({path.name}: {notes.lost(path.name)}).")  # fmt: skip
     return Splits(train, held[: len(held) // 2], held[len(held) // 2 :])

@@ -8,12 +8,23 @@ from random import Random
 
 from ..config import KitError
 from ..data import Splits
-from .next_item import ItemTask, split_by_user
-from .reading import Notes, csv_rows, split_rows
+from .files import layout_of
+from .next_item import ItemTask, names_by_id, split_by_user
+from .reading import Notes
+from .tables import Cells, Column, table
 
 QUERY = "Which of these films will this viewer watch next?"
 MIN_RATING = 3.0
-LATIN = "iso-8859-1"
+BEST_RATING = 5.0
+FILM = Column("movieId", number=True, other="itemId")
+FILMS = (FILM, Column("title", other="movieTitle"))
+RATINGS = (Column("userId", number=True), FILM, Column("rating", number=True), Column("timestamp", number=True))
+LAYOUTS = {
+    "ratings.csv": (",", "movies.csv", ","),  # ml-latest, ml-latest-small, ml-20m, ml-25m
+    "ratings.dat": ("::", "movies.dat", "::"),  # ml-1m, ml-10m
+    "u.data": ("\t", "u.item", "|"),  # ml-100k
+}
+"""Separator of the file of ratings, the file of films and its separator, by the name of the first"""
 
 
 def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0) -> Splits:
@@ -23,10 +34,11 @@ def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0
     film). Users in order of their first rating, split 8:1:1 by user. The last film is the positive, up to 10 films
     before it are the history. The 19 negatives are drawn uniformly from the catalogue without history and positive, and
     the pool is shuffled. Training users give one example for each of their last TRAIN_WINDOWS positions. Films are
-    keyed by id. Raises KitError on a folder without MovieLens and on a broken row.
+    keyed by id. A negative may thus be a film that the user liked at another time: `notes` remark how many pools hold
+    one. Raises KitError on a folder without MovieLens and on a broken row.
     """
     notes, folder = notes or Notes(), Path(folder)
-    titles, ratings, path = _read(folder)
+    titles, ratings, path = _read(folder, notes)
     rng = Random(f"movielens {seed}")
     sequences: dict[str, list[tuple[float, float, str]]] = {}  # user -> (time, tie-break, film)
     for user, film, rating, time in ratings:
@@ -41,29 +53,27 @@ def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0
     return split_by_user(task, users, rng, path, notes, "rating of 3 or more")
 
 
-def _read(folder: Path) -> tuple[dict[str, str], Iterator[tuple[str, str, float, float]], Path]:
+def _read(folder: Path, notes: Notes) -> tuple[dict[str, str], Iterator[tuple[str, str, float, float]], Path]:
     """Title of each film id, (user, film, rating, time) rows and the file of the rows."""
-    if (path := folder / "ratings.csv").is_file():  # ml-latest, ml-latest-small, ml-20m, ml-25m
-        films, rows = csv_rows(folder / "movies.csv", 2), csv_rows(path, 4)
-    elif (path := folder / "ratings.dat").is_file():  # ml-1m, ml-10m
-        films, rows = split_rows(folder / "movies.dat", "::", 2, LATIN), split_rows(path, "::", 4, LATIN)
-    elif (path := folder / "u.data").is_file():  # ml-100k
-        films, rows = split_rows(folder / "u.item", "|", 2, LATIN), split_rows(path, "\t", 4, LATIN)
-    else:
-        raise KitError(f"{folder}: no MovieLens here; --data must be the folder of ratings.csv, ratings.dat or u.data.")
-    titles = {film: readable_title(title) for _, (film, title, *_) in films}
-    return titles, _ratings(rows, titles), path
+    name = layout_of(folder, tuple(LAYOUTS), "MovieLens")
+    separator, films, between = LAYOUTS[name]
+    titles = names_by_id(folder / films, FILMS, between, notes)
+    titles = {film: readable_title(title) for film, title in titles.items()}
+    path = folder / name
+    return titles, _ratings(table(path, RATINGS, separator, notes), titles), path
 
 
-def _ratings(rows: Iterator[tuple[str, list[str]]], titles: dict[str, str]) -> Iterator[tuple[str, str, float, float]]:
+def _ratings(rows: Iterator[Cells], titles: dict[str, str]) -> Iterator[tuple[str, str, float, float]]:
     same = {film: film for film in titles}  # one string per film, not one per rating: less memory
-    for where, (user, film, rating, time, *_) in rows:
+    for where, (user, film, rating, time) in rows:
         try:
             stars, when = float(rating), float(time)
         except ValueError:
             stars = when = math.nan
         if not math.isfinite(stars + when):
             raise KitError(f"{where}: rating and time must be numbers, found {rating!r} and {time!r}.")
+        if not 0 <= stars <= BEST_RATING or when < 0:
+            raise KitError(f"{where}: rating {rating} must be from 0 to 5 and time {time} at least 0.")
         if film not in titles:
             raise KitError(f"{where}: film {film!r} is not in the list of films.")
         yield user, same[film], stars, when

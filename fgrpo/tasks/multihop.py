@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from ..config import KitError
 from ..data import Example, Splits
+from .files import contents
 from .reading import Notes, as_object, field, json_rows, shuffled, split_by_position
 
 POOL = 20
@@ -44,29 +45,38 @@ def load_hotpotqa(path: str | Path, notes: Notes | None = None, bad: list[str] |
     `path` is one file (split 8:1:1 by position) or a folder with the train file (nine tenths train, one tenth
     validation) and a dev file (test; distractor if both variants are present). A passage is relevant if its title is a
     supporting title. Questions without all of their supporting passages are left out and counted. Pools of fewer than
-    20 are padded with random passages of other questions, from the same split or from training, so that training never
-    shows a passage that only test questions have; a title in the pool is not added again. The pool is shuffled. All
-    random choices depend on `seed`.
+    20 are padded with random passages of other questions of the same split: a test pool padded with training passages
+    would give them away as the ones met before (a held-out split of few passages keeps smaller pools, as `notes`
+    remark). A title in the pool is not added again. The pool is shuffled. The
+    random choices for a question depend on `seed`, its id and the passages of its split.
 
     Broken rows are appended to `bad` as messages; without `bad` the first one raises KitError, as does a data set with
     too few passages for padding.
     """
     trains = ("hotpot_train*.json*", "*train*.json*")
     devs = ("hotpot_dev_distractor*.json*", "hotpot_dev*.json*", "*dev*.json*", "*valid*.json*")
-    train, validation, test = _read(Path(path), (trains, devs), _hotpotqa, notes or Notes(), bad)
-    rng = Random(f"hotpotqa {seed}")
-    return Splits(*(_padded(p, [*train, *p] if p is not train else p, path, rng) for p in (train, validation, test)))
+    notes = notes or Notes()
+    parts = _read(Path(path), (trains, devs), _hotpotqa, notes, bad)
+    return Splits(
+        *(_padded(part, Path(path), name, notes, seed) for name, part in zip(Splits._fields, parts, strict=True))
+    )
 
 
-def load_musique(path: str | Path, notes: Notes | None = None, bad: list[str] | None = None) -> Splits:
-    """MuSiQue (arXiv 2108.00573), `ans` or `full`, official JSONL; files and splits as for HotpotQA.
+def load_musique(path: str | Path, notes: Notes | None = None, bad: list[str] | None = None, seed: int = 0) -> Splits:
+    """MuSiQue (arXiv 2108.00573), `ans` or `full`, JSONL or a JSON array; files and splits as for HotpotQA.
 
     If a folder holds both variants, `ans` is read. The supporting paragraphs are relevant. Unanswerable questions have
-    no complete set of them: they are left out and counted. Pools are as published, in the published order.
+    no complete set of them: they are left out and counted. Pools are those published; each is put in a random order,
+    which depends on `seed` and the question's id alone.
     """
-    names = ("musique_ans*train*.jsonl", "*train*.jsonl"), ("musique_ans*dev*.jsonl", "*dev*.jsonl")
-    parts = _read(Path(path), names, _musique, notes or Notes(), bad)
-    return Splits(*([_example(q, q.passages) for q in part] for part in parts))
+    trains = ("musique_ans*train*.jsonl", "*train*.jsonl", "musique_ans*train*.json*", "*train*.json*")
+    devs = ("musique_ans*dev*.jsonl", "*dev*.jsonl", "musique_ans*dev*.json*", "musique*dev*.json*", "*dev*.json*")
+    parts = _read(Path(path), (trains, devs), _musique, notes or Notes(), bad)
+    return Splits(*([_example(q, shuffled(q.passages, _rng("musique", seed, q))) for q in part] for part in parts))
+
+
+def _rng(task: str, seed: int, question: Question) -> Random:
+    return Random(f"{task} {seed} {question.id}")
 
 
 def _read(
@@ -75,7 +85,7 @@ def _read(
     """Questions of training, validation and test."""
     seen: set[str] = set()
     if not path.is_dir():
-        return split_by_position(_questions(path, parse, notes, bad, seen))
+        return split_by_position(_questions(path, parse, notes, bad, seen), path, notes.lost(path.name))
     train, dev = (_questions(_file(path, patterns), parse, notes, bad, seen) for patterns in names)
     if len(train) < 2:
         raise KitError(f"{path}: {len(train)} training questions are too few to keep some for validation.")
@@ -88,7 +98,8 @@ def _file(folder: Path, patterns: Sequence[str]) -> Path:
             if len(found) > 1:
                 raise KitError(f"{folder}: {', '.join(p.name for p in found)}: keep one, or name one file with --data.")
             return found[0]
-    raise KitError(f"{folder}: no file {' or '.join(patterns)} here; name one file with --data to split it 8:1:1.")
+    wanted, there = " or ".join(patterns), contents(folder)
+    raise KitError(f"{folder}: no file {wanted} here ({there}); name one file with --data to split it 8:1:1.")
 
 
 def _questions(path: Path, parse: Parse, notes: Notes, bad: list[str] | None, seen: set[str]) -> list[Question]:
@@ -114,7 +125,9 @@ def _questions(path: Path, parse: Parse, notes: Notes, bad: list[str] | None, se
         passages = tuple(p._replace(text=texts.setdefault(p.text, p.text)) for p in question.passages)
         questions.append(question._replace(passages=passages))
     if not questions:
-        raise KitError(f"{path}: no usable question in the file.")
+        first = f"; the first broken row is {bad[0]}" if bad else ""
+        raise KitError(f"{path}: no usable question in the file ({notes.read[path.name]:,} rows read, "
+                       f"{notes.lost(path.name)}){first.rstrip('.')}.")  # fmt: skip
     return questions
 
 
@@ -179,21 +192,29 @@ def _musique(row: dict[str, object]) -> Question | str:
     return Question(name, question, tuple(passages), frozenset(relevant)) if relevant else "no supporting paragraph"
 
 
-def _padded(questions: Sequence[Question], donors: Sequence[Question], path: str | Path, rng: Random) -> list[Example]:
-    """Examples with pools of at least 20, in a seeded order."""
-    titles = {p.title for q in donors for p in q.passages}
+def _padded(questions: Sequence[Question], path: Path, split: str, notes: Notes, seed: int) -> list[Example]:
+    """Examples with pools of at least 20 in a seeded order, padded with passages of the other questions.
+
+    A held-out split of few questions may not have 20 different passages: its pools then hold all it has, as the notes
+    remark.
+    """
+    titles = {p.title for q in questions for p in q.passages}
+    if len(titles) < POOL and split == "train":
+        raise KitError(f"{path}: {len(titles)} different passages are too few to pad pools to {POOL}.")
     examples = []
     for question in questions:
-        pool, taken = list(question.passages), {p.title for p in question.passages}
-        if len(titles) - len(taken) < POOL - len(pool):
-            raise KitError(f"{path}: {len(titles)} different passages are too few to pad pools to {POOL}.")
-        while len(pool) < POOL:
-            passages = donors[int(rng.random() * len(donors))].passages
+        rng, pool = _rng("hotpotqa", seed, question), list(question.passages)
+        taken = {p.title for p in pool}
+        while len(pool) < POOL and len(taken) < len(titles):
+            passages = questions[int(rng.random() * len(questions))].passages
             passage = passages[int(rng.random() * len(passages))]
             if passage.title not in taken:
                 taken.add(passage.title)
                 pool.append(passage)
         examples.append(_example(question, shuffled(pool, rng)))
+    if short := sum(len(e.candidates) < POOL for e in examples):
+        what = f"{path.name}: {split} pools of fewer than {POOL} passages, as the split has only {len(titles)} titles"
+        notes.remarks[what] = short
     return examples
 
 

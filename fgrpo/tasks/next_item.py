@@ -4,6 +4,7 @@ Pools hold one relevant item and 19 negatives. Items are keyed by id (`history_i
 names only.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from ..config import KitError
 from ..data import Example, Splits
 from .reading import Notes, shuffled, tenths
+from .tables import Column, table
 
 HISTORY = 10
 """maximum number of items in a history"""
@@ -31,11 +33,11 @@ class ItemTask(NamedTuple):
     exclude_own: bool = False
     """no item of the user is a negative (else: no item of the history shown)"""
 
-    def example(self, name: str, history: list[str], pool: list[str], positive: str) -> Example:
-        """An example from ids."""
+    def example(self, name: str, history: list[str], pool: list[str], positive: str, group: str) -> Example:
+        """An example from ids. `group` names the user or session."""
         return Example(
             name, self.query, tuple(self.names[i] for i in history), tuple(self.names[i] for i in pool),
-            frozenset([pool.index(positive)]), tuple(history), tuple(pool),
+            frozenset([pool.index(positive)]), tuple(history), tuple(pool), group=group,
         )  # fmt: skip
 
     def examples(self, user: str, sequence: list[str], rng: Random, windows: int) -> list[Example]:
@@ -55,8 +57,18 @@ class ItemTask(NamedTuple):
                 if item not in taken:
                     taken.add(item)
                     pool.append(item)
-            made.append(self.example(f"{user}-{end}", history, shuffled(pool, rng), positive))
+            made.append(self.example(f"{user}-{end}", history, shuffled(pool, rng), positive, user))
         return made
+
+
+def names_by_id(path: Path, columns: Sequence[Column], separator: str, notes: Notes, parts: int = 0) -> dict[str, str]:
+    """Name of each id, from a table whose columns are ids and names. Raises KitError on an id that appears twice."""
+    names: dict[str, str] = {}
+    for where, (item, name) in table(path, columns, separator, notes, parts):
+        if item in names:
+            raise KitError(f"{where}: id {item!r} appears twice.")
+        names[item] = name
+    return names
 
 
 def split_by_user(
@@ -65,16 +77,24 @@ def split_by_user(
     """Users, given as (user, items in order), split 8:1:1 in the order of the list.
 
     Training users give up to TRAIN_WINDOWS examples each; validation and test users give one, their last item. Users
-    of a single item (`what`, for the notes) are left out and counted. Raises KitError if there are too few users.
+    of a single item (`what`, for the notes) are left out and counted. Where a pool of 20 may hold other items of its
+    user than the positive, the notes remark how many do. Raises KitError if there are too few users.
     """
     kept = [(user, sequence) for user, sequence in users if len(sequence) > 1]
     if len(kept) < len(users):
         notes.drop(path, f"the user's only {what}", len(users) - len(kept))
     parts = tenths(kept)
     if not all(parts):
-        raise KitError(f"{path}: {len(kept)} users with more than one {what} are too few to split 8:1:1.")
+        raise KitError(f"{path}: {len(kept)} users with more than one {what} are too few to split 8:1:1 "
+                       f"({notes.read[path.name]:,} rows read, {notes.lost(path.name)}).")  # fmt: skip
     splits: list[list[Example]] = [[], [], []]
-    for split, part, windows in zip(splits, parts, (TRAIN_WINDOWS, 1, 1), strict=True):
+    for name, split, part, windows in zip(Splits._fields, splits, parts, (TRAIN_WINDOWS, 1, 1), strict=True):
+        mixed = 0
         for user, sequence in part:
-            split += task.examples(user, sequence, rng, windows)
+            made, own = task.examples(user, sequence, rng, windows), set(sequence)
+            mixed += sum(len(own.intersection(e.candidate_ids)) > 1 for e in made)
+            split += made
+        if not task.exclude_own:
+            label = f"{path.name}: {name} pools where a negative is another {what} of the same user"
+            notes.remarks[f"{label}, of {len(split):,}"] = mixed
     return Splits(*splits)

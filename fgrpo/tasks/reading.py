@@ -1,7 +1,8 @@
-"""What the loaders of real data sets share: rows of JSON and of tables, and the count of rows that were left out."""
+"""What the loaders of real data sets share: rows of JSON, and the count of rows that were left out."""
 
-import csv
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TextIO, TypedDict, TypeVar
 
 from ..config import KitError
 from ..data import Splits
+from .files import lines_of, open_data, unreadable
 
 T = TypeVar("T")
-Cells = tuple[str, list[str]]
 CHUNK = 1 << 16
 """characters of a JSON array that are read at a time"""
 ROW_LIMIT = 16 << 20
@@ -29,33 +30,59 @@ class FileRows(TypedDict):
 
 
 class Notes:
-    """How many rows each file holds, and how many were left out for which reason; files by name."""
+    """How many rows each file holds, and how many were left out for which reason; files by name.
+
+    `remarks` are numbers that a reader of the data should know, by what they count.
+    """
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()
         self.dropped: dict[str, Counter[str]] = {}
+        self.remarks: dict[str, int] = {}
 
     def drop(self, path: Path, reason: str, rows: int = 1) -> None:
         """Count rows that give no example."""
         self.dropped.setdefault(path.name, Counter())[reason] += rows
 
     def sentences(self) -> list[str]:
-        """One line for each file that lost rows."""
-        lines = []
-        for name, reasons in self.dropped.items():
-            why = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
-            lines.append(f"{name}: {self.read[name]:,} rows read, {reasons.total():,} left out ({why})")
-        return lines
+        """One line for each file that lost rows, and for each remark."""
+        lines = [f"{name}: {self.read[name]:,} rows read, {self.lost(name)}" for name in self.dropped]
+        return lines + [f"{what}: {count:,}" for what, count in self.remarks.items()]
+
+    def lost(self, name: str) -> str:
+        """How many rows of a file were left out, by reason: `2 left out (why: 2)`."""
+        reasons = self.dropped.get(name, Counter())
+        why = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+        return f"{reasons.total():,} left out" + f" ({why})" * bool(why)
 
     def to_dict(self) -> dict[str, FileRows]:
         """Rows read and left out by reason, for each file: `{"a.json": {"read": 9, "dropped": {"why": 1}}}`."""
         return {name: {"read": n, "dropped": dict(self.dropped.get(name, {}))} for name, n in self.read.items()}
 
 
-def split_by_position(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-    """Training, validation and test rows, 8:1:1 in the order of the file. Raises KitError on fewer than ten rows."""
+def tally(messages: Sequence[str]) -> str:
+    """Messages `FILE, line N: REASON` counted by reason, the most frequent first; reasons differ in more than numbers."""
+    reasons = Counter[str]()
+    for message in messages:
+        reason = re.sub(r"^.*?, (line|row) \d+: ", "", message)
+        reason = re.sub(r": line \d+ column \d+ \(char \d+\)", "", reason)  # where in the line JSON ends
+        reasons[re.sub(r"(?<![-\w])\d+", "N", reason)] += 1
+    counts = [f"{reason.rstrip('.')}: {count:,}" for reason, count in reasons.most_common(5)]
+    if others := sum(count for _, count in reasons.most_common()[5:]):
+        counts.append(f"other reasons: {others:,}")
+    return "; ".join(counts)
+
+
+def split_by_position(
+    rows: Sequence[T], path: str | Path, lost: str = ""
+) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+    """Training, validation and test rows, 8:1:1 in the order of the file. Raises KitError on fewer than ten rows.
+
+    `lost`: what was left out of the file, for the message.
+    """
     if len(rows) < 10:
-        raise KitError(f"{len(rows)} examples are too few to split 8:1:1: give ten or more.")
+        why = f" ({lost})" if lost else ""
+        raise KitError(f"{path}: {len(rows)} examples are too few to split 8:1:1: give ten or more{why}.")
     return tenths(rows)
 
 
@@ -75,33 +102,6 @@ def catalogue(splits: Splits) -> list[str]:
     return sorted({key for part in splits for e in part for key in (*e.history_keys, *e.candidate_keys)})
 
 
-def csv_rows(path: Path, columns: int) -> Iterator[Cells]:
-    """(where, cells) of each row below the header of a UTF-8 CSV file. Raises KitError on a row with too few columns."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from _checked(path, csv.reader(file), columns, skip=1)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise unreadable(path, error) from None
-
-
-def split_rows(path: Path, separator: str, columns: int, encoding: str, skip: int = 0) -> Iterator[Cells]:
-    """(where, cells) of each line, split at a separator. Raises KitError on a line with too few columns."""
-    try:
-        with path.open(encoding=encoding, newline="\n") as file:
-            yield from _checked(path, (line.rstrip("\r\n").split(separator) for line in file), columns, skip)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
-
-
-def _checked(path: Path, rows: Iterator[list[str]], columns: int, skip: int = 0) -> Iterator[Cells]:
-    for number, row in enumerate(rows, start=1):
-        if number <= skip or not "".join(row).strip():
-            continue
-        if len(row) < columns:
-            raise KitError(f"{path}, line {number}: expected {columns} columns, found {len(row)}.")
-        yield f"{path}, line {number}", row
-
-
 def json_rows(path: Path) -> Iterator[tuple[str, object]]:
     """(where, value) of each row of a JSON array or a JSONL file, in bounded memory.
 
@@ -109,14 +109,14 @@ def json_rows(path: Path) -> Iterator[tuple[str, object]]:
     array cannot be read further: it raises KitError, and so does a file that cannot be read.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_data(path), encoding="utf-8-sig") as file:
             while (first := file.read(1)).isspace():
                 pass
             file.seek(0)
             if first == "[":
                 yield from _array(path, file)
                 return
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(lines_of(path, file), start=1):
                 if line.strip():
                     where = f"{path}, line {number}"
                     try:
@@ -193,8 +193,3 @@ def field(row: object, name: str, kind: type[T]) -> T:
         names = {str: "a string", list: "a list", int: "a whole number", bool: "true or false"}
         raise KitError(f"field '{name}' must be {names[kind]}.")
     return value
-
-
-def unreadable(path: Path, error: Exception) -> KitError:
-    """The sentence for a file that cannot be opened or decoded."""
-    return KitError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).")

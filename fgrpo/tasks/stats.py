@@ -15,13 +15,15 @@ class Statistics(TypedDict):
 
     items: int
     files: dict[str, FileRows]
+    remarks: dict[str, int]
     splits: dict[str, dict[str, int | dict[str, float]]]
 
 
 def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTokens | None = None) -> Statistics:
     """Sizes of a task: items in the catalogue, rows of each file (read, left out by reason), and numbers for each split.
 
-    For a split: the number of examples; `duplicates`, the number of pools in which a text appears more than once; and
+    `remarks` of the loader are numbers by what they count. For a split: the number of examples; `groups`, the number of
+    users or sessions, where the task names them; `duplicates`, the number of pools in which a text appears twice; and
     minimum, median, 95th percentile (nearest rank) and maximum per example of: candidates in the pool, relevant ones
     among them, items of history, characters and words of the texts in a prompt (query, history and candidates, without
     instructions). With `count_tokens` also of: tokens of the prompt, texts cut short, tokens cut.
@@ -41,11 +43,13 @@ def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTo
                 columns[name] = [count[n] for count in counts]
         duplicates = sum(len(set(e.candidates)) < len(e.candidates) for e in examples)
         spread = {name: _spread(values) for name, values in columns.items()}
-        return {"examples": len(examples), "duplicates": duplicates, **spread}
+        groups = len({e.group for e in examples if e.group})
+        return {"examples": len(examples), **({"groups": groups} if groups else {}), "duplicates": duplicates, **spread}
 
     return {
         "items": len(catalogue(splits)),
         "files": notes.to_dict() if notes else {},
+        "remarks": notes.remarks if notes else {},
         "splits": {name: of(part) for name, part in splits._asdict().items() if part},
     }
 
@@ -66,8 +70,11 @@ def format_statistics(found: Statistics) -> str:
     for name, file in found["files"].items():
         lost = "".join(f", {count:,} left out ({reason})" for reason, count in file["dropped"].items())
         lines.append(f"{name}: {file['read']:,} rows read{lost}")
+    lines += [f"{what}: {count:,}" for what, count in found["remarks"].items()]
     for split, part in found["splits"].items():
-        lines.append(f"\n{split}: {part['examples']:,} examples, {part['duplicates']:,} pools with a text twice")
+        groups = f" in {part['groups']:,} groups (users, sessions)" if "groups" in part else ""
+        twice = f"{part['duplicates']:,} pools with a text twice"
+        lines.append(f"\n{split}: {part['examples']:,} examples{groups}, {twice}")
         lines.append(f"  {'per example':<14}{'min':>10}{'median':>10}{'p95':>10}{'max':>10}")
         for name, spread in part.items():
             if isinstance(spread, dict):

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -94,7 +95,13 @@ def test_random_and_popularity_take_splits() -> None:
         Example("t", "", ("b", "b", "c"), ("a", "b"), frozenset({1})), Example("u", "", (), ("b", "a"), frozenset({0})),
     ]  # fmt: skip
     test = [Example("x", "", (), ("a", "c", "d", "b"), frozenset({0}))] * 20
-    assert popularity(Splits(train, [], test))[0] == [3, 1, 0, 2]
+    found = popularity(Splits(train, [], test))[0]
+    assert found[:2] == [3, 1] and set(found[2:]) == {0, 2}
+    # items that were never met: no place of the pool comes first more often, and the order is the query's own
+    strangers = [Example(f"x{n}", "", (), ("e", "f", "g"), frozenset({0})) for n in range(60)]
+    orders = popularity(Splits(train, [], strangers))
+    assert {o[0] for o in orders} == {0, 1, 2} and max(Counter(o[0] for o in orders).values()) < 35
+    assert popularity(Splits(train, [], strangers[::-1])) == orders[::-1]
     orders = random_order(Splits(train, [], test))
     assert all(sorted(o) == [0, 1, 2, 3] for o in orders) and len({tuple(o) for o in orders}) > 5
     assert orders == random_order(Splits([], [], test))

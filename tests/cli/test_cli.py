@@ -266,6 +266,20 @@ def test_a_call_that_failed_before_training_may_be_repeated(capsys) -> None:
     assert "already holds a run" in call(capsys, *argv)[2]
 
 
+def test_another_task_is_measured_with_its_own_pools(capsys, lab) -> None:
+    """--pool of the run's lab task is no choice for the file that --task names."""
+    from fgrpo.tasks.jsonl import write_jsonl
+
+    write_jsonl("x.ndjson", lab.test[:20])
+    argv = ["train", "--out", "runs/a", "--init", "base", "--json", "--pool", "30", "--one-relevant", *TINY]
+    assert call(capsys, *argv)[0] == 0
+    status, out, err = call(capsys, "evaluate", "--checkpoint", "runs/a", "--task", "x.ndjson", "--json")
+    assert (status, err) == (0, "") and json.loads(out)["queries"] == 2
+    for option in (["--pool", "30"], ["--one-relevant"], ["--data", "somewhere"]):
+        status, out, err = call(capsys, "train", "--task", "x.ndjson", "--out", "runs/b", *option, *TINY)
+        assert status == 2 and option[0] in err and err.count("\n") == 1 and not Path("runs/b").exists()
+
+
 def test_skip_bad_counts_and_goes_on(capsys) -> None:
     good = GOOD.replace('["a", "b"]', json.dumps([f"c{n}" for n in range(12)]))
     Path("x.jsonl").write_text(good * 16 + NO_RELEVANT + good * 10)
@@ -276,21 +290,29 @@ def test_skip_bad_counts_and_goes_on(capsys) -> None:
 
 
 def test_stats_counts_what_a_task_holds(capsys) -> None:
-    row = {"id": "a", "query": "Which?", "history": ["x y"], "candidates": ["one", "two", "two"], "relevant": [0]}
-    rows = [row | {"candidates": ["one", "two", "three"][: 1 + n // 8], "history": ["x y"] * n} for n in range(18)]
+    row = {"id": "a", "query": "Which?", "history": ["x y"], "candidates": ["one", "two", "two"], "relevant": [0],
+           "candidate_ids": ["one", "two", "2"], "group": "u1"}  # fmt: skip
+    rows = [
+        {**row, "candidates": ["one", "two", "three"][: 2 + n // 8], "history": ["x y"] * n, "candidate_ids": None}
+        for n in range(18)
+    ]
     Path("x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [row, *rows, row]) + NO_RELEVANT)
     status, out, err = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad", "--json")
     found = json.loads(out)
-    assert status == 0 and err.endswith("skipped 1 broken lines of x.jsonl\n") and found["items"] == 4
+    assert status == 0 and err.endswith("skipped 1 broken lines of x.jsonl\n") and found["items"] == 5
     train = found["splits"]["train"]
-    assert train["examples"] == 16 and train["duplicates"] == 1 and found["splits"]["test"]["duplicates"] == 1
+    assert (
+        train["examples"] == 16
+        and train["duplicates"] == train["groups"] == 1
+        and found["splits"]["test"]["duplicates"] == 1
+    )
     assert train["history"] == {"min": 0, "median": 6.5, "p95": 14, "max": 14}
     assert train["pool"]["max"] == 3 and train["relevant"] == {"min": 1, "median": 1, "p95": 1, "max": 1}
-    assert train["words"]["max"] == 1 + 2 * 14 + 2 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
-        "onetwo"
+    assert train["words"]["max"] == 1 + 2 * 14 + 3 and train["characters"]["max"] == len("Which?") + 3 * 14 + len(
+        "onetwothree"
     )
     status, out, _ = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad")
-    assert status == 0 and "train: 16 examples, 1 pools with a text twice" in out
+    assert status == 0 and "train: 16 examples in 1 groups (users, sessions), 1 pools with a text twice" in out
     status, out, _ = call(capsys, "data", "stats")
     assert status == 0 and "300 items in the catalogue" in out and "test: 512 examples, 0 pools" in out
 
@@ -302,7 +324,14 @@ def test_stats_says_what_was_left_out(capsys) -> None:
     Path("wiki.json").write_text(json.dumps(rows))
     argv = ["data", "stats", "--task", "hotpotqa", "--data", "wiki.json"]
     status, out, err = call(capsys, *argv, "--json")
-    assert status == 0 and err == "wiki.json: 20 rows read, 1 left out (a supporting passage is absent: 1)\n"
+    short = {
+        f"wiki.json: {split} pools of fewer than 20 passages, as the split has only 5 titles": 2
+        for split in ("validation", "test")
+    }
+    assert status == 0 and err == "wiki.json: 20 rows read, 1 left out (a supporting passage is absent: 1)\n" + "".join(
+        f"{what}: {count}\n" for what, count in short.items()
+    )
+    assert json.loads(out)["remarks"] == short
     assert json.loads(out)["files"] == {"wiki.json": {"read": 20, "dropped": {"a supporting passage is absent": 1}}}
     assert "20 rows read, 1 left out (a supporting passage is absent)" in call(capsys, *argv)[1]
 

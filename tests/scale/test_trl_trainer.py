@@ -22,7 +22,7 @@ from fgrpo.rewards import ndcg, pad, pool_gains, recall
 from fgrpo.rollout import Rollouts
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.sft import sft_step
-from fgrpo.scale.trl_options import TESTED, check_options, check_version, grpo_options, trl_rows
+from fgrpo.scale.trl_options import TESTED, check_options, check_version, example_of_row, grpo_options, trl_rows
 from fgrpo.tasks.jsonl import write_jsonl
 from tests.families import examples, policy_of, save_model
 from tests.processes import launch
@@ -95,6 +95,13 @@ def rollouts_of(policy: Policy, queries: list[Example], batch: dict, group: int)
     with torch.no_grad():
         logp, _ = policy.logprobs(prompts, ids, mask, sampling)
     return Rollouts(prompts, ids, mask, policy.labels.phases(ids, mask), logp, [], group, sampling)
+
+
+def test_a_row_keeps_graded_gains() -> None:
+    graded = Example("q", "", (), tuple(FILMS), (1, 6), gains=(0, 2, 0, 0, 0, 0, 0.5, 0))
+    for example in (graded, replace(graded, gains=())):
+        (row,) = trl_rows([example], Policy.tiny(FILMS, Config().model).labels, GRAMMAR)
+        assert example_of_row(row) == example
 
 
 def gradient(model) -> torch.Tensor:

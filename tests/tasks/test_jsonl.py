@@ -1,10 +1,12 @@
-"""Examples in and out as JSONL; bad lines are named."""
+"""Examples in and out as JSONL; bad lines are named, and what `data check` accepts can be trained on."""
 
 import json
 
 import pytest
 
+from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
+from fgrpo.data import Example
 from fgrpo.tasks import load_task
 from fgrpo.tasks.jsonl import parse_example, read_jsonl, to_json, write_jsonl
 
@@ -34,6 +36,36 @@ def test_round_trip(tmp_path) -> None:
         ({"relevant": [True]}, "must be a list of indices"),
         ({"relevant": ["c"]}, "must be a list of indices"),
         ({"candidate_ids": ["1"]}, "'candidate_ids' has 1 entries for 3 items"),
+        ({"relevant": [0, 0, 1]}, "holds index 0 more than once: it takes indices, not a 0/1 mask, which would be [2]"),
+        ({"relevant": [1, 1, 0]}, "not a 0/1 mask, which would be [0, 1]"),
+        ({"relevant": [0, 0, 0, 1, 0, 1]}, "not a 0/1 mask, which would be [3, 5]"),
+        ({"relevant": [2, 2, 0]}, "holds index 2 more than once: it takes indices; graded labels go into 'gains'"),
+        ({"relevant": [2, 2]}, "holds index 2 more than once: list each index once"),
+        ({"relevant": [False, False, True]}, "must be a list of indices into 'candidates'; as such this mask is [2]"),
+        ({"relevant": [0.0, 0.5, 1.0]}, "must be a list of indices into 'candidates'; graded labels go into 'gains'"),
+        ({"relevant": {"2": 3}}, "must be a list of indices into 'candidates'; graded labels go into 'gains'"),
+        ({"relevant": "2"}, "must be a list of indices"),
+        ({"relevant": None}, "must be a list of indices"),
+        ({"gains": [0, 3]}, "field 'gains' has 2 entries for 3 candidates"),
+        ({"gains": {"2": 3}}, "field 'gains' must be a list of numbers, one for each candidate"),
+        ({"gains": [0, 0, True]}, "field 'gains' must be a list of numbers"),
+        ({"gains": [0, 0, "3"]}, "field 'gains' must be a list of numbers"),
+        ({"gains": [0, 0, -1]}, "field 'gains' holds -1: a gain is 0, or from 0.000001 to 1,000,000"),
+        ({"gains": [0, float("nan"), 1]}, "field 'gains' holds nan"),
+        ({"gains": [0, 0, float("inf")]}, "field 'gains' holds inf"),
+        ({"gains": [0, 0, 1e-40]}, "field 'gains' holds 1e-40"),
+        ({"gains": [0, 0, 10**4000]}, "field 'gains' holds 10000000000000000000: a gain is"),
+        ({"gains": [0, 1, 2]}, "field 'relevant' must be where 'gains' are above 0, [1, 2], or be left out"),
+        ({"gains": [0, 0, 0]}, "field 'gains' holds no gain above 0"),
+        ({"group": 7}, "field 'group' must be a string"),
+        (
+            {"candidates": ["c", "b", "c"]},
+            "field 'candidates': entries 0 and 2 are the same item; take one out, or tell",
+        ),
+        ({"candidate_ids": ["1", "2", "2"]}, "field 'candidate_ids': entries 1 and 2 are the same item; take one out"),
+        ({"candidates": ["a"], "relevant": [0]}, "field 'candidates' has one entry: the pool needs at least two"),
+        ({"candidates": ["a", " ", "c"]}, "field 'candidates': entry 1 is blank"),
+        ({"history": ["a", ""]}, "field 'history': entry 1 is blank"),
     ],
 )
 def test_a_broken_line_17_is_named(tmp_path, change, message) -> None:
@@ -48,7 +80,17 @@ def test_a_broken_line_17_is_named(tmp_path, change, message) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[1]", b"\xff\xfe{}", b'{"id": "a', b"[" * 100_000, b'{"relevant": [' + b"9" * 5000 + b"]}", b"nul"]
+    "line",
+    [
+        b"{",
+        b"[1]",
+        b'{"id": "\xe9"}',
+        b"\xff{}",
+        b'{"id": "a',
+        b"[" * 100_000,
+        b'{"relevant": [' + b"9" * 5000 + b"]}",
+        b"nul",
+    ],
 )
 def test_what_is_not_json_is_named(tmp_path, line) -> None:
     (tmp_path / "x.jsonl").write_bytes(line)
@@ -77,3 +119,127 @@ def test_own_jsonl_file_is_a_task(tmp_path) -> None:
 def test_unknown_task() -> None:
     with pytest.raises(KitError, match="task 'lab' is not known: use lab-rec, movielens"):
         load_task(Config(task="lab"))
+
+
+def test_graded_gains_and_groups_are_read_and_written(tmp_path) -> None:
+    row = {**GOOD, "gains": [0.5, 0, 3], "group": "user 7"}
+    del row["relevant"]
+    example = parse_example(json.dumps(row))
+    assert example.relevant == {0, 2} and example.gains == (0.5, 0.0, 3.0) and example.group == "user 7"
+    assert parse_example(json.dumps({**row, "relevant": [2, 0]})) == example
+    write_jsonl(tmp_path / "x.jsonl", [example])
+    assert read_jsonl(tmp_path / "x.jsonl") == [example]
+    assert json.loads(to_json(example)) == {**row, "relevant": [0, 2]}
+    plain = json.loads(to_json(parse_example(json.dumps(GOOD))))
+    assert plain == GOOD  # nothing is added to a row that has neither
+
+
+def test_a_trace_keeps_gains_and_group(tmp_path) -> None:
+    from fgrpo.prompt import Output
+    from fgrpo.runs.trace import Group, from_lists, read_trace, trace_of, write_trace
+
+    example = Example("q", "?", (), ("a", "b", "c"), (0, 2), gains=(1, 0, 4), group="s1")
+    group = Group(example, from_lists(Output((0, 2), (2,)), 3))
+    write_trace(tmp_path / "trace.jsonl", trace_of("t", Config(), [group]))
+    (found,) = read_trace(tmp_path / "trace.jsonl").groups
+    assert found.example == example
+
+
+def rows_of(change: dict, count: int = 12) -> str:
+    return "".join(json.dumps({**GOOD, "id": f"u{n}", **change}) + "\n" for n in range(count))
+
+
+VALID = {
+    "good": ({}, True), "ids": ({"candidates": ["a", "a", "b"], "candidate_ids": ["1", "2", "3"]}, True),
+    "gains": ({"gains": [0, 0, 5]}, True), "extra field": ({"note": 1}, True), "no history": ({"history": []}, True),
+    "duplicates": ({"candidates": ["a", "b", "b"]}, False), "pool of one": ({"candidates": ["a"], "relevant": [0]}, False),
+    "blank": ({"candidates": ["a", "\t", "b"]}, False), "number": ({"id": 1}, False),
+    "mask": ({"relevant": [0, 0, 1]}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.JSONL", "x.ndjson", "x.txt"])
+@pytest.mark.parametrize("case", VALID)
+def test_check_and_training_agree(tmp_path, monkeypatch, capsys, config, name, case) -> None:
+    from dataclasses import replace
+
+    from fgrpo.policy import Policy
+
+    monkeypatch.chdir(tmp_path)
+    change, valid = VALID[case]
+    (tmp_path / name).write_text(rows_of(change))
+    assert main(["data", "check", name]) == (0 if valid else 2)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and (valid or "12 bad lines (" in err)
+    if not valid:
+        with pytest.raises(KitError, match=r"line 1: field "):
+            load_task(Config(task=name))
+        return
+    splits, items = load_task(replace(config, task=name))
+    Policy.tiny(items, config.model).encode(splits.train)  # which refuses a pool that holds an item twice
+
+
+def test_a_file_that_is_too_short_to_train_on_is_refused_by_both(tmp_path, capsys) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(rows_of({}, 9))
+    with pytest.raises(KitError, match="9 examples are too few to split 8:1:1"):
+        load_task(Config(task=str(path)))
+    assert main(["data", "check", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert "9 good lines, 0 bad" in out and "9 examples are too few" in err
+    path.write_text(rows_of({}, 9) + rows_of({"id": 1}, 3))
+    with pytest.raises(KitError, match=r"too few .* \(3 bad lines: field 'id' must be a string: 3\)"):
+        load_task(Config(task=str(path)), bad=[])
+
+
+def test_the_reasons_of_a_file_without_a_good_line_are_kept(tmp_path, capsys) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(rows_of({"id": 1}, 3) + rows_of({"relevant": [7]}, 4) + rows_of({"relevant": [9]}, 4) + "{\n")
+    assert main(["data", "check", str(path)]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == f"{path}, line 1: field 'id' must be a string" and len(err) == 13
+    counts = ("field 'relevant' holds index N, but the pool has candidates N to N: 8; field 'id' must be a string: 3; "
+              "not a JSON object (")  # fmt: skip
+    assert err[-1].startswith(f"fgrpo: {path}: no usable example in the file; 12 bad lines ({counts}")
+    for argv in (["train", "--out", str(tmp_path / "run")], ["data", "stats"]):
+        assert main([*argv, "--task", str(path), "--skip-bad"]) == 2
+        (err,) = capsys.readouterr().err.splitlines()
+        assert counts in err and f"the first is {path}, line 1: field 'id' must be a string" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_json_array_is_not_jsonl(tmp_path) -> None:
+    (tmp_path / "y.json").write_text(json.dumps([GOOD] * 12))
+    with pytest.raises(KitError, match=r"line 1: a JSON array; JSONL is one object a line"):
+        load_task(Config(task=str(tmp_path / "y.json")))
+    (tmp_path / "x.json").write_text(json.dumps([GOOD] * 12, indent=1))
+    with pytest.raises(KitError, match=r"x\.json: is a JSON array; JSONL is one object a line"):
+        load_task(Config(task=str(tmp_path / "x.json")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pool": 50}, "--pool is for lab-rec; the pools of TASK are those of its data"),
+        ({"one_relevant": True}, "--one-relevant is for lab-rec"),
+        ({"pool": 5, "one_relevant": True}, "--one-relevant is for lab-rec"),
+    ],
+)
+def test_what_has_no_effect_on_a_task_is_refused(tmp_path, fields, message) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(rows_of({}))
+    for task in (str(path), "movielens", "lastfm-llara", "musique"):
+        with pytest.raises(KitError, match=message.replace("TASK", ".*")):
+            load_task(Config(task=task, data="" if task == str(path) else "nowhere", **fields))
+    assert load_task(Config(task=str(path), pool=20))[0].train  # the default is no choice
+
+
+def test_data_and_skip_bad_where_they_do_nothing(tmp_path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(rows_of({}))
+    for task in ("lab-rec", str(path)):
+        with pytest.raises(KitError, match="--data is for the real data sets"):
+            load_task(Config(task=task, data="somewhere"))
+    for task in ("movielens", "lastfm", "lastfm-hetrec"):
+        with pytest.raises(KitError, match=f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row"):
+            load_task(Config(task=task, data="somewhere"), bad=[])

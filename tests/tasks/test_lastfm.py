@@ -7,8 +7,9 @@ from random import Random
 import pytest
 
 from fgrpo.baselines.rankers import popularity
+from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
-from fgrpo.tasks import load_task
+from fgrpo.tasks import load_task, resolved
 from fgrpo.tasks.lastfm import load_lastfm
 from fgrpo.tasks.reading import Notes, catalogue
 
@@ -89,6 +90,36 @@ def test_no_text_holds_an_id(tmp_path, layout) -> None:
             assert not [a for a in ARTISTS if a in text]
 
 
+def test_the_two_layouts_are_two_tasks(tmp_path, capsys, monkeypatch) -> None:
+    """Scores on one cannot be compared with scores on the other, so what is recorded says which it was."""
+    for name, layout in (("lastfm-hetrec", hetrec), ("lastfm-llara", llara)):
+        folder = tmp_path / name
+        folder.mkdir()
+        layout(folder)
+        config = Config(task="lastfm", data=str(folder))
+        assert resolved(config).task == name and resolved(Config(task=name, data=str(folder))).task == name
+        assert load_task(config) == load_task(resolved(config))
+        assert main(["data", "stats", "--task", "lastfm", "--data", str(folder), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["task"] == name
+        other = {"lastfm-hetrec": "lastfm-llara", "lastfm-llara": "lastfm-hetrec"}[name]
+        with pytest.raises(KitError, match=rf"no {other} here \(it holds .*\); --data must be the folder of"):
+            load_task(Config(task=other, data=str(folder)))
+    tiny = ["--sft", "--sft-steps", "1", "--sft-batch", "2", "--hidden-size", "16", "--layers", "1", "--heads", "2"]
+    argv = ["train", "--task", "lastfm", "--data", str(tmp_path / "lastfm-llara"), "--out", str(tmp_path / "run")]
+    assert main([*argv, *tiny, "--json"]) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["task"] == "lastfm-llara"
+    assert json.loads(capsys.readouterr().out)["task"] == "lastfm-llara"
+
+
+@pytest.mark.parametrize("layout", [hetrec, llara])
+def test_examples_of_one_listener_are_one_group(tmp_path, layout) -> None:
+    splits = load_lastfm(layout(tmp_path))
+    for part in splits:
+        for e in part:
+            assert e.id.startswith(e.group) and e.group
+    assert len({e.group for e in splits.train}) < len(splits.train)
+
+
 def test_artists_of_one_name_stay_two_items(tmp_path, config) -> None:
     from fgrpo.policy import Policy
 
@@ -107,12 +138,33 @@ def test_candidates_are_fixed_by_seed(tmp_path, layout) -> None:
 @pytest.mark.parametrize(
     ("layout", "file", "text", "message"),
     [
-        (hetrec, "user_artists.dat", "h\n2\t70001\n", r"user_artists\.dat, line 2: expected 3 columns, found 2"),
-        (hetrec, "user_artists.dat", "h\n2\t70001\tmany\n", r"line 2: field 'weight' must be a whole number"),
-        (hetrec, "user_artists.dat", "h\n2\t5\t1\n", r"line 2: field 'artistID': artist '5' is not in artists\.dat"),
-        (hetrec, "user_artists.dat", "h\n2\t70001\t1\n", r"0 users with more than one artist are too few"),
-        (hetrec, "artists.dat", b"h\n70001\t\xff\n", r"artists\.dat: cannot be read"),
-        (llara, "id2name.txt", "70001:A\n", r"id2name\.txt, line 1: expected 2 columns, found 1"),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t70001\n",
+            r"user_artists\.dat, line 2: expected 3 columns, found 2",
+        ),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t70001\tmany\n",
+            r"line 2: field 'weight' must be a whole number",
+        ),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t5\t1\n",
+            r"line 2: field 'artistID': artist '5' is not in artists\.dat",
+        ),
+        (
+            hetrec,
+            "user_artists.dat",
+            "userID\tartistID\tweight\n2\t70001\t1\n",
+            r"0 users with .* too few .*1 left out \(the user's only artist: 1",
+        ),
+        (hetrec, "artists.dat", b"id\tname\n70001\ta\n70001\tb\n", r"artists\.dat, line 3: id '70001' appears twice"),
+        (hetrec, "artists.dat", b"\xff\xfei\x00d\x00", r"artists\.dat: is UTF-16 or UTF-32 text: save it as UTF-8"),
+        (llara, "id2name.txt", "70001:A\n", r"id2name\.txt, line 1: the header must name each of the columns id, name"),
         (llara, "id2name.txt", "70001::A\n70001::B\n", r"line 2: id '70001' appears twice"),
         (llara, "train_sessions.jsonl", '{"items": [1]}\n', r"line 1: field 'items': artist '1' is not in id2name"),
         (llara, "train_sessions.jsonl", '{"items": 1}\n', r"line 1: field 'items' must be a list"),
@@ -133,6 +185,8 @@ def test_bad_files_are_named(tmp_path, layout, file, text, message) -> None:
     [
         ({"relevant": [20]}, r"val\.jsonl, line 1: field 'relevant' must hold one index"),
         ({"relevant": [1, 2]}, r"field 'relevant' must hold one index"),
+        ({"relevant": []}, r"field 'relevant' must hold one index"),
+        ({"relevant": [True]}, r"field 'relevant' must hold one index"),
         ({"next": 70_060}, r"field 'next' must be the artist that 'relevant' points at"),
         (
             {"candidates": [70_001, 70_001], "next": 70_001, "relevant": [0]},
@@ -146,7 +200,7 @@ def test_bad_rows_of_held_out_users_are_named(tmp_path, val, message) -> None:
 
 
 def test_a_folder_without_lastfm(tmp_path) -> None:
-    with pytest.raises(KitError, match=r"no LastFM here; --data must be"):
+    with pytest.raises(KitError, match=r"no LastFM here \(it is empty\); --data must be"):
         load_lastfm(tmp_path)
     with pytest.raises(KitError, match=r"task lastfm needs its data"):
         load_task(Config(task="lastfm"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo.cli.main import main
 from fgrpo.config import KitError
 from fgrpo.tasks.movielens import MIN_RATING, load_movielens, readable_title
 from fgrpo.tasks.next_item import HISTORY
@@ -72,6 +73,36 @@ def test_candidates_are_fixed_by_seed(tmp_path) -> None:
     assert notes.to_dict() == {"ratings.csv": {"read": 160, "dropped": {"rating below 3": 20}}}
 
 
+def test_negatives_that_the_user_likes_are_counted(tmp_path, capsys) -> None:
+    """The protocol draws them from all films but history and positive; `data stats` says how many pools have one."""
+    notes = Notes()
+    splits = load_movielens(write(tmp_path, "latest"), notes)
+    liked: dict[str, set[str]] = {}
+    for user, film, rating, _ in events():
+        if rating >= MIN_RATING:
+            liked.setdefault(str(user), set()).add(film)
+    for name, part in splits._asdict().items():
+        mixed = 0
+        for e in part:
+            (positive,) = e.relevant
+            negatives = set(e.candidate_ids) - {e.candidate_ids[positive]}
+            mixed += bool(negatives & liked[e.group])
+            assert e.group == e.id.split("-")[0]
+        what = f"ratings.csv: {name} pools where a negative is another rating of 3 or more of the same user, of {len(part)}"
+        assert notes.remarks[what] == mixed
+    assert sum(notes.remarks.values()) > 10
+    assert main(["data", "stats", "--task", "movielens", "--data", str(tmp_path)]) == 0
+    assert f"{next(iter(notes.remarks))}: {next(iter(notes.remarks.values()))}" in capsys.readouterr().out
+
+
+def test_nobody_left_says_why(tmp_path) -> None:
+    write(tmp_path, "latest")
+    rows = "".join(f"{n},1,2.0,5\n" for n in range(30))
+    (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{rows}")
+    with pytest.raises(KitError, match=r"too few .*30 rows read, 30 left out \(rating below 3: 30\)"):
+        load_movielens(tmp_path)
+
+
 def test_films_of_one_title_stay_two_items(tmp_path, config) -> None:
     from fgrpo.policy import Policy
 
@@ -111,7 +142,7 @@ def test_bad_files_are_named(tmp_path, file, text, message) -> None:
 
 
 def test_a_folder_without_movielens(tmp_path) -> None:
-    with pytest.raises(KitError, match=r"no MovieLens here; --data must be"):
+    with pytest.raises(KitError, match=r"no MovieLens here \(it is empty\); --data must be"):
         load_movielens(tmp_path)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo.baselines.rankers import popularity
 from fgrpo.config import Config, KitError
 from fgrpo.tasks import load_task
 from fgrpo.tasks.multihop import load_hotpotqa, load_musique
@@ -68,10 +69,10 @@ def test_all_schemas_and_forms_give_the_same_examples(tmp_path) -> None:
 
 
 def test_short_pools_are_padded_with_passages_of_other_titles(tmp_path) -> None:
-    rows = [hotpot(n, passages=(10, 4, 2)[n % 3]) for n in range(40)]
+    rows = [hotpot(n, passages=(10, 4, 2)[n % 3]) for n in range(60)]
     splits = load_hotpotqa(array(tmp_path / "a.json", rows))
-    test_only = tuple(f"T{n}-" for n in range(36, 40))
-    for part in splits:
+    own_titles = [("Cairo", *(f"T{n}-" for n in some)) for some in (range(48), range(48, 54), range(54, 60))]
+    for part, titles in zip(splits, own_titles, strict=True):
         for e in part:
             number = int(e.id[1:])
             own = [f"{t}: {t} is a place. It is\u2009far." for t, _ in rows[number]["context"]]
@@ -79,7 +80,8 @@ def test_short_pools_are_padded_with_passages_of_other_titles(tmp_path) -> None:
             assert set(own) <= set(e.candidates) and e.query == f"Question {number}?"
             # with 2 passages the second is both supports: still one relevant passage, whatever was padded
             assert {e.candidates[i] for i in e.relevant} == {own[1], own[-1]}
-            assert part is splits.test or not any(c.startswith(test_only) for c in e.candidates)
+            # a pool padded from training would give its padding away: those passages were met before
+            assert all(c.startswith(titles) for c in e.candidates)
     places = [i for e in splits.train for i in e.relevant]
     assert max(places) > 12 and min(places) < 4  # padding does not stand at the end, where it would give itself away
 
@@ -93,6 +95,7 @@ def test_questions_without_their_supports_are_counted(tmp_path, capsys) -> None:
     assert sum(map(len, splits)) == 25 and len(items) == 250
     assert capsys.readouterr().err == (
         "wiki.json: 30 rows read, 5 left out (a supporting passage is absent: 4; no supporting fact: 1)\n"
+        "wiki.json: validation pools of fewer than 20 passages, as the split has only 19 titles: 2\n"
     )
 
 
@@ -119,8 +122,58 @@ def test_musique_is_keyed_by_index(tmp_path) -> None:
     assert [len(part) for part in splits] == [18, 2, 4]
     assert set(notes.read) == {"musique_ans_v1.0_train.jsonl", "musique_ans_v1.0_dev.jsonl"}
     e = splits.test[0]
-    assert e.candidate_ids == tuple(f"3hop__20/{n}" for n in range(20)) and e.relevant == {3, 8, 9}
-    assert e.candidates[3] == "Ohio: Fact 3." and e.query == "Q20?" and e.history == ()
+    assert set(e.candidate_ids) == {f"3hop__20/{n}" for n in range(20)} and e.query == "Q20?" and e.history == ()
+    assert {e.candidate_ids[i] for i in e.relevant} == {f"3hop__20/{n}" for n in (3, 8, 9)}
+    assert e.candidates[e.candidate_ids.index("3hop__20/3")] == "Ohio: Fact 3."
+
+
+def test_pools_are_shuffled_by_seed_and_question_alone(tmp_path) -> None:
+    rows = [musique(n) for n in range(40)]
+    splits = load_musique(lines(tmp_path / "a.jsonl", rows))
+    examples = {e.id: e for part in splits for e in part}
+    assert (
+        len({e.candidate_ids.index(f"{e.id}/3") for e in examples.values()}) > 10
+    )  # the published place gives nothing away
+    again = load_musique(lines(tmp_path / "b.jsonl", rows[::-1][:20]))
+    assert all(examples[e.id] == e for part in again for e in part)
+    assert load_musique(tmp_path / "a.jsonl", seed=1) != splits
+    hotpots = [hotpot(n, passages=20) for n in range(40)]
+    found = {e.id: e for part in load_hotpotqa(array(tmp_path / "a.json", hotpots)) for e in part}
+    assert all(found[e.id] == e for part in load_hotpotqa(array(tmp_path / "b.json", hotpots[::-1])) for e in part)
+
+
+def test_popularity_knows_nothing_of_passages_that_were_never_met(tmp_path) -> None:
+    splits = load_musique(lines(tmp_path / "a.jsonl", [musique(n) for n in range(300)]))
+    splits = splits._replace(train=splits.train[:100], test=splits.train[100:])
+    first = [min(order.index(i) for i in e.relevant) for order, e in zip(popularity(splits), splits.test, strict=True)]
+    assert abs(sum(place == 0 for place in first) / len(first) - 3 / 20) < 0.09  # chance: 3 of 20, standard error 0.03
+    assert [order for order in popularity(splits) if order == sorted(order)] == []
+
+
+def test_a_folder_of_json_files_is_read(tmp_path) -> None:
+    array(tmp_path / "musique_ans_v1.0_train.json", [musique(n) for n in range(20)])
+    lines(tmp_path / "musique_ans_v1.0_dev.json", [musique(n) for n in range(20, 24)])
+    assert [len(part) for part in load_musique(tmp_path)] == [18, 2, 4]
+    array(tmp_path / "dev_test_singlehop_questions_v1.0.json", [])  # in the official archive
+    assert [len(part) for part in load_musique(tmp_path)] == [18, 2, 4]
+
+
+def test_reasons_are_kept_where_no_question_is_left(tmp_path) -> None:
+    rows = [musique(n, answerable=False) for n in range(12)]
+    with pytest.raises(
+        KitError, match=r"no usable question in the file \(12 rows read, 12 left out \(not answerable: 12\)\)"
+    ):
+        load_musique(lines(tmp_path / "a.jsonl", rows))
+    broken: list[str] = []
+    with pytest.raises(
+        KitError, match=r"\(broken row: 12\)\); the first broken row is .*line 1: field 'id' must be a string\.$"
+    ):
+        load_musique(lines(tmp_path / "b.jsonl", [{"question": "?"}] * 12), None, broken)
+    few = [hotpot(n, supporting_facts=[["Elsewhere", 0]] if n % 2 else [["Cairo", 0]]) for n in range(14)]
+    with pytest.raises(
+        KitError, match=r"7 examples are too few .* \(7 left out \(a supporting passage is absent: 7\)\)"
+    ):
+        load_hotpotqa(array(tmp_path / "c.json", few))
 
 
 def test_questions_without_an_answer_are_counted(tmp_path) -> None:
@@ -171,7 +224,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path, load, row, message) -> None:
         ("[" * 100_000, r"row 1: not a whole JSON object \(nested more than 100 deep\)"),
         ("[[1], " + "[" * 100_000, r"row 1: expected a JSON object, found list"),
         ('{"_id": "a"\n', r"a\.json, line 1: not a JSON object \(Expecting ',' delimiter\)"),
-        ("", r"a\.json: no usable question"),
+        ("", r"a\.json: is empty"),
         ("[]", r"a\.json: no usable question"),
         (b"[\xff]", r"a\.json: cannot be read"),
         (json.dumps([hotpot(0)] * 1), r"1 examples are too few to split"),
