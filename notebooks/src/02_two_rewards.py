@@ -254,7 +254,8 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## Good to know
 #
-# - An output that breaks the form is *ill-formed*: both its rewards are 0 and `rewards.format` is minus the format penalty.
+# - An output that breaks the form is *ill-formed*. The phase at fault earns 0 and pays the format penalty, in
+#   `rewards.slate_format` or `rewards.rank_format`; if it is the slate, nothing can be ranked, so the rank reward is 0 too.
 #   With the grammar switched on, as here, this cannot happen.
 # - A longer slate never lowers recall. With F1 as slate reward (`--slate-reward f1`) every irrelevant item costs a little,
 #   and the policy learns to write short slates. A later notebook shows what that means for the ranking.
