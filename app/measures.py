@@ -14,7 +14,7 @@ from fgrpo.evaluate import FATES, fates, measure_outputs
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, Output
 from fgrpo.rewards import SLATE_REWARDS, Rewards, ndcg, pad, pool_gains
 from fgrpo.runs.trace import Group, credit_of
-from fgrpo.study.significance import paired_bootstrap
+from fgrpo.study.significance import RESAMPLES, paired_bootstrap
 
 from .library import Opened
 
@@ -23,6 +23,8 @@ METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "mrr@5", "slate_recall", "sl
 PHASE_NAMES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 CELLS = 20_000_000
 """maximum size of a batch of queries in `measure_in_batches`: slate places x candidates, which bounds its memory"""
+DRAWS, LEAST = 6_000_000, 500
+"""maximum of resamples x queries of a comparison, which bounds its memory, and the least number of resamples"""
 FATE_WORDS = {
     "right": "ranked above every irrelevant candidate",
     "slate_miss": "slate miss: not in the slate",
@@ -138,7 +140,7 @@ class Comparison:
 
 @lru_cache(maxsize=4)
 def compare_traces(a: Opened, b: Opened) -> Comparison:
-    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some."""
+    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some, or too many."""
     others = {(g.example.id, g.example.candidates): g for g in b.trace.groups if g.greedy}
     keys, examples = [], []
     outputs: tuple[list[Output], list[Output]] = ([], [])
@@ -152,8 +154,9 @@ def compare_traces(a: Opened, b: Opened) -> Comparison:
             outputs[1].append(theirs.greedy.output)
     if not keys:
         raise KitError("these two runs have no greedy rollouts on the same query and pool: choose runs of one task.")
-    grammar = a.config.grammar
-    values = [measure_in_batches(some, examples, _enlarged(grammar, some)) for some in outputs]
+    if len(keys) > DRAWS // LEAST:
+        raise KitError(f"these two runs share {len(keys):,} queries; the app compares up to {DRAWS // LEAST:,}.")
+    values = [measure_in_batches(some, examples, fitting(a.config.grammar, some, examples)) for some in outputs]
     rows = [_row(metric, values[0][metric], values[1][metric]) for metric in METRICS]
     met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(keys))] for v in values]
     shares = [{fate: float(v[fate].mean()) for fate in FATES} for v in values]
@@ -171,13 +174,15 @@ def measure_in_batches(
 
 
 def _row(metric: str, a: Tensor, b: Tensor) -> tuple[str, float, float, float, float, float]:
-    (_, _), (_, difference) = paired_bootstrap({"a": a.unsqueeze(0), "b": b.unsqueeze(0)}, "a").values()
+    resamples = min(RESAMPLES, DRAWS // len(a))
+    both = {"a": a.unsqueeze(0), "b": b.unsqueeze(0)}
+    (_, _), (_, difference) = paired_bootstrap(both, "a", resamples).values()
     low, high = difference.interval()
     return metric, float(a.double().mean()), float(b.double().mean()), difference.mean, low, high
 
 
-def _enlarged(grammar: GrammarConfig, outputs: Sequence[Output]) -> GrammarConfig:
-    """The grammar with sizes that fit all lists: those in a file may be longer than its configuration allows."""
-    slate, rank = (max(1, *(len(o[i]) for o in outputs)) for i in (0, 1))
-    rank = max(rank, grammar.rank_size)
-    return replace(grammar, slate_size=max(slate, rank, grammar.slate_size), rank_size=rank)
+def fitting(grammar: GrammarConfig, outputs: Sequence[Output], examples: Sequence[Example]) -> GrammarConfig:
+    """The grammar with sizes that fit all lists, which may be longer than a file's header says, and no larger pool."""
+    slate, longest = (max(1, *(len(o[i]) for o in outputs)) for i in (0, 1))
+    rank = max(longest, min(grammar.rank_size, max(len(e.candidates) for e in examples)))
+    return replace(grammar, slate_size=max(slate, rank), rank_size=rank)
