@@ -33,6 +33,12 @@ SECONDS = 2
 """interval at which the curves of a run are updated"""
 
 
+def clicked(event: gr.EventData) -> dict[str, str]:
+    """What a button inside the page's HTML says, which a visitor may make anything: names and values as short texts."""
+    data = event._data if isinstance(event._data, dict) else {}
+    return {str(name): str(value)[:1000] for name, value in data.items()}
+
+
 def theme() -> gr.themes.Base:
     """System fonts (nothing is downloaded), and text with a contrast of at least 4.5 in light and dark mode."""
     return gr.themes.Default(
@@ -115,7 +121,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             may have changed it in the meantime, and a late answer must not undo that. A value that is no longer in a list
             is cleared: gradio would refuse every later event otherwise."""
             c, traces = found.chosen, [*library.having("trace.jsonl"), *mine]
-            file = str(library.path(c.run, mine)) if c.run in traces else None
+            file = library.download(c.run, mine, folder)
             lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces)
             lists |= {"query": found.queries, "rollout": found.rollouts}
 
@@ -130,7 +136,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
             return [
                 *(control(name) for name in LINKED), join(found.problems),
-                gr.update(value=file, interactive=bool(file)), *(found.html[n] for n in SLOTS),
+                gr.update(value=str(file) if file else None, interactive=bool(file)), *(found.html[n] for n in SLOTS),
             ]  # fmt: skip
 
         def open_page(mine: dict[str, str], request: gr.Request) -> list[Any]:
@@ -151,17 +157,17 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
         def click(event: gr.EventData, mine: dict[str, str], *values: str | None) -> list[Any]:
             """A button inside the page's HTML: a rollout of the group, or a query of a list."""
-            data, a = event._data or {}, values[LINKED.index("a")] or ""
+            data, a = clicked(event), values[LINKED.index("a")] or ""
             changed = {"rollout": data["rollout"]} if "rollout" in data else {}
             changed |= {"run": a, "query": data["query"], "rollout": ""} if "query" in data else {}
             tab = gr.Tabs(selected="inspect" if "rollout" in data else "compare")
             return [*refresh(mine, *values, **changed), tab]
 
-        def list_queries(event: gr.EventData, mine: dict[str, str], a: str, b: str) -> Any:
-            data = event._data or {}
-            return (
-                queries_of_bar(library, a, b, mine, data.get("run", ""), data["fate"]) if "fate" in data else gr.skip()
-            )
+        def list_queries(event: gr.EventData, mine: dict[str, str], a: str | None, b: str | None) -> Any:
+            data = clicked(event)
+            if "fate" not in data:
+                return gr.skip()
+            return queries_of_bar(library, a or "", b or "", mine, data.get("run", ""), data["fate"])
 
         def open_upload(path: str | None, mine: dict[str, str], *values: str | None) -> list[Any]:
             if not path:
@@ -169,6 +175,11 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             name, bad = f"yours: {printable(Path(path).name, 60)}", list[str]()
             try:
                 opened = open_trace(Path(path), name, bad)
+                kept = (
+                    folder / uuid.uuid4().hex / "upload.jsonl"
+                )  # gradio has one copy for all who upload the same file
+                kept.parent.mkdir()
+                shutil.copyfile(path, kept)
             except (KitError, OSError) as error:
                 lines = "\n".join([str(error), *bad[:10]])
                 return [message(lines, "problem"), mine, *[gr.skip()] * len(everything)]
@@ -178,10 +189,15 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 messages.append(
                     message("\n".join([f"{len(bad)} invalid lines were left out:", *bad[:10], *more]), "problem")
                 )
-            kept = folder / uuid.uuid4().hex / "upload.jsonl"  # gradio keeps one copy for all who upload the same file
-            kept.parent.mkdir()
-            mine = add_trace(mine, name, Path(shutil.copyfile(path, kept)))
+            mine = add_trace(mine, name, kept)
             return [join(messages), mine, *refresh(mine, *values, run=name, query="", rollout="")]
+
+        def take(mine: dict[str, str], run: str | None, query: str | None) -> list[Any]:
+            """The selected query, in the form of the Playground."""
+            try:
+                return [*form.form_of(library.trace(run or "", mine).group(query or "").example), gr.skip()]
+            except KitError as error:
+                return [*[gr.skip()] * 4, message(str(error), "problem")]
 
         def follow(name: str | None, before: tuple) -> list[Any]:
             """The curves, drawn again only if the run has logged something since."""
@@ -214,9 +230,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             inputs, [*everything, tabs], **whole,
         ))  # fmt: skip
         form.take.click(
-            lambda mine, run, query: form.form_of(library.trace(run, mine).group(query).example) if run and query
-            else [gr.skip()] * 4, [own, run, query], [form.query, form.history, form.pool, form.source], **quiet,
-        )  # fmt: skip
+            take, [own, run, query], [form.query, form.history, form.pool, form.source, form.status], **quiet
+        )
 
         followed.change(follow, [followed, seen], [curves, seen], **quiet)
         timer.tick(follow, [followed, seen], [curves, seen], **quiet)
