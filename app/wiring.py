@@ -149,8 +149,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             asked = {name: str(request.query_params.get(name, ""))[:1000] for name in LINKED}
             traces, logs, models = library.having("trace.jsonl"), library.having("metrics.jsonl"), library.with_policy()
             first = next((t for t in ("lab-rec-fgrpo", *traces) if t in traces), "")
-            defaults = {"run": first, "a": next((t for t in ("lab-rec-grpo", *traces) if t in traces), ""), "b": first}
-            chosen = Chosen(**{name: asked[name] or defaults.get(name, "") for name in LINKED})
+            second = next((t for t in ("lab-rec-grpo", *traces) if t in traces), "")
+            chosen = replace(Chosen(first, a=second, b=first), **{name: text for name, text in asked.items() if text})
             return [
                 *parts(show(library, chosen, mine), mine), gr.update(choices=logs, value=first if first in logs else None),
                 gr.update(choices=models, value=first if first in models else next(iter(models), None)),
@@ -188,7 +188,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 kept.parent.mkdir()
                 shutil.copyfile(path, kept)
             except (KitError, OSError) as error:
-                return [message("\n".join([str(error), *bad[:10]]), "problem"), mine, ""]
+                return [message("\n".join([str(error), *bad[:3]]), "problem"), mine, ""]
             messages = [message(f"{name}: {len(opened.trace.groups)} queries. Select it as Run, A or B.")]
             if bad:
                 more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
