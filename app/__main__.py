@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM. Returns the exit status: 0, or 2 after one clear line on stderr."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. Returns the exit status: 0, or 2 after one clear line on stderr."""
     parser = Parser(prog="python -m app", description="Inspect subsets, rankings and credit.")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860; 0: any free one)")
     parser.add_argument(
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="folder or name of the pretrained base model of adapters")
     parser.add_argument("--gguf-file", default="", help="GGUF file in the --model folder to read its weights from")
     try:
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # leave as after Ctrl-C: the temporary folder is removed
+        for number in (x for x in signal.Signals if x.name in ("SIGTERM", "SIGHUP")):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the temporary folder is removed
         serve(parser.parse_args(argv))
     except KitError as error:
         print(f"app: {error}", file=sys.stderr)
@@ -86,13 +86,12 @@ def temporary_folder(runs: Path) -> "tempfile.TemporaryDirectory[str]":
     try:
         runs.mkdir(parents=True, exist_ok=True)
         list(runs.iterdir())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise KitError(f"{runs}: cannot be used ({reason}); name another folder with --runs.") from None
-    try:
-        return tempfile.TemporaryDirectory(dir=runs, prefix=".app-")
-    except OSError:
-        return tempfile.TemporaryDirectory(prefix="fgrpo-app-")
+        try:
+            return tempfile.TemporaryDirectory(dir=runs, prefix=".app-")
+        except OSError:
+            return tempfile.TemporaryDirectory(prefix="fgrpo-app-")
+    except OSError as error:
+        raise KitError(f"{runs}: cannot be used ({error.strerror}); name another folder with --runs.") from None
 
 
 def launch(host: str, port: int, runs: Path, folder: Path, model: str = "", gguf_file: str = "") -> Any:

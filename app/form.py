@@ -94,8 +94,7 @@ class Playground:
         return [*typed(example), example]
 
     def _preset(self, name: object) -> list[Any]:
-        known = isinstance(name, str) and name in presets()
-        return self.form_of(presets()[name]) if known else [gr.skip()] * 4
+        return self.form_of(presets()[name]) if isinstance(name, str) and name in presets() else [gr.skip()] * 4
 
     def _generate(
         self, own: dict[str, str], chosen: object, source: Example, method: object, against: object, *values: object

@@ -39,6 +39,11 @@ def clicked(event: gr.EventData) -> dict[str, str]:
     return {str(name): str(value)[:1000] for name, value in data.items()}
 
 
+def uploaded_path(file: Any) -> str | None:
+    """Where the server put an uploaded file, whatever its ending: gradio would refuse others with a traceback."""
+    return getattr(file, "path", None)
+
+
 def text_of(value: object) -> str:
     """The value of a control, which a visitor may make anything, as a text."""
     return value if isinstance(value, str) else ""
@@ -107,7 +112,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 timer, seen = gr.Timer(SECONDS, active=False), gr.State(())
             with gr.Tab("Files", id="files"):
                 upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"])
-                upload.preprocess = lambda file: file and file.path  # type: ignore[method-assign]  # not by its ending
+                upload.preprocess = uploaded_path  # type: ignore[method-assign, assignment]
                 uploaded, opened = gr.HTML(elem_id="at-uploaded"), gr.State("")
                 save = gr.DownloadButton("Download the trace of this run (JSONL)")
                 again = gr.Button("Update the list of runs")

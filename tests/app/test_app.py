@@ -519,6 +519,17 @@ def test_a_bad_call_is_one_line(args, words, capsys, monkeypatch, tmp_path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_the_app_runs_from_a_clone_only(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("gradio")
+    from app.__main__ import launch
+
+    monkeypatch.setattr("app.library.BUNDLED", tmp_path / "data" / "checkpoints")
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    with pytest.raises(KitError, match=r"runs from a clone, where its traces are; .*checkpoints is missing"):
+        launch("127.0.0.1", 7860, tmp_path, tmp_path)
+    assert not Library(tmp_path).folders()
+
+
 def test_runs_may_be_read_only(tmp_path) -> None:
     from app.__main__ import temporary_folder
 

@@ -147,7 +147,7 @@ def test_no_value_of_a_control_ends_in_a_traceback(server: Server, junk: object)
     assert "Traceback" not in server.stderr()
 
 
-@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, ("--host", "::1")), (signal.SIGTERM, ())])
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGHUP, ("--host", "::1")), (signal.SIGTERM, ())])
 def test_it_ends_quietly_and_leaves_nothing(tmp_path: Path, number: int, options: tuple[str, ...]) -> None:
     server = Server(tmp_path, "--runs", "mine", *options, HTTPS_PROXY="no address", NO_PROXY="example.com")
     assert server.get("").status_code == 200
