@@ -37,16 +37,22 @@ def reward_plane(slate: Sequence[float], rank: Sequence[float]) -> Figure:
     return figure
 
 
+def panels(rows: Sequence[dict[str, float]]) -> list[tuple[str, dict[str, int]]]:
+    """Those of CURVES that the rows have values of."""
+    names = {name for row in rows for name in row}
+    return [(title, keys) for title, keys in CURVES if names & keys.keys()]
+
+
 def training_curves(rows: Sequence[dict[str, float]], window: int = 10) -> Figure:
     """The logged metrics of a run by phase, against steps: running means over `window` steps."""
-    panels = [(title, keys) for title, keys in CURVES if any(k in rows[0] for k in keys)]
-    down, across = -(-len(panels) // 3), min(3, len(panels))
+    shown = panels(rows)
+    down, across = -(-len(shown) // 3), min(3, len(shown))
     figure = Figure(figsize=(11, 3.1 * down), layout="constrained")
     steps = [row["step"] for row in rows]
     every = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes in every[len(panels) :]:
+    for axes in every[len(shown) :]:
         axes.set_visible(False)
-    for axes, (title, keys) in zip(every, panels, strict=False):
+    for axes, (title, keys) in zip(every, shown, strict=False):
         for key, phase in keys.items():
             values = np.array([row.get(key, np.nan) for row in rows], dtype=float)
             width = min(window, len(values))

@@ -22,13 +22,15 @@ from . import views
 from .library import Library
 from .markup import join, message, tag
 from .measures import group_credit
-from .playground import GROUP, Form, config_of, example_from, generate, typed
+from .playground import GROUP, Form, config_of, example_from, form_of, generate, typed
 from .token_strip import tokens_of
 
 OWN = 5
 """maximum number of traces kept for one visitor"""
 GENERATED = "yours: playground"
 """name of the trace that was generated last"""
+RAW: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
+"""options of events that take any value: one that is out of range gets a message of ours, not an error of gradio"""
 
 
 @cache
@@ -37,13 +39,6 @@ def presets() -> dict[str, Example]:
     path = DATA / "lab-rec" / "test.jsonl"
     lab = {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
     return lab | {e.id: e for e in read_jsonl(Path(__file__).parent / "presets.jsonl")}
-
-
-def dropdown_of(names: list[str], **options: Any) -> gr.Dropdown:
-    """A dropdown that passes on any value: one that is not in the list gets a message of ours, not an error of gradio."""
-    dropdown = gr.Dropdown(names, **options)
-    dropdown.preprocess = lambda payload: payload if isinstance(payload, str) else None  # type: ignore[method-assign]
-    return dropdown
 
 
 class Playground:
@@ -56,8 +51,8 @@ class Playground:
         self.source = gr.State(first)
         with gr.Row():
             info = "the policy of a run; a tiny policy knows the titles of its own catalogue only"
-            self.model = dropdown_of([], label="Model", info=info)
-            self.preset = dropdown_of(list(presets()), value=next(iter(presets()), None), label="Preset")
+            self.model = gr.Dropdown([], label="Model", info=info)
+            self.preset = gr.Dropdown(list(presets()), value=next(iter(presets()), None), label="Preset")
             self.take = gr.Button("Use the query selected above")
         texts = typed(first)
         self.query = gr.Textbox(texts[0], label="Query", max_length=5000)
@@ -83,11 +78,11 @@ class Playground:
         self.result = gr.HTML(elem_id="at-result")
         values = [getattr(self, f.name) for f in fields(Form)]
         form = [self.query, self.history, self.pool, self.source]
-        self.preset.input(self._preset, [self.preset], form, api_visibility="private", show_progress="hidden")
+        self.preset.input(self._preset, [self.preset], form, show_progress="hidden", **RAW)
         self.going = self.run.click(
             self._generate, [own, self.model, self.source, *methods, *values],
             [self.status, self.result, own, self.inspect, self.save],
-            concurrency_limit=1, concurrency_id="generate", api_visibility="private", show_progress="hidden",
+            concurrency_limit=1, concurrency_id="generate", show_progress="hidden", **RAW,
         )  # fmt: skip
         self.stop.click(
             lambda: message("Stopped. The rollouts completed so far are shown, but not saved."),
@@ -98,18 +93,19 @@ class Playground:
         """The values of the form for a query."""
         return [*typed(example), example]
 
-    def _preset(self, name: str) -> list[Any]:
-        return self.form_of(presets()[name]) if name in presets() else [gr.skip()] * 4
+    def _preset(self, name: object) -> list[Any]:
+        return self.form_of(presets()[name]) if isinstance(name, str) and name in presets() else [gr.skip()] * 4
 
     def _generate(
-        self, own: dict[str, str], model: str, source: Example, method: str, against: str, *values: Any
+        self, own: dict[str, str], chosen: object, source: Example, method: object, against: object, *values: object
     ) -> Iterator[list[Any]]:
         """Show each rollout as it is generated. An error is reported in the status line and changes nothing else."""
         nothing = [gr.skip()] * 3
+        model, method, against = map(str, (chosen, method, against))
         yield [message(f"Loading {model}."), Markup(""), *nothing]
         try:
-            form = Form(*values)
-            count, seed = int(form.group), int(form.seed or 0)
+            form = form_of(*values)
+            count, seed = form.group, form.seed
             config = config_of(form, self.library.config(model))
             example, policy = example_from(form, source), self.library.policy(model)
             group = None
@@ -134,7 +130,7 @@ class Playground:
         assert group.greedy is not None
         parts = [
             views.strip_panel(tokens_of(group.example, group.greedy), "log-prob", (method, method)),
-            views.pool_table(group.example, group.greedy.output, "Pool, with the lists of the greedy rollout"),
+            views.pool_table(group.example, group.greedy.output, config.grammar, "Pool, with the lists of the greedy rollout"),
             views.errors_panel(group.example, group.greedy, config),
         ]
         if last and len(group.rollouts) > 1:

@@ -1,14 +1,17 @@
 """The runs that the app can open, and their files. Runs are looked up by name in a list, never by a path from a user."""
 
-import io
+import hashlib
+import math
 import os
+import shutil
+import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 from fgrpo.config import Config, KitError, LMConfig
 from fgrpo.data import Example
@@ -24,8 +27,10 @@ from .markup import printable
 BUNDLED = DATA / "checkpoints"
 TRACES_KEPT, BYTES_KEPT, POLICIES_KEPT = 12, 64_000_000, 3
 """limits of the caches"""
-TRACE_BYTES = 64_000_000
-"""maximum size of a trace file"""
+TRACE_BYTES, LINE_BYTES, METRICS_BYTES, CONFIG_BYTES = 64_000_000, 16_000_000, 32_000_000, 1_000_000
+"""maximum sizes of a trace, of one line in it, of metrics.jsonl and of config.json: what is read takes several times that"""
+INVALID_LINES = 1000
+"""number of invalid lines after which an upload is refused"""
 QUERY_LIMITS = {"candidates": 2000, "candidates in a list": 500, "rollouts": 64, "tokens in a rollout": 2000}
 """maximum sizes of one query: the memory for its rewards grows with their product"""
 LIST_SECONDS = 1.0
@@ -70,13 +75,13 @@ class Library:
         """Folder of every run by name: the bundled ones (`lab-rec`), then yours (`runs/demo/fgrpo-seed0`), newest first."""
         if time.monotonic() < self._listed[0] + LIST_SECONDS:
             return self._listed[1]
-        found = {p.name: p for p in sorted(BUNDLED.iterdir()) if (p / "config.json").is_file()}
+        found = {p.parent.name: p.parent for p in sorted(BUNDLED.glob("*/config.json"))}
         mine = []
         for at, inner, files in os.walk(self.runs):
             inner[:] = [d for d in inner if d != "checkpoints" and not d.startswith(".")]
             if "config.json" in files:
                 mine.append(Path(at))
-        mine.sort(key=lambda p: (-(p / "config.json").stat().st_mtime, str(p)))
+        mine.sort(key=lambda p: (-_modified(p / "config.json"), str(p)))
         found |= {printable(f"runs/{p.relative_to(self.runs).as_posix()}", 200): p for p in mine}
         self._listed = (time.monotonic(), found)
         return found
@@ -105,9 +110,7 @@ class Library:
         """The trace with this name. Raises KitError if it is missing, invalid, of a newer version or too large."""
         path = self.path(name, own)
         try:
-            status = path.stat()
-            if status.st_size > TRACE_BYTES:
-                raise KitError(f"{name}: the trace has {status.st_size:,} bytes; the app opens up to {TRACE_BYTES:,}.")
+            status = bounded(path, f"{name}: its trace", TRACE_BYTES)
             stamp = (str(path), status.st_mtime_ns, status.st_size)
             bad: list[str] | None = [] if name in own else None  # broken lines were reported at the upload
             return self._traces.get(stamp, lambda: open_trace(path, name, bad), status.st_size)
@@ -115,16 +118,41 @@ class Library:
             problem = "was deleted: upload or generate it again" if name in own else "cannot be read"
             raise KitError(f"{name}: its trace {problem} ({error.strerror}).") from None
 
-    def metrics(self, name: str) -> list[dict[str, float]]:
-        """The metrics that a run has logged so far, one row per step."""
+    def download(self, name: str, own: Mapping[str, str], folder: Path) -> Path | None:
+        """A copy of a trace below `folder`, the only one that the server gives files from; None if it cannot be opened."""
         try:
-            return read_metrics(self.folder(name))
+            self.trace(name, own)
+            path = self.path(name, own)
+            if path.is_relative_to(folder):
+                return path
+            status = path.stat()
+            key = hashlib.sha256(repr((str(path), status.st_mtime_ns, status.st_size)).encode()).hexdigest()
+            copy = folder / "downloads" / key / "trace.jsonl"
+            if not copy.is_file():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy.with_suffix(".part")).replace(copy)
+            return copy
+        except (KitError, OSError):  # `show` reports why
+            return None
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        """The finite numbers that a run has logged so far, one row per step. Raises KitError if there is no such file."""
+        folder = self.folder(name)
+        try:
+            bounded(folder / "metrics.jsonl", f"{name}: its metrics.jsonl", METRICS_BYTES)
+            rows = read_metrics(folder)
         except OSError as error:
             raise KitError(f"{name}: metrics.jsonl cannot be read ({error.strerror}).") from None
+        return [{k: x for k, x in row.items() if _plotted(x)} | {"step": _step(name, row["step"])} for row in rows]
 
     def config(self, name: str) -> Config:
         """The configuration of a run."""
-        return read_config(self.folder(name))
+        folder = self.folder(name)
+        try:
+            bounded(folder / "config.json", f"{name}: its config.json", CONFIG_BYTES)
+        except OSError as error:
+            raise KitError(f"{name}: config.json cannot be read ({error.strerror}).") from None
+        return read_config(folder)
 
     def policy(self, name: str) -> Policy:
         """The latest policy of a run, cached. Raises KitError if it is damaged or its base model is not available."""
@@ -133,9 +161,38 @@ class Library:
         return self._policies.get((str(folder),), lambda: load_policy(folder, lm=lm))
 
 
+def bounded(path: Path, name: str, limit: int) -> os.stat_result:
+    """The status of a file. Raises KitError on anything but a file (a pipe never ends) and on a file above `limit` bytes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise KitError(f"{name} cannot be read: it is not a file.")
+    if status.st_size > limit:
+        raise KitError(f"{name} has {status.st_size:,} bytes; the app opens up to {limit:,}.")
+    return status
+
+
+def _modified(path: Path) -> float:
+    """Time of the last change, 0 if the file is gone: a run may be deleted while the list is read."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _plotted(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e30 and math.isfinite(value)
+
+
+def _step(name: str, step: float) -> int:
+    if not 0 <= step < 2**53:
+        raise KitError(f"{name}: metrics.jsonl has a step that is not the number of a step; delete the line.")
+    return int(step)
+
+
 def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:
     """Read a trace and name its queries: by id, by id and step where ids repeat, else by number."""
-    trace = parse_trace(io.BytesIO(path.read_bytes()), name, bad)
+    with path.open("rb") as file:
+        trace = parse_trace(_lines(file, name, bad), name, bad)
     keys: dict[str, int] = {}
     for number, group in enumerate(trace.groups):
         _check_size(group, f"{name}, query {number + 1}")
@@ -143,6 +200,18 @@ def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:
         fits = (n for n in names if n not in keys and len(n) <= 80 and printable(n) == n)
         keys[next(fits, f"#{number + 1}")] = number
     return Opened(trace, keys)
+
+
+def _lines(file: BinaryIO, name: str, bad: list[str] | None) -> Iterator[bytes]:
+    """The lines of a file. Raises KitError on one that is too long, and once there are too many invalid ones."""
+    number = 0
+    while line := file.readline(LINE_BYTES + 1):
+        number += 1
+        if len(line) > LINE_BYTES:
+            raise KitError(f"{name}, line {number}: more than {LINE_BYTES:,} bytes; the app opens shorter lines only.")
+        if bad and len(bad) > INVALID_LINES:
+            raise KitError(f"{name}: more than {INVALID_LINES:,} invalid lines; this is neither a trace nor examples.")
+        yield line
 
 
 def _check_size(group: Group, where: str) -> None:

@@ -14,7 +14,7 @@ from fgrpo.evaluate import FATES, fates, measure_outputs
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, Output
 from fgrpo.rewards import SLATE_REWARDS, Rewards, ndcg, pad, pool_gains
 from fgrpo.runs.trace import Group, credit_of
-from fgrpo.study.significance import paired_bootstrap
+from fgrpo.study.significance import RESAMPLES, paired_bootstrap
 
 from .library import Opened
 
@@ -23,6 +23,8 @@ METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "mrr@5", "slate_recall", "sl
 PHASE_NAMES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 CELLS = 20_000_000
 """maximum size of a batch of queries in `measure_in_batches`: slate places x candidates, which bounds its memory"""
+DRAWS, LEAST = 6_000_000, 500
+"""maximum of resamples x queries of a comparison, which bounds its memory, and the least number of resamples"""
 FATE_WORDS = {
     "right": "ranked above every irrelevant candidate",
     "slate_miss": "slate miss: not in the slate",
@@ -65,7 +67,7 @@ def group_credit(group: Group, config: Config, method: str) -> GroupCredit:
 
 def zero_phases(rewards: Rewards) -> list[str]:
     """The phases in which every rollout of the group has the same reward, so that there is no gradient."""
-    total = {"slate": rewards.slate + rewards.format, "rank": rewards.rank + rewards.format}
+    total = {"slate": rewards.slate + rewards.slate_format, "rank": rewards.rank + rewards.rank_format}
     return [phase for phase, reward in total.items() if bool(zero_variance(reward)[0])]
 
 
@@ -91,18 +93,20 @@ def scores(example: Example, output: Output, config: Config) -> dict[str, float]
     }
 
 
-def fate_of(example: Example, output: Output) -> dict[int, str]:
-    """The fate of each relevant candidate of the pool, a name in FATES."""
-    slate, rank = (pad([part], max(1, len(part))) for part in (output.slate, output.rank))
+def fate_of(example: Example, output: Output, grammar: GrammarConfig) -> dict[int, str]:
+    """The fate of each relevant candidate of the pool that there was room for, a name in FATES."""
+    sizes = fitting(grammar, [output], [example])
+    slate, rank = pad([output.slate], sizes.slate_size), pad([output.rank], sizes.rank_size)
     found = fates(slate, rank, torch.tensor([bool(output.error)]), pool_gains([example], dtype=torch.float64))[0]
     return {i: FATES[code] for i, code in enumerate(found.tolist()) if code >= 0}
 
 
-def error_words(example: Example, output: Output) -> list[str]:
+def error_words(example: Example, output: Output, grammar: GrammarConfig) -> list[str]:
     """The types of error in one output, in words; without any, one sentence that says so."""
     if output.error:
-        return [f"format error ({output.error}): {ERROR_WORDS[output.error]}; both rewards are 0"]
-    fate = list(fate_of(example, output).values())
+        lost = "the rank reward is 0, the slate keeps its own" if output.slate else "both rewards are 0"
+        return [f"format error ({output.error}): {ERROR_WORDS[output.error]}; {lost}"]
+    fate = list(fate_of(example, output, grammar).values())
     words, n = [], len(fate)
     if misses := fate.count("slate_miss"):
         words.append(f"slate miss: {misses} of {n} relevant candidates not in the slate")
@@ -138,7 +142,7 @@ class Comparison:
 
 @lru_cache(maxsize=4)
 def compare_traces(a: Opened, b: Opened) -> Comparison:
-    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some."""
+    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some, or too many."""
     others = {(g.example.id, g.example.candidates): g for g in b.trace.groups if g.greedy}
     keys, examples = [], []
     outputs: tuple[list[Output], list[Output]] = ([], [])
@@ -152,8 +156,9 @@ def compare_traces(a: Opened, b: Opened) -> Comparison:
             outputs[1].append(theirs.greedy.output)
     if not keys:
         raise KitError("these two runs have no greedy rollouts on the same query and pool: choose runs of one task.")
-    grammar = a.config.grammar
-    values = [measure_in_batches(some, examples, _enlarged(grammar, some)) for some in outputs]
+    if len(keys) > DRAWS // LEAST:
+        raise KitError(f"these two runs share {len(keys):,} queries; the app compares up to {DRAWS // LEAST:,}.")
+    values = [measure_in_batches(some, examples, fitting(a.config.grammar, some, examples)) for some in outputs]
     rows = [_row(metric, values[0][metric], values[1][metric]) for metric in METRICS]
     met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(keys))] for v in values]
     shares = [{fate: float(v[fate].mean()) for fate in FATES} for v in values]
@@ -171,13 +176,18 @@ def measure_in_batches(
 
 
 def _row(metric: str, a: Tensor, b: Tensor) -> tuple[str, float, float, float, float, float]:
-    (_, _), (_, difference) = paired_bootstrap({"a": a.unsqueeze(0), "b": b.unsqueeze(0)}, "a").values()
+    resamples = min(RESAMPLES, DRAWS // len(a))
+    both = {"a": a.unsqueeze(0), "b": b.unsqueeze(0)}
+    (_, _), (_, difference) = paired_bootstrap(both, "a", resamples).values()
     low, high = difference.interval()
     return metric, float(a.double().mean()), float(b.double().mean()), difference.mean, low, high
 
 
-def _enlarged(grammar: GrammarConfig, outputs: Sequence[Output]) -> GrammarConfig:
-    """The grammar with sizes that fit all lists: those in a file may be longer than its configuration allows."""
-    slate, rank = (max(1, *(len(o[i]) for o in outputs)) for i in (0, 1))
-    rank = max(rank, grammar.rank_size)
-    return replace(grammar, slate_size=max(slate, rank, grammar.slate_size), rank_size=rank)
+def fitting(grammar: GrammarConfig, outputs: Sequence[Output], examples: Sequence[Example]) -> GrammarConfig:
+    """The grammar with sizes that fit all lists, which may be longer than a file's header says, and no larger pool."""
+    pool = max(len(e.candidates) for e in examples)
+    slate, rank = (
+        max(1, min(size, pool), *(len(o[i]) for o in outputs))
+        for i, size in enumerate((grammar.slate_size, grammar.rank_size))
+    )
+    return replace(grammar, slate_size=max(slate, rank), rank_size=rank)

@@ -1,7 +1,8 @@
 """Live generation for a typed query and pool, one rollout at a time, so that it can be stopped."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from fgrpo.config import Config, KitError
 from fgrpo.data import Example
@@ -14,6 +15,16 @@ POOL, HISTORY, TEXT = 200, 50, 2000
 """maximum number of candidates, of history entries, of characters of each text"""
 GROUP = 16
 """maximum number of sampled rollouts"""
+LONGEST = 500_000
+"""maximum number of characters of a field of the form"""
+NUMBERS = {
+    "temperature": (0.1, 2),
+    "slate_size": (1, 20),
+    "rank_size": (1, 10),
+    "group": (1, GROUP),
+    "seed": (0, 2**31 - 1),
+}
+"""smallest and largest value of each number of the form"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,23 @@ class Form:
     decoding: str
     group: int
     seed: int
+
+
+def form_of(*values: object) -> Form:
+    """The form from the values of its controls, which may be anything. Raises KitError naming the field."""
+    found: dict[str, Any] = {}
+    for field, value in zip(fields(Form), values, strict=True):
+        name = field.name.replace("_", " ")
+        if field.name in NUMBERS:
+            low, high = NUMBERS[field.name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise KitError(f"{name}: enter a number between {low} and {high:,}.")
+            found[field.name] = float(value) if field.name == "temperature" else int(value)
+        elif not isinstance(value, str) or len(value) > LONGEST:
+            raise KitError(f"{name}: enter at most {LONGEST:,} characters.")
+        else:
+            found[field.name] = value
+    return Form(**found)
 
 
 def typed(example: Example) -> tuple[str, str, str]:
@@ -75,6 +103,8 @@ def example_from(form: Form, source: Example | None = None) -> Example:
             known = dict(zip(map(_line, source.history if name == "history" else source.candidates), ids, strict=True))
             if len(known) == len(ids) and set(texts) <= set(known):
                 row[f"{name}_ids"] = [known[text] for text in texts]
+    if source and pool == [_line(text) for text in source.candidates] and frozenset(relevant) == source.relevant:
+        row |= {"gains": list(source.gains)} if source.gains else {}
     return example_of(row)
 
 

@@ -1,5 +1,6 @@
 """What each part of the page shows for the state of the controls. Errors become sentences on the page."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -61,8 +62,8 @@ def show(library: Library, chosen: Chosen, own: Own) -> Page:
         page.problems += [message(note) for note in opened.trace.notes]
         page.chosen = chosen = _corrected(page, chosen, opened)
         group = opened.group(chosen.query)
-        _inspect(page, opened, group)
-        _compare(page, library, group, own)
+        _try(page, lambda: _inspect(page, opened, group))
+        _try(page, lambda: _compare(page, library, group, own))
     return page
 
 
@@ -123,7 +124,7 @@ def _inspect(page: Page, opened: Opened, group: Group) -> None:
     number = -1 if greedy else int(chosen.rollout) - 1
     traced = group.greedy if greedy else group.rollouts[number]
     assert traced is not None
-    html["pool"] = views.pool_table(group.example, traced.output)
+    html["pool"] = views.pool_table(group.example, traced.output, config.grammar)
     html["errors"] = views.errors_panel(group.example, traced, config)
     rows: list[list[float] | None] = [None, None]
     if greedy:
@@ -165,7 +166,8 @@ def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
     if a is None or b is None:
         return
     try:
-        html["side"] = views.side_by_side(group.example, _lists(a, group, names[0]), _lists(b, group, names[1]), names)
+        lists = _lists(a, group, names[0]), _lists(b, group, names[1])
+        html["side"] = views.side_by_side(group.example, *lists, names, (a.config.grammar, b.config.grammar))
     except KitError as error:
         html["side"] = message(str(error))
     try:
@@ -204,11 +206,11 @@ def training(library: Library, name: str) -> Markup:
 
     def curves() -> Markup:
         rows = library.metrics(name)
-        if not rows:
+        if not rows or not charts.panels(rows):
             return message(f"{name}: nothing is logged yet; the curves appear after the first step.")
         last = rows[-1]
         steps = library.config(name).rl.steps if "reward/slate" in last else library.config(name).sft.sft_steps
-        values = ", ".join(f"{k} {v:.3g}" for k, v in last.items() if k != "step" and isinstance(v, int | float))
+        values = ", ".join(f"{printable(k, 40)} {v:.3g}" for k, v in last.items() if k != "step")
         text = f"Step {last['step']:,} of {steps:,}. Last values: {values}."
         alt = f"Training curves of {name}, running means over 10 steps. {text}"
         return tag("<p>{}</p>{}", text, views.picture(charts.training_curves(rows), alt, "training.png"))
@@ -221,4 +223,8 @@ def _try(page: Page, make: Callable[[], T]) -> T | None:
         return make()
     except KitError as error:
         page.problems.append(message(str(error), "problem"))
-        return None
+    except Exception as error:  # a visitor's file must not end in an error of the server
+        print(f"app: {error!r:.500}", file=sys.stderr)
+        text = f"this cannot be shown ({type(error).__name__}: {str(error)[:200]}); the app still runs, choose another run."
+        page.problems.append(message(text, "problem"))
+    return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fgrpo.config import Config
+from fgrpo.config import Config, GrammarConfig
 from fgrpo.credit import JOINT
 from fgrpo.data import Example
 from fgrpo.evaluate import FATES
@@ -37,13 +37,14 @@ def query_panel(example: Example) -> Markup:
     )  # fmt: skip
 
 
-def pool_table(example: Example, output: Output, caption: str = "Pool") -> Markup:
+def pool_table(example: Example, output: Output, grammar: GrammarConfig, caption: str = "Pool") -> Markup:
     """Every candidate: position in the slate, rank, relevance, gain, and the fate of the relevant ones."""
-    slate, rank, fate = numbered(output.slate), numbered(output.rank), fate_of(example, output)
+    slate, rank, fate = numbered(output.slate), numbered(output.rank), fate_of(example, output, grammar)
+    gains = example.gains or [float(i in example.relevant) for i in range(len(example.candidates))]
     rows = [
         (
             str(i + 1), printable(text), _position(slate.get(i)), _position(rank.get(i)),
-            "\N{BLACK STAR} relevant" if i in example.relevant else "no", "1" if i in example.relevant else "0",
+            "\N{BLACK STAR} relevant" if i in example.relevant else "no", f"{gains[i]:g}",
             fate[i].replace("_", " ") if i in fate else "",
         )
         for i, text in enumerate(example.candidates)
@@ -58,7 +59,7 @@ def _position(position: int | None) -> str:
 
 def errors_panel(example: Example, traced: Traced, config: Config) -> Markup:
     """Rewards of one rollout, and its errors in words."""
-    words = join(tag("<li>{}</li>", text) for text in error_words(example, traced.output))
+    words = join(tag("<li>{}</li>", text) for text in error_words(example, traced.output, config.grammar))
     rewards = join(
         tag("<dt>{}</dt><dd>{}</dd>", name, f"{x:.3f}") for name, x in scores(example, traced.output, config).items()
     )
@@ -143,7 +144,9 @@ def _zero_note(one: GroupCredit) -> Markup:
 # --- two runs side by side --------------------------------------------------------------------------------------------
 
 
-def side_by_side(example: Example, a: Output, b: Output, names: tuple[str, str]) -> Markup:
+def side_by_side(
+    example: Example, a: Output, b: Output, names: tuple[str, str], grammars: tuple[GrammarConfig, GrammarConfig]
+) -> Markup:
     """Two outputs on one pool: candidates that only one of them has, or at another rank, are marked in words."""
     slates, ranks = [numbered(o.slate) for o in (a, b)], [numbered(o.rank) for o in (a, b)]
     rows = []
@@ -156,8 +159,8 @@ def side_by_side(example: Example, a: Output, b: Output, names: tuple[str, str])
     head = ("#", "Candidate (\N{BLACK STAR} relevant)", "Slate A", "Slate B", "Rank A", "Rank B",
             "Slate difference", "Rank difference")  # fmt: skip
     errors = join(
-        tag("<li><strong>{} ({})</strong> {}</li>", side, name, "; ".join(error_words(example, o)))
-        for side, name, o in zip("AB", names, (a, b), strict=True)
+        tag("<li><strong>{} ({})</strong> {}</li>", side, name, "; ".join(error_words(example, o, grammar)))
+        for side, name, o, grammar in zip("AB", names, (a, b), grammars, strict=True)
     )
     return tag("<ul>{}</ul>{}", errors, html_table(f"A: {names[0]}, B: {names[1]}", head, rows, sortable=True))
 

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import resource
 import shutil
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from app.library import Library
+from app.show import Chosen, show, training
 from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig
 from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy
@@ -36,7 +39,9 @@ fuzz = settings(
     max_examples=CASES, derandomize=CASES < 1000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
-NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, -(10**400), 2**63, -1, 0, True, 1e308]))
+NUMBERS = st.one_of(
+    st.integers(), st.floats(), st.sampled_from([10**400, -(10**400), 2**63, 2**62, 10**9, -1, 0, True, 1e308])
+)
 TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["", "\ud800", "\u2028", "\x85", "\x00", "é", "<SLATE>", "i1"]))
 LEAVES = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 JSON = st.recursive(LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(TEXTS, x, max_size=4), max_leaves=8)
@@ -287,6 +292,53 @@ def test_a_trace_with_altered_fields_is_read_right_or_refused(data: st.DataObjec
     header, first, *rest = trace_lines()
     some = [json.dumps(data.draw(altered(json.loads(x)))).encode() + b"\n" for x in (header, first)]
     check_trace([*some, *rest])
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 7, 10**9, 2**62, 2**63])
+
+
+@fuzz
+@given(st.dictionaries(st.sampled_from(["slate_size", "rank_size", "hidden_size", "layers", "group", "rankings", "pool",
+                                        "queries", "micro", "lora_rank"]), SIZES, max_size=4))  # fmt: skip
+def test_the_sizes_in_a_header_allocate_nothing(sizes: dict[str, int]) -> None:
+    header, *rest = trace_lines()
+    row = json.loads(header)
+    row["config"] |= {name: value for name, value in sizes.items() if name == "pool"}
+    for concern in row["config"].values():
+        if isinstance(concern, dict):
+            concern |= {name: value for name, value in sizes.items() if name in concern}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check_trace([json.dumps(row).encode() + b"\n", *rest])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # 50 MB on Linux
+
+
+@settings(fuzz, max_examples=max(100, CASES // 5))
+@given(st.data())
+def test_the_app_shows_an_altered_trace_or_says_why_not(data: st.DataObject) -> None:
+    header, first, *rest = trace_lines()
+    some = [json.dumps(data.draw(altered(json.loads(x)))).encode() + b"\n" for x in (header, first)]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "t.jsonl").write_bytes(b"".join([*some, *rest]))
+        credit = data.draw(st.sampled_from(["item", "fgrpo", "nested", "gdpo"]))
+        chosen = Chosen("mine", credit=credit, colour="entropy", a="mine", b="mine")
+        page = show(Library(folder), chosen, {"mine": str(Path(folder) / "t.jsonl")})
+    assert page.problems or page.html["query"]
+    assert not any("cannot be shown" in str(problem) for problem in page.problems), page.problems
+
+
+METRICS = {"step": 3, "loss": 0.5, "reward/slate": 0.25, "reward/rank": 0.5, "tokens": 100}
+
+
+@settings(fuzz, max_examples=max(20, CASES // 40))
+@given(st.lists(altered(METRICS), min_size=1, max_size=3))
+def test_the_app_draws_altered_metrics_or_says_why_not(rows: list[Any]) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(Config().to_dict()))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shown = training(Library(name), "runs/run")
+    assert shown and "cannot be shown" not in shown
 
 
 @fuzz

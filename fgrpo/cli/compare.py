@@ -31,9 +31,9 @@ def demo(args: argparse.Namespace) -> None:
         _show_example(config, folder)
         print(f"\nLook next: {folder}/comparison.png, {folder}/learning.png, {folder}/errors.png;")
         print(
-            "`make app` opens these runs beside the shipped ones: rollouts, credit of every token, two runs compared;"
+            "in a clone of the repository `make app` opens these runs beside the shipped ones: rollouts, credit of every "
+            "token;\nchange one line in fgrpo/credit.py there and run `make demo` again, or try another slate reward:"
         )
-        print("then change one line in fgrpo/credit.py and run `make demo` again, or try another slate reward:")
         print("  python -m fgrpo compare --slate-reward f1 --credits grpo,fgrpo,reward_to_go --seeds 3")
 
 

@@ -33,6 +33,8 @@ from ..trainer import sampling_of
 from .run import provenance, thinned
 
 VERSION = 1
+PLACES = 16_000_000
+"""maximum of rollouts x places^2 in `credit_of` (16 times as much of rollouts x tokens x candidates): about 400 MB"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
         ids, is_end, phase, logp, spread = (
             x[row][real].tolist() for x in (rollouts.completions, ends, rollouts.phase, rollouts.logprobs, entropy)
         )
-        written = iter(() if output.error else (*output.slate, *output.rank))  # in the order of their labels
+        written = iter((*output.slate, *output.rank))  # in the order of their labels; of an ill-formed list, none
         items = tuple(next(written, -1) if end else -1 for end in is_end)
         texts = tuple(policy.text([t]) or END for t in ids)
         found.append(Traced(output, texts, items, tuple(phase), tuple(logp), tuple(spread)))
@@ -128,7 +130,8 @@ def from_lists(output: Output, pool: int) -> Traced:
 def credit_of(group: Group, config: Config) -> tuple[Rewards, Tensor]:
     """Rewards (1, G) and advantages (G, T) of a group's sampled rollouts, under the credit method of `config`.
 
-    Raises KitError if the group lacks what the method needs: at least two rollouts, or several rankings of one slate.
+    A size of `config.grammar` counts only up to the pool, which changes no reward: no list is longer. Raises KitError if
+    the group lacks what the method needs (at least two rollouts, or several rankings of one slate), and if it is too large.
     """
     if len(group.rollouts) < 2:
         raise KitError("credit compares the rollouts of one query, but this query has fewer than two in the trace.")
@@ -146,8 +149,14 @@ def credit_of(group: Group, config: Config) -> tuple[Rewards, Tensor]:
 def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
     """Rebuild rollouts, over a vocabulary in which candidate i is token i and all other tokens come after."""
     pool, width = len(group.example.candidates), max(1, *(len(r.tokens) for r in group.rollouts))
-    longest = (max(len(r.output[i]) for r in group.rollouts) for i in (0, 1))
-    slate, rank = (max(a, b) for a, b in zip(longest, (grammar.slate_size, grammar.rank_size), strict=True))
+    slate, longest = (max(len(r.output[i]) for r in group.rollouts) for i in (0, 1))
+    rank = max(1, longest, min(grammar.rank_size, pool))  # a header may name any size: memory follows the content
+    slate = max(slate, rank)
+    if len(group.rollouts) * max(slate**2, width * pool // 16) > PLACES:
+        sizes = (
+            f"{len(group.rollouts)} rollouts of up to {width:,} tokens, lists of up to {slate:,} of {pool:,} candidates"
+        )
+        raise KitError(f"credit of this query would take too much memory: {sizes}.")
     ids = [[item if item >= 0 else pool + 5 for item in r.items] for r in group.rollouts]
     phase = [[*r.phases, *[PHASE_PAD] * (width - len(r.phases))] for r in group.rollouts]
     completions = torch.tensor([row + [pool + 5] * (width - len(row)) for row in ids])
@@ -155,7 +164,7 @@ def _as_rollouts(group: Group, grammar: GrammarConfig) -> Rollouts:
     return Rollouts(
         Prompts(empty, empty.bool(), ItemChoices(torch.arange(pool + 5).unsqueeze(0))), completions, phases != PHASE_PAD,
         phases, torch.zeros(phases.shape), [r.output for r in group.rollouts], len(group.rollouts),
-        Sampling(replace(grammar, slate_size=max(slate, rank), rank_size=rank)), rankings=group.rankings,
+        Sampling(replace(grammar, slate_size=slate, rank_size=rank)), rankings=group.rankings,
     )  # fmt: skip
 
 
@@ -288,8 +297,8 @@ def _rollout(row: object, pool: int, field: str) -> Traced:
     error = row.get("error", "")
     if error not in ERRORS:
         raise KitError(f"field '{field}.error' must be one of {', '.join(ERRORS[1:])}, or empty")
-    if (slate or rank) if error else not (rank and set(rank) <= set(slate)):
-        raise KitError(f"field '{field}.rank' must hold candidates of the slate, both empty only with an error")
+    if not set(rank) <= set(slate) or (error != "") == bool(rank):
+        raise KitError(f"field '{field}.rank' must hold candidates of the slate, and be empty with an error only")
     output, tokens = Output(slate, rank, error), column("tokens", str, "strings")
     if not tokens:
         return from_lists(output, pool)

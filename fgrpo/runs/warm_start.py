@@ -14,8 +14,9 @@ from .run import Run, read_config
 from .sft import sft_stage
 from .trace import trace_of, trace_policy, write_trace
 
-SHIPPED = DATA / "checkpoints" / "lab-rec"
-"""the warm start of the lab task that is shipped with the kit"""
+_PLACES = (DATA / "checkpoints" / "lab-rec", Path(__file__).parent / "shipped" / "lab-rec")
+SHIPPED = next((p for p in _PLACES if p.is_dir()), _PLACES[0])
+"""the warm start of the lab task that is shipped with the kit: in the repository, or as installed (pyproject.toml)"""
 TRACED = 4
 """number of queries of a run that are traced token by token"""
 MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")

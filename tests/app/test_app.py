@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from app.measures import (
     scores,
     zero_phases,
 )
-from app.playground import Form, config_of, example_from, generate, typed
+from app.playground import Form, config_of, example_from, form_of, generate, typed
 from app.show import SLOTS, Chosen, queries_of_bar, show, training
 from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
 from app.views import fate_bars, group_panel, pool_table, side_by_side
@@ -368,7 +368,178 @@ def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
     assert list(own) == [f"t{n}" for n in range(2, OWN + 2)] and len(list(tmp_path.iterdir())) == OWN
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, None, "query: enter at most 500,000 characters"),
+        (2, "x" * 500_001, "pool: enter at most"),
+        (3, 0.0, "temperature: enter a number between 0.1 and 2"),
+        (3, float("nan"), "temperature: enter"),
+        (4, 10**9, "slate size: enter a number between 1 and 20"),
+        (5, "5", "rank size: enter"),
+        (7, True, "group: enter a number between 1 and 16"),
+        (8, -1, "seed: enter a number between 0 and 2,147,483,647"),
+    ],
+)
+def test_a_value_that_the_form_cannot_hold_is_named(place, value, message) -> None:
+    values = [getattr(FORM, f.name) for f in fields(Form)]
+    assert form_of(*values) == FORM
+    values[place] = value
+    with pytest.raises(KitError, match=message):
+        form_of(*values)
+
+
+# --- odd files in a folder of runs ------------------------------------------------------------------------------------
+
+
+def run_with(runs: Path, **files: bytes) -> Library:
+    """A library of one more run, odd: the shipped one, with these files in place of its own."""
+    folder = runs / "odd"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "metrics.jsonl", "trace.jsonl"):
+        (folder / name).write_bytes((ROOT / "data/checkpoints/lab-rec" / name).read_bytes())
+    for name, blob in files.items():
+        (folder / name.replace("_", ".")).write_bytes(blob)
+    return Library(runs)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        (b"", "nothing is logged yet"),
+        (b'{"step": 1}\n', "nothing is logged yet"),
+        (b'{"step": 1, "reward/slate": "x", "loss": [1], "tokens": null}\n', "nothing is logged yet"),
+        (b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": Infin', "Step 1 of 200"),
+        (b'{"step": 1, "loss": NaN}\n{"step": 2, "loss": 2.0, "<b>": 1e29}\n', "&lt;b&gt; 1e+29"),
+        (b'{"step": 1, "loss": 1e308}\n{"step": 2, "loss": -Infinity, "reward/rank": 0.5}\n', "image/png"),
+        (b'{"step": 1, "loss": 1' + b"0" * 400 + b', "slate_length": 3}\n', "image/png"),
+        (b'{"step": 1000000000000000000, "loss": 1}\n', "a step that is not the number of a step"),
+        (b'{"step": -1, "loss": 1}\n', "a step that is not the number of a step"),
+        (b'{"step": 1' + b"0" * 400 + b', "loss": 1}\n', "a step that is not the number of a step"),
+        (b'{"step": 1.5}\n', "must be a whole number"),
+        (b"\x00\xff\n", "not a JSON object"),
+        (b"[" * 100_000 + b"\n", "RecursionError"),
+        (b'{"loss": 1}\n' * 3, "must be a whole number"),
+    ],
+)
+def test_odd_metrics_are_drawn_as_far_as_they_are_numbers(tmp_path, metrics, words) -> None:
+    shown = training(run_with(tmp_path, metrics_jsonl=metrics), "runs/odd")
+    assert words in shown and "cannot be shown" not in shown
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (b"", "not the configuration of a run"),
+        (b"[" * 100_000, "not the configuration of a run"),
+        (b'{"model": {"layers": 1e7}}', "must be of type int"),
+        (b'{"grammar": {"slate_size": 1e999}}', "must be of type int"),
+        (b" " * 1_000_001, "has 1,000,001 bytes"),
+        ("{}".encode("utf-16"), "not the configuration of a run"),
+    ],
+)
+def test_an_odd_configuration_of_a_run_is_a_sentence(tmp_path, config, words) -> None:
+    library = run_with(tmp_path, config_json=config)
+    with pytest.raises(KitError) as error:
+        library.policy("runs/odd")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and links")
+def test_pipes_devices_and_broken_links_of_a_run_are_not_read(tmp_path) -> None:
+    library = run_with(tmp_path)
+    readers = {
+        "trace.jsonl": lambda: library.trace("runs/odd", {}),
+        "metrics.jsonl": lambda: library.metrics("runs/odd"),
+    }
+    for name, read in readers.items():
+        path = tmp_path / "odd" / name
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(KitError, match="it is not a file"):
+            read()
+        path.unlink()
+        path.symlink_to("/dev/zero")
+        with pytest.raises(KitError, match="it is not a file"):
+            read()
+        assert library.download("runs/odd", {}, tmp_path) is None
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "config.json").symlink_to(tmp_path / "nothing")
+    assert "runs/odd" in Library(tmp_path).folders()
+    assert not (tmp_path / "downloads").exists()
+
+
+def test_sizes_of_a_header_change_no_number(library) -> None:
+    opened = library.trace("lab-rec-fgrpo", {})
+    for sizes in ({"slate_size": 10**9}, {"slate_size": 2**62, "rank_size": 2**62}):
+        config = replace(opened.config, grammar=replace(opened.config.grammar, **sizes))
+        large = replace(opened, trace=replace(opened.trace, config=config))
+        found = compare_traces(cut(large, 20), cut(opened, 20))
+        assert all(row[3:] == (0.0, 0.0, 0.0) for row in found.rows)
+
+
+def test_more_queries_than_a_comparison_can_hold_are_refused(library) -> None:
+    opened = library.trace("lab-rec", {})
+    group = opened.trace.groups[0]
+    groups = [replace(group, example=replace(group.example, id=str(n))) for n in range(12_001)]
+    many = replace(
+        opened, trace=replace(opened.trace, groups=groups), keys={g.example.id: n for n, g in enumerate(groups)}
+    )
+    with pytest.raises(KitError, match=r"share 12,001 queries; the app compares up to 12,000\."):
+        compare_traces(many, many)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--port", "99999"), "--port 99999: choose a number"),
+        (("--port", "-1"), "--port -1: choose a number"),
+        (("--port", "eighty"), "invalid int value: 'eighty'"),
+        (("--host", "192.0.2.1"), "cannot listen on 192.0.2.1:7860 ("),
+        (("--host", "a" * 70), "choose another --port, or another --host"),
+        (("--host", ""), "choose another --port, or another --host"),
+        (("--runs", __file__), "cannot be used (File exists); name another folder with --runs"),
+        (("--runs", "r" * 300), "File name too long"),
+        (("--gguf-file", "x.gguf"), "name the folder that contains the file with --model"),
+        (("--nosuch",), "unrecognized arguments: --nosuch"),
+        (("runs",), "unrecognized arguments: runs"),
+    ],
+)
+def test_a_bad_call_is_one_line(args, words, capsys, monkeypatch, tmp_path) -> None:
+    from app.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert main(list(args)) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("app: ") and err.count("\n") == 1 and words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_app_runs_from_a_clone_only(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("gradio")
+    from app.__main__ import launch
+
+    monkeypatch.setattr("app.library.BUNDLED", tmp_path / "data" / "checkpoints")
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    with pytest.raises(KitError, match=r"runs from a clone, where its traces are; .*checkpoints is missing"):
+        launch("127.0.0.1", 7860, tmp_path, tmp_path)
+    assert not Library(tmp_path).folders()
+
+
+def test_runs_may_be_read_only(tmp_path) -> None:
+    from app.__main__ import temporary_folder
+
+    with temporary_folder(tmp_path / "new") as name:
+        assert Path(name).parent == tmp_path / "new"
+    tty = Path("/proc/tty")  # nobody can write there, not even root
+    if not tty.is_dir():
+        pytest.skip("no such folder")
+    with temporary_folder(tty) as name:
+        assert not Path(name).is_relative_to(tty)
 
 
 def app(*args: str) -> subprocess.CompletedProcess[str]:

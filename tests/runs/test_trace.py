@@ -9,10 +9,12 @@ import torch
 
 from fgrpo.config import Config, KitError
 from fgrpo.credit import CREDITS, assign_credit, with_credit
+from fgrpo.data import Example
 from fgrpo.policy import Sampling
+from fgrpo.prompt import Output
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
-from fgrpo.runs.trace import Group, credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
+from fgrpo.runs.trace import Group, credit_of, from_lists, parse_trace, read_trace, trace_of, trace_policy, write_trace
 from fgrpo.tasks.jsonl import write_jsonl
 
 
@@ -73,6 +75,32 @@ def test_nested_needs_rankings_of_one_slate(policy, queries, config) -> None:
         credit_of(groups[0], replace(config, rl=with_credit(config.rl, "nested")))
     with pytest.raises(KitError, match="fewer than two"):
         credit_of(groups[5], config)
+
+
+@pytest.mark.parametrize("method", list(CREDITS))
+@pytest.mark.parametrize("sizes", [{"slate_size": 2**62}, {"slate_size": 2**62, "rank_size": 2**62}])
+def test_a_size_counts_up_to_the_pool(policy, queries, nested, method, sizes) -> None:
+    """Credit under the sizes of a header that no list fills is that under the pool's size: memory follows the lists."""
+    group, pool = traced(policy, queries[:4], nested)[0], len(queries[0].candidates)
+    config = replace(nested, rl=with_credit(nested.rl, method))
+    credits = [
+        credit_of(group, replace(config, grammar=replace(config.grammar, **dict.fromkeys(sizes, size))))
+        for size in (2**62, pool)
+    ]
+    for a, b in zip(credits[0], credits[1], strict=True):
+        for x, y in ((a, b),) if isinstance(a, torch.Tensor) else zip(vars(a).values(), vars(b).values(), strict=True):
+            assert torch.equal(x, y)
+    assert credits[0][0].items.shape[-1] <= pool and credits[0][1].any()
+
+
+@pytest.mark.parametrize(("rollouts", "pool", "longest"), [(64, 600, 501), (2, 30_000, 3_000), (3, 3_000, 3_000)])
+def test_credit_that_would_take_too_much_memory_is_refused(rollouts, pool, longest) -> None:
+    example = Example("a", "?", (), ("x",) * pool, frozenset({0}))
+    group = Group(example, None, (from_lists(Output(tuple(range(longest)), (0,)), pool),) * rollouts)
+    with pytest.raises(
+        KitError, match=rf"too much memory: {rollouts} rollouts .* lists of up to {longest:,} of {pool:,}"
+    ):
+        credit_of(group, Config())
 
 
 def test_later_steps_are_added_and_repeated_ones_replaced(policy, queries, config, tmp_path) -> None:
