@@ -130,7 +130,9 @@ class Playground:
         assert group.greedy is not None
         parts = [
             views.strip_panel(tokens_of(group.example, group.greedy), "log-prob", (method, method)),
-            views.pool_table(group.example, group.greedy.output, config.grammar, "Pool, with the lists of the greedy rollout"),
+            views.pool_table(
+                group.example, group.greedy.output, config.grammar, "Pool, with the lists of the greedy rollout"
+            ),
             views.errors_panel(group.example, group.greedy, config),
         ]
         if last and len(group.rollouts) > 1:

@@ -116,7 +116,7 @@ def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
 
 def from_lists(output: Output, pool: int) -> Traced:
     """A rollout of which only the lists are known, with one token per candidate. `pool`: number of candidates."""
-    if output.error:
+    if not output.slate:
         return Traced(output, (), (), ())
     slate, rank = list(output.slate), list(output.rank)
     items = [-1, *slate, -1, -1, *rank, -1]

@@ -30,7 +30,7 @@ from app.playground import Form, config_of, example_from, form_of, generate, typ
 from app.show import SLOTS, Chosen, queries_of_bar, show, training
 from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
 from app.views import fate_bars, group_panel, pool_table, side_by_side
-from fgrpo.config import Config, KitError
+from fgrpo.config import Config, GrammarConfig, KitError
 from fgrpo.data import Example
 from fgrpo.evaluate import evaluate, greedy, measure_outputs
 from fgrpo.policy import Policy, Sampling
@@ -185,11 +185,27 @@ def test_a_query_that_is_too_large_is_refused(tmp_path) -> None:
         ),
         (Output((2, 1, 0), (1, 0, 2)), ["no error: all 3 relevant candidates are ranked above every irrelevant one"]),
         (Output(error="duplicate"), ["format error (duplicate): a candidate appears twice in a list; both rewards are 0"]),
+        (
+            Output((0, 1), (), "duplicate"),
+            [
+                "format error (duplicate): a candidate appears twice in a list; the rank reward is 0, "
+                "the slate keeps its own"
+            ],
+        ),
+        (Output((0, 1, 2, 3), (1, 0)), ["rank drop: 1 of 3 relevant candidates in the slate, "
+                                        "but not ranked or ranked below an irrelevant one"]),
     ],
 )  # fmt: skip
 def test_errors_in_words(output, words) -> None:
-    assert error_words(EXAMPLE, output) == words
-    assert printable(EXAMPLE.candidates[0]) in pool_table(EXAMPLE, output)
+    assert error_words(EXAMPLE, output, GrammarConfig()) == words
+    assert printable(EXAMPLE.candidates[0]) in pool_table(EXAMPLE, output, GrammarConfig())
+
+
+def test_what_there_was_no_room_for_is_no_error() -> None:
+    """Three relevant candidates, of which two may be ranked."""
+    grammar = GrammarConfig(slate_size=4, rank_size=2)
+    words = ["no error: all 2 relevant candidates are ranked above every irrelevant one"]
+    assert error_words(EXAMPLE, Output((0, 1, 2, 3), (1, 0)), grammar) == words
 
 
 def test_scores_are_those_of_training(library) -> None:
@@ -258,7 +274,9 @@ def cut(opened, count):
 
 
 def test_differences_of_two_outputs_are_marked() -> None:
-    html = side_by_side(EXAMPLE, Output((0, 1, 2), (0, 1)), Output((0, 1, 3), (1, 3)), ("x", "y"))
+    html = side_by_side(
+        EXAMPLE, Output((0, 1, 2), (0, 1)), Output((0, 1, 3), (1, 3)), ("x", "y"), (GrammarConfig(),) * 2
+    )
     for words in ("only in the slate of A", "only in the slate of B", "↑ 2 to 1 in B", "only in the rank of A"):
         assert words in html
 

@@ -150,7 +150,7 @@ ROLLOUT = {"slate": [0, 1], "rank": [1], "tokens": ["a", "b"], "items": [0, -1],
         ({"slate": [0, 2]}, "'greedy.slate' must hold distinct indices"),
         ({"slate": [0, True]}, "'greedy.slate' must be a list of indices"),
         ({"rank": [1], "slate": [0]}, "'greedy.rank' must hold candidates of the slate"),
-        ({"error": "malformed"}, "both empty only with an error"),
+        ({"error": "malformed"}, "be empty with an error only"),
         ({"error": "unlucky"}, "'greedy.error' must be one of malformed"),
         ({"error": ["x"]}, "'greedy.error' must be one of malformed"),
         ({"items": [0]}, "'greedy.items' has 1 entries for 2 tokens"),
@@ -185,3 +185,15 @@ def test_a_bad_header_is_named(line, message) -> None:
     with pytest.raises(KitError) as error:
         parse_trace([json.dumps(line).encode()], "t.jsonl")
     assert message in str(error.value)
+
+
+def test_an_ill_formed_ranking_keeps_its_slate_in_the_file(tmp_path) -> None:
+    example = Example("a", "?", (), tuple("abcd"), frozenset({0}))
+    rollouts = tuple(from_lists(o, 4) for o in (Output((0, 2), (2,)), Output((0, 2), (), "out_of_slate")))
+    group = Group(example, rollouts[1], rollouts)
+    write_trace(tmp_path / "t.jsonl", trace_of("t", Config(), [group]))
+    (found,) = read_trace(tmp_path / "t.jsonl").groups
+    assert found == group and found.rollouts[1].output == Output((0, 2), (), "out_of_slate")
+    rewards, advantages = credit_of(found, Config())
+    assert rewards.slate.tolist() == [[1, 1]] and rewards.rank_format.tolist() == [[0, -0.5]]
+    assert (advantages[:, :4] == 0).all() and advantages[1].min() < 0  # the ranker alone is to blame
