@@ -51,9 +51,7 @@ class Choices(Protocol):
     def to(self, device: torch.device) -> Self: ...
     def repeat(self, times: int) -> Self: ...  # each row so often, as the rollouts of one query follow each other
     def longest(self, grammar: GrammarConfig) -> int: ...  # tokens of the longest completion that is allowed
-    def slate_ids(
-        self, row: int, slate: Sequence[int]
-    ) -> list[int]: ...  # from its opening tag through its closing one
+    def slate_ids(self, row: int, slate: Sequence[int]) -> list[int]: ...  # with its opening and its closing tag
     def progress(self, grammar: GrammarConfig, constrained: bool) -> "Progress": ...  # of completions not yet begun
     def walk(self, completions: Tensor, mask: Tensor, grammar: GrammarConfig) -> tuple[Tensor, Tensor]: ...
     def item_ends(self, completions: Tensor) -> Tensor: ...  # (B, T) bool: the last token of each item in a list

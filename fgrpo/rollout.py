@@ -55,13 +55,12 @@ class Rollouts:
     @staticmethod
     def join(parts: "Sequence[Rollouts]", prompts: Prompts, pad: int) -> "Rollouts":
         """The rollouts of all parts in one batch, which remembers them. `prompts`: those of all parts."""
-        words = None if parts[0].words is None else join_rows([p.words for p in parts if p.words is not None], 0)
+        values = {"completions": pad, "phase": PHASE_PAD, "mask": 0, "logprobs": 0.0, "drawn": 0, "words": 0}
+        found = {name: [getattr(p, name) for p in parts] for name in values if getattr(parts[0], name) is not None}
         return replace(
-            parts[0], prompts=prompts, words=words, tree=None, begun=0, outputs=[o for p in parts for o in p.outputs],
-            completions=join_rows([p.completions for p in parts], pad), mask=join_rows([p.mask for p in parts], 0),
-            phase=join_rows([p.phase for p in parts], PHASE_PAD), logprobs=join_rows([p.logprobs for p in parts], 0.0),
+            parts[0], prompts=prompts, tree=None, begun=0, outputs=[o for p in parts for o in p.outputs],
             longest=max(p.longest or 0 for p in parts), parts=tuple(parts),
-            drawn=join_rows([p.mask if p.drawn is None else p.drawn for p in parts], 0),
+            **{name: join_rows(tensors, values[name]) for name, tensors in found.items()},
         )  # fmt: skip
 
 
