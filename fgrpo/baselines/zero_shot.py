@@ -74,6 +74,7 @@ def write_answers(
     """The model's greedy answer to each prompt, with room for `numbers` labels. pools: candidates in the prompt."""
     prompts = [policy.labels.ask(e, pool, question) for e, pool in zip(examples, pools, strict=True)]
     room, context, answers = numbers * LABEL_TOKENS + SPARE_TOKENS, policy.labels.context, []
+    ends = _ends(policy)
     for some in slices(len(prompts), batch):
         ids, mask = (x.to(policy.device) for x in pad_rows(prompts[some], policy.pad, left=True))  # (B, P)
         if context and ids.shape[1] + room > context:
@@ -84,10 +85,23 @@ def write_answers(
         with policy.decoding():
             written = policy.model.generate(
                 input_ids=ids, attention_mask=mask.long(), max_new_tokens=room, do_sample=False, num_beams=1,
-                temperature=None, top_p=None, top_k=None, pad_token_id=policy.pad,
+                temperature=None, top_p=None, top_k=None, pad_token_id=policy.pad, eos_token_id=ends,
             )  # fmt: skip
-        answers += policy.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        answers += [_text(policy, row, ends) for row in written[:, ids.shape[1] :].tolist()]
     return answers
+
+
+def _ends(policy: PretrainedPolicy) -> list[int]:
+    """Tokens that end an answer: that of the chat template, and those that the model names."""
+    named = policy.model.generation_config.eos_token_id
+    return list(dict.fromkeys([policy.end, *(named if isinstance(named, list) else [named] * (named is not None))]))
+
+
+def _text(policy: PretrainedPolicy, row: list[int], ends: list[int]) -> str:
+    """An answer up to its end, without special tokens, except the tags of a tokenizer that holds them as such."""
+    stop = next((n for n, token in enumerate(row) if token in (*ends, policy.pad)), len(row))
+    dropped = set(policy.tokenizer.all_special_ids) - set(policy.labels.tag_ids.values())
+    return policy.labels.text([i for i in row[:stop] if i not in dropped])
 
 
 def _from_tag(answer: str, tag: str) -> str:

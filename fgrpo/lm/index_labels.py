@@ -95,7 +95,7 @@ class IndexLabels:
         self.tokenizer, self.budget, self.query_budget = tokenizer, passage_tokens, max(passage_tokens, QUERY_TOKENS)
         self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
         added = {i: str(token.content) for i, token in tokenizer.added_tokens_decoder.items()}
-        self._tag_ids = {text: i for i, text in added.items() if text in TAGS}  # of a vocabulary that was extended
+        self.tag_ids = {text: i for i, text in added.items() if text in TAGS}  # of a vocabulary that was extended
         self.reserved = {i: text for i, text in added.items() if len(text.strip()) > 1}
         self._added = re.compile("|".join(map(re.escape, sorted(self.reserved.values(), key=len)[::-1])) or "(?!)")
         self.date = ""
@@ -214,8 +214,8 @@ class IndexLabels:
         """The words for pools up to a size. Raises KitError if decoding their tokens does not give them back."""
 
         def word(text: str) -> Word:
-            if (tag := text.strip()) in self._tag_ids:  # a tag that is one token of the vocabulary is written as it
-                ids, same = [self._tag_ids[tag]], "a" + tag
+            if (tag := text.strip()) in self.tag_ids:  # a tag that is one token of the vocabulary is written as it
+                ids, same = [self.tag_ids[tag]], "a" + tag
             else:
                 ids, same = self.ids(text), "a" + text
                 if names := [self.reserved[i] for i in ids if i in self.reserved]:

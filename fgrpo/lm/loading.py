@@ -2,14 +2,17 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..config import KitError
 
@@ -67,12 +70,16 @@ def _hub_or_cache(model: str) -> Iterator[str]:
 
     The client by itself tries each of a model's files again and again, for most of a minute.
     """
-    offline = huggingface_hub.is_offline_mode()
     if Path(model).exists():
         yield ""
         return
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise KitError(f"model {model!r} cannot be loaded: there is no such folder.") from None
+    offline = huggingface_hub.is_offline_mode()
     silent = "there is no such folder, HF_HUB_OFFLINE is set, and the hub's cache has no such model"
-    silent = silent if offline else _silence(model)
+    silent = silent if offline else _silence(model, int(time.monotonic() / 60))
     huggingface_hub.constants.HF_HUB_OFFLINE = bool(silent)
     try:
         yield silent
@@ -80,8 +87,9 @@ def _hub_or_cache(model: str) -> Iterator[str]:
         huggingface_hub.constants.HF_HUB_OFFLINE = offline
 
 
-def _silence(model: str) -> str:
-    """Why the hub does not answer, or "" if it does. Raises KitError on a name that cannot be one of the hub."""
+@lru_cache(maxsize=16)
+def _silence(model: str, minute: int) -> str:
+    """Why the hub does not answer, or "" if it does; asked once a minute."""
     failed: list[Exception | None] = []
 
     def ask() -> None:
@@ -95,7 +103,5 @@ def _silence(model: str) -> str:
     asking.start()
     asking.join(SECONDS)
     error = failed[0] if failed else TimeoutError(f"no answer within {SECONDS} seconds")
-    if isinstance(error, HFValidationError):
-        raise KitError(f"model {model!r} cannot be loaded, it must be a folder or hub name: there is no such folder.")
     why = f"there is no such folder, the model hub cannot be reached ({error}), and its cache has no such model"
     return why if error else ""

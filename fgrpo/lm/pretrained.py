@@ -126,7 +126,7 @@ def _load_weights(lm: LMConfig, config: PreTrainedConfig, dtype: str) -> PreTrai
     dtype = "float32" if lm.gguf_file and dtype == "auto" else dtype
     with loading(lm.model):
         model, found = AutoModelForCausalLM.from_pretrained(
-            lm.model, **source, **weights, **({} if source else {"config": config}),
+            lm.model, config=config, **source, **weights,
             trust_remote_code=lm.trust_remote_code, dtype=dtype, output_loading_info=True,
         )  # fmt: skip
         if getattr(model, "_hf_peft_config_loaded", False):
@@ -198,11 +198,11 @@ class PretrainedPolicy(Policy):
             raise KitError(f"{folder}: its base model is missing; give its path with --model ({error})") from None
         model = with_adapter(base, config)
         try:
-            check_saved(folder, model.peft_config[TRAINED])
             set_weights(model, tensors, TRAINED)
         except Exception as error:  # a reader may raise any exception on a damaged file
             reason = next(iter(str(error).strip().split("\n")), "")[:200]
             raise KitError(f"{folder}: the checkpoint is damaged or fits another model ({reason}).") from None
+        check_saved(folder, model.peft_config[TRAINED])
         return cls(model, labels, config, device)
 
     def save(self, folder: str | Path) -> None:
