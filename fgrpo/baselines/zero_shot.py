@@ -23,16 +23,17 @@ LABEL_TOKENS, SPARE_TOKENS = 6, 64
 
 def zero_shot(
     splits: Splits, *, model: str, grammar: GrammarConfig, gguf_file: str = "", dtype: str = "float32",
-    passage_tokens: int = 200, constrained: bool = True, steps: int = 1,
+    passage_tokens: int = 200, constrained: bool = True, steps: int = 1, date: str = "",
 ) -> list[Output]:  # fmt: skip
     """Greedy lists of an untuned model for the test split. `model` is a folder or hub name, or has `gguf_file` in it.
 
     `constrained`: decoded under the grammar and made to fill both lists. Otherwise it answers freely, in one or two
-    `steps` (`free_answers`). Raises KitError if the model cannot be loaded or a prompt is longer than it reads.
+    `steps` (`free_answers`). `date`: shown by chat templates that show one (default: today's). Raises KitError if the
+    model cannot be loaded or a prompt is longer than it reads.
     """
     if steps not in (1, 2) or (constrained and steps == 2):
         raise KitError(f"zero_shot: steps {steps} must be 1, or 2 with constrained=False.")
-    lm = LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens)
+    lm = LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens, date=date)
     policy = PretrainedPolicy.new(lm)  # its fresh adapter changes nothing
     if constrained:
         return greedy(policy, splits.test, Sampling(replace(grammar, full=True)))

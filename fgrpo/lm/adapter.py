@@ -16,7 +16,7 @@ from .folder import read_json
 from .loading import reason_of
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftConfig, PeftModel
 
     from .pretrained import PretrainedPolicy
 
@@ -62,7 +62,7 @@ def check_rank(folder: Path, tensors: Mapping[str, Tensor], config: LMConfig) ->
         raise KitError(f"{folder}: the checkpoint is damaged (lora_rank {config.lora_rank}, its weights have {most}).")
 
 
-def check_saved(folder: Path, made: "LoraConfig") -> None:
+def check_saved(folder: Path, made: "PeftConfig") -> None:
     """Raise KitError unless the saved adapter_config.json describes the adapter that policy.json describes.
 
     The file is for other users of peft; nothing is built from it. Fields that this version of peft does not know must
@@ -116,21 +116,37 @@ def check_forward(policy: "PretrainedPolicy") -> None:
         )
     first = torch.tensor(ids[-12:])
     both = torch.stack((first, torch.cat((first[:-1], first[:1])))).to(policy.device)
-    mask = torch.ones_like(both)
     try:
-        logits = policy.model(
-            both, attention_mask=mask, position_ids=positions(mask.bool()), use_cache=False, logits_to_keep=len(first)
-        ).logits.float()  # (2, T, V)
+        logits = _logits(policy.model, both)
     except Exception as error:  # whatever a model's code raises
         raise KitError(
-            f"{kind} cannot be used with lora_targets {policy.config.lora_targets!r}: its forward pass fails "
-            f"({reason_of(error)}); name other layers with --lora-targets, such as q_proj,v_proj."
+            f"{kind} cannot be used: its forward pass fails ({reason_of(error)}){_way_out(policy, both)}."
         ) from None
     before, change = logits[:, :-1], (logits[0, :-1] - logits[1, :-1]).abs().max()
     if not before.isfinite().all():
         raise KitError(
             f"{kind}: its logits are not finite, so its weights are damaged, or dtype is too narrow for them."
         )
-    error = 1e-4 if policy.config.dtype == "float32" else 0.02
-    if both[0, -1] != both[1, -1] and change > error * before.abs().max():
+    rounding = 1e-4 if policy.config.dtype == "float32" else 0.02
+    if both[0, -1] != both[1, -1] and change > rounding * before.abs().max():
         raise KitError(f"{kind} is not a causal language model: a token changes the logits before it.")
+
+
+def _logits(model: "PeftModel", ids: Tensor) -> Tensor:
+    """Logits (B, T, V) of tokens (B, T), in one pass as for the loss; then as in sampling, the last token from a cache."""
+    mask = torch.ones_like(ids)
+    place = positions(mask.bool())
+    logits = model(ids, attention_mask=mask, position_ids=place, use_cache=False, logits_to_keep=ids.shape[1]).logits
+    cache = model(ids[:, :-1], attention_mask=mask[:, :-1], position_ids=place[:, :-1], use_cache=True).cache
+    model(ids[:, -1:], attention_mask=mask, position_ids=place[:, -1:], cache=cache, use_cache=True, logits_to_keep=1)
+    return logits.float()
+
+
+def _way_out(policy: "PretrainedPolicy", ids: Tensor) -> str:
+    """What helps where the model runs without its adapter."""
+    try:
+        with policy.model.disable_adapter():
+            _logits(policy.model, ids)
+    except Exception:
+        return ""
+    return f" with lora_targets {policy.config.lora_targets!r}; name layers with --lora-targets, such as q_proj,v_proj"

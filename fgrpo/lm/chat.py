@@ -12,6 +12,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +86,8 @@ def _texts(tokenizer: PreTrainedTokenizerBase, template: str, day: str, given: b
         options |= {_DATE: date.fromisoformat(day).strftime("%d %b %Y")} if given else {}
     found = {"whole": "", "opening": "", "reason": ""}
     for form in (str, lambda text: [{"type": "text", "text": text}]):  # some templates read text as a list of parts
+        user: Any
+        answer: Any
         user, answer = ({"role": r, "content": form(t)} for r, t in (("user", HERE), ("assistant", THERE)))
         for name, messages, opens in (("whole", [user, answer], False), ("opening", [user], True)):
             try:
@@ -92,6 +95,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase, template: str, day: str, given: b
             except Exception as error:  # a template raises whatever it likes
                 found["reason"] = found["reason"] or _line(error)
                 continue
+            assert isinstance(text, str)
             if len(text) > CHARACTERS:
                 return {**found, "reason": f"it writes more than {CHARACTERS:,} characters"}
             found[name] = text
@@ -138,15 +142,17 @@ def bounded(work: Callable[[], dict[str, str]]) -> dict[str, str]:
             os._exit(0)  # no exit handlers, no second flush of what the parent has yet to print
     os.close(write)
     blob, end = b"", time.monotonic() + SECONDS
-    with os.fdopen(read, "rb", buffering=0) as file:
-        while select.select([file], [], [], max(0.0, end - time.monotonic()))[0]:
-            part = file.read(2**16)
-            blob += part
-            if not part:
-                break
-        else:
-            os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        with os.fdopen(read, "rb", buffering=0) as file:
+            while select.select([file], [], [], max(0.0, end - time.monotonic()))[0]:
+                part = file.read(2**16)
+                blob += part
+                if not part:
+                    break
+    finally:
+        os.kill(child, signal.SIGKILL)
+        with suppress(ChildProcessError):  # where SIGCHLD is ignored, nobody has to wait for it
+            os.waitpid(child, 0)
     try:
         return json.loads(blob)
     except ValueError:

@@ -55,7 +55,7 @@ def check_folder(name: str, gguf_file: str = "") -> None:
         _check_gguf(folder / gguf_file)
     else:
         _check_shards(folder)
-        check_counts(folder)
+        check_config(folder)
 
 
 def _other_folder(folder: Path, names: set[str]) -> str:
@@ -105,7 +105,7 @@ def check_file(path: Path, most: int | None = None) -> None:
         if head.lower().lstrip().startswith(begin.lower()):
             raise KitError(f"{path}: {what}.")
     if not size:
-        raise KitError(f"{path}: is empty.")
+        raise KitError(f"{path}: is damaged (it is empty).")
     if most and size > most:
         raise KitError(f"{path}: has {size:,} bytes, more than a file of this kind may have.")
     if path.suffix == ".gguf" and not head.startswith(b"GGUF"):
@@ -161,13 +161,17 @@ def _check_shards(folder: Path) -> None:
         )
 
 
-def check_counts(folder: Path) -> None:
+def check_config(folder: Path) -> None:
     """Raise KitError if config.json asks for more layers, experts or the like than the weights can be of."""
-    path = folder / "config.json"
-    held = max(COUNT, sum(len(tensors_of(p)) for p in folder.glob("*.safetensors")))
-    for name, value in _numbers(read_json(path, "is damaged")):
-        if COUNTED.search(name) and value > held:
-            raise KitError(f"{path}: {name} {value} is more than its weight files can hold.")
+    tensors = sum(len(tensors_of(p)) for p in folder.glob("*.safetensors"))
+    check_counts(read_json(folder / "config.json", "is damaged"), str(folder), tensors)
+
+
+def check_counts(config: dict[str, Any], where: str, tensors: int = 0) -> None:
+    """Raise KitError if a configuration asks for more than COUNT layers or the like, and more than there are tensors."""
+    for name, value in _numbers(config):
+        if COUNTED.search(name) and value > max(COUNT, tensors):
+            raise KitError(f"{where}: config.json: {name} {value} is more than its weight files can hold.")
 
 
 def _numbers(values: object, name: str = "") -> Iterator[tuple[str, float]]:

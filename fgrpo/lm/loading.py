@@ -46,7 +46,7 @@ def loading(model: str) -> Iterator[None]:
     except BaseException as error:  # a broken model raises whatever its broken part raises, a panic of Rust code too
         what = "" if Path(model).exists() else ", it must be a folder or hub name"
         reason = silent if silent and "cache" in str(error) else reason_of(error)
-        raise KitError(f"model {model!r} cannot be loaded{what}: {reason}.".replace("..", ".")) from None
+        raise KitError(f"model {model!r} cannot be loaded{what}: {reason.rstrip('.')}.") from None
 
 
 def reason_of(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -33,7 +33,7 @@ from ..data import Example, write_text
 from ..policy import Policy, Prompts, Sampling
 from ..prefix import PrefixTree
 from .adapter import FROZEN, TRAINED, check_forward, check_rank, check_saved, set_weights, with_adapter
-from .folder import MERGE, check_folder, check_size, read_json
+from .folder import MERGE, check_counts, check_folder, check_size, read_json
 from .index_labels import IndexLabels
 from .loading import loading, optional
 
@@ -105,6 +105,8 @@ def load_config(lm: LMConfig) -> PreTrainedConfig:
     source, code = _source(lm.gguf_file), lm.trust_remote_code
     check_folder(lm.model, lm.gguf_file)
     with loading(lm.model):
+        if not source and not Path(lm.model).exists():
+            check_counts(PreTrainedConfig.get_config_dict(lm.model)[0], lm.model)
         config = AutoConfig.from_pretrained(lm.model, trust_remote_code=code, **source)
         if config.is_encoder_decoder:
             kind = type(config).__name__
@@ -124,8 +126,9 @@ def _load_weights(lm: LMConfig, config: PreTrainedConfig, dtype: str) -> PreTrai
     source = _source(lm.gguf_file)
     weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
     dtype = "float32" if lm.gguf_file and dtype == "auto" else dtype
+    model: Any
     with loading(lm.model):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             lm.model, config=config, **source, **weights,
             trust_remote_code=lm.trust_remote_code, dtype=dtype, output_loading_info=True,
         )  # fmt: skip
@@ -145,7 +148,10 @@ def load_labels(lm: LMConfig, config: PreTrainedConfig | None = None) -> IndexLa
     config = config or load_config(lm)
     tokenizer = load_tokenizer(lm)
     with loading(lm.model):
-        return IndexLabels(tokenizer, config, lm.passage_tokens, lm.date)
+        try:
+            return IndexLabels(tokenizer, config, lm.passage_tokens, lm.date)
+        except KitError as error:
+            raise KitError(f"model {lm.model!r}: {error}") from None
 
 
 def _source(gguf_file: str) -> dict[str, str]:

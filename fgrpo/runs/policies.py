@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import Config, LMConfig
-from ..lm.folder import check_counts, check_file
+from ..lm.folder import check_config, check_file
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
 from ..policy import Policy
 from .seal import check_seal, seal
@@ -36,7 +36,7 @@ def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = Non
     if (folder / POLICY_FILE).is_file():
         return PretrainedPolicy.load(folder, device, lm)
     if (folder / "config.json").is_file():
-        check_counts(folder)  # before so many layers are built
+        check_config(folder)  # before so many layers are built
     return Policy.load(folder, device)
 
 

@@ -70,6 +70,7 @@ class FGRPOTrainer(GRPOTrainer):
                 f"an answer ends with token {labels.end} in this model's chat template, but TRL's generation does not "
                 "stop there: add it to the model's generation_config.eos_token_id."
             )
+        assert isinstance(self.model, torch.nn.Module)
         check_trained(self.model)
 
     def _reward(self, name: str) -> Callable[..., list[float | None]]:

@@ -144,7 +144,9 @@ def small(size: int, pad: int):
 def test_a_forward_pass_that_fails_is_one_sentence(tmp_path) -> None:
     """Llama 4's router is a linear layer that gives a tuple: LoRA cannot wrap it."""
     folder = folder_of(tmp_path, llama4)
-    reason = "Llama4ForCausalLM cannot be used with lora_targets 'all-linear': its forward pass fails .*--lora-targets"
+    reason = (
+        "Llama4ForCausalLM cannot be used: its forward pass fails .* with lora_targets 'all-linear'; .*q_proj,v_proj"
+    )
     with pytest.raises(KitError, match=reason) as caught:
         PretrainedPolicy.new(LMConfig(model=str(folder)))
     assert "\n" not in str(caught.value)
@@ -161,6 +163,15 @@ def test_a_forward_pass_that_fails_is_one_sentence(tmp_path) -> None:
 def test_a_model_that_is_not_causal_or_of_another_tokenizer_is_refused(tmp_path, config, reason) -> None:
     with pytest.raises(KitError, match=reason):
         PretrainedPolicy.new(LMConfig(model=str(folder_of(tmp_path, config))))
+
+
+def rwkv(size: int, pad: int):
+    return tf.RwkvConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+
+
+def test_a_model_without_a_cache_is_refused_before_a_rollout(tmp_path) -> None:
+    with pytest.raises(KitError, match=r"RwkvForCausalLM cannot be used: its forward pass fails \(.*'cache'\)\."):
+        PretrainedPolicy.new(LMConfig(model=str(folder_of(tmp_path, rwkv))))
 
 
 def test_weights_that_are_not_numbers_are_refused(model, tmp_path) -> None:

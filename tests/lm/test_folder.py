@@ -86,7 +86,7 @@ BROKEN = {
     "pointer to tokenizer": (write("tokenizer.json", LFS), r"tokenizer\.json: is a Git LFS pointer"),
     "page": (write("config.json", "<!DOCTYPE html><html>"), r"config\.json: is a web page"),
     "gzip": (write("tokenizer.json", b"\x1f\x8b\x08"), "compressed with gzip"),
-    "empty": (write("config.json", ""), r"config\.json: is empty"),
+    "empty": (write("config.json", ""), r"config\.json: is damaged .it is empty."),
     "truncated": (cut("model.safetensors", 9_000), r"model\.safetensors: is truncated or damaged: it has 9,000 bytes"),
     "truncated header": (cut("model.safetensors", 99), "is damaged or truncated"),
     "huge header": (header, "is damaged or truncated"),
