@@ -86,10 +86,8 @@ def _texts(tokenizer: PreTrainedTokenizerBase, template: str, day: str, given: b
         options |= {_DATE: date.fromisoformat(day).strftime("%d %b %Y")} if given else {}
     found = {"whole": "", "opening": "", "reason": ""}
     for form in (str, lambda text: [{"type": "text", "text": text}]):  # some templates read text as a list of parts
-        user: Any
-        answer: Any
-        user, answer = ({"role": r, "content": form(t)} for r, t in (("user", HERE), ("assistant", THERE)))
-        for name, messages, opens in (("whole", [user, answer], False), ("opening", [user], True)):
+        exchange: list[Any] = [{"role": r, "content": form(t)} for r, t in (("user", HERE), ("assistant", THERE))]
+        for name, messages, opens in (("whole", exchange, False), ("opening", exchange[:1], True)):
             try:
                 text = tokenizer.apply_chat_template(messages, add_generation_prompt=opens, **options)
             except Exception as error:  # a template raises whatever it likes

@@ -126,12 +126,12 @@ def _load_weights(lm: LMConfig, config: PreTrainedConfig, dtype: str) -> PreTrai
     source = _source(lm.gguf_file)
     weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
     dtype = "float32" if lm.gguf_file and dtype == "auto" else dtype
-    model: Any
     with loading(lm.model):
-        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             lm.model, config=config, **source, **weights,
             trust_remote_code=lm.trust_remote_code, dtype=dtype, output_loading_info=True,
         )  # fmt: skip
+        model, found = loaded
         if getattr(model, "_hf_peft_config_loaded", False):
             raise KitError(f"model {lm.model!r} is an adapter (PEFT), which would not be trained further: {MERGE}.")
         if absent := sorted(found["missing_keys"]):
