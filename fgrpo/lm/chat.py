@@ -28,6 +28,7 @@ SECONDS, MEMORY, CHARACTERS = 10, 2**30, 1_000_000
 DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
 """format directives of strftime that a pinned date replaces; the time is midnight"""
 CHANGED = "the chat template of this model changes or leaves out the text of a message: it cannot be used."
+RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")
 NO_DATE = "date {!r}: the prompt of this model shows no date; leave it out."
 
 
@@ -51,6 +52,8 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, day: str = "") -> Frame:
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise KitError(f"this model has no default chat template ({_line(error)}).") from None
+    if RANDOM.search(template):
+        raise KitError("the chat template of this model draws at random: no prompt would be the same twice.")
     shown = iso(day or date.today().isoformat()) if "strftime_now" in template or (day and _DATE in template) else ""
     if day and not shown:
         raise KitError(NO_DATE.format(day))

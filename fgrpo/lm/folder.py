@@ -16,6 +16,7 @@ JSON_BYTES, TOKENIZER_BYTES, HEADER_BYTES = 2**24, 2**28, 100_000_000
 """maximum size of a configuration, of a tokenizer and of the header of a safetensors file"""
 COUNTED, COUNT = re.compile(r"(layers?|experts?|blocks?|depth|labels|heads?|codebooks?)$"), 1000
 """numbers of a configuration that become as many Python objects; more than COUNT only if the files hold as many tensors"""
+KERNEL = re.compile(r'"(\w*implementation\w*)": "([^"]*/[^"]*)"')
 SLACK = 2**27
 """values that a model may have in addition to eight per byte of its files: masks and tables that are not saved"""
 SMALL = ("config.json", "*_config.json", "*_map.json", "*.index.json", "added_tokens.json", "*.jinja")
@@ -36,7 +37,11 @@ MERGE = (
 def check_folder(name: str, gguf_file: str = "") -> None:
     """Raise KitError, with the way out, unless a local folder can be a pretrained model. The name of a hub passes."""
     folder = Path(name)
-    if folder.is_file():
+    try:
+        is_file = folder.is_file()
+    except OSError as error:  # a folder above it may not be read, or the name is too long
+        raise KitError(f"model {name[:80]!r} cannot be loaded: {error.strerror}.") from None
+    if is_file:
         way = f"name its folder, and --gguf-file {folder.name}" if folder.suffix == ".gguf" else "name its folder"
         raise KitError(f"model {name!r} is a file: {way}.")
     if not folder.is_dir():
@@ -168,7 +173,12 @@ def check_config(folder: Path) -> None:
 
 
 def check_counts(config: dict[str, Any], where: str, tensors: int = 0) -> None:
-    """Raise KitError if a configuration asks for more than COUNT layers or the like, and more than there are tensors."""
+    """Raise KitError if a configuration asks for more than COUNT layers or the like, and more than there are tensors.
+
+    Or for an implementation of its layers that is not part of transformers, but compiled code from the hub.
+    """
+    if code := KERNEL.search(json.dumps(config)):
+        raise KitError(f"{where}: config.json: {code[1][:60]} {code[2][:60]!r} is code of the hub, which is not run.")
     for name, value in _numbers(config):
         if COUNTED.search(name) and value > max(COUNT, tensors):
             raise KitError(f"{where}: config.json: {name} {value} is more than its weight files can hold.")
@@ -195,7 +205,7 @@ def _check_gguf(path: Path) -> None:
 
 
 def check_size(name: str, config: PreTrainedConfig) -> None:
-    """Raise KitError if the model of a configuration has far more values than its local weight files have bits.
+    """Raise KitError if the model of a configuration has far more values than its local weight files, or other shapes.
 
     The model is built without memory for its weights; `config` is one whose counts were checked.
     """
@@ -208,3 +218,8 @@ def check_size(name: str, config: PreTrainedConfig) -> None:
     size = sum(p.stat().st_size for p in files)
     if values > 8 * size + SLACK:
         raise KitError(f"{name}: config.json asks for {values:,} weights, and its files have {size:,} bytes.")
+    saved = {n: e.get("shape") for p in files if p.suffix == ".safetensors" for n, e in tensors_of(p).items()}
+    packed = getattr(config, "quantization_config", None)
+    for tensor, made in ({} if packed else model.state_dict()).items():
+        if tensor in saved and saved[tensor] != list(made.shape):
+            raise KitError(f"{name}: {tensor} is {saved[tensor]}, and by config.json {list(made.shape)}.")

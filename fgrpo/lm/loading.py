@@ -61,7 +61,9 @@ def reason_of(error: BaseException) -> str:
     known = next((reason for reason, applies in kinds.items() if applies), "")
     if found := re.match(r"Unrecognized configuration class .*?([A-Za-z0-9_]+Config)\b", text):
         known = f"{found[1]} is not the configuration of a causal language model"
-    return known or next(iter(text.split("\n")), "")[:200] or type(error).__name__
+    first, *rest = text.split("\n")
+    first += f" {rest[0].strip()}" if first.endswith(":") and rest else ""
+    return known or first[:200] or type(error).__name__
 
 
 @contextmanager

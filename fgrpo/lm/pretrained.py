@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
 from ..config import Config, GrammarConfig, KitError, LMConfig
 from ..data import Example, write_text
@@ -126,7 +127,7 @@ def _load_weights(lm: LMConfig, config: PreTrainedConfig, dtype: str) -> PreTrai
     source = _source(lm.gguf_file)
     weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
     dtype = "float32" if lm.gguf_file and dtype == "auto" else dtype
-    with loading(lm.model):
+    with loading(lm.model), _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             lm.model, config=config, **source, **weights,
             trust_remote_code=lm.trust_remote_code, dtype=dtype, output_loading_info=True,
@@ -141,6 +142,17 @@ def _load_weights(lm: LMConfig, config: PreTrainedConfig, dtype: str) -> PreTrai
             )
     give_memory_back()
     return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide transformers' table of missing weights, for which an error is raised here."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def load_labels(lm: LMConfig, config: PreTrainedConfig | None = None) -> IndexLabels:
@@ -191,6 +203,8 @@ class PretrainedPolicy(Policy):
         config = _options(folder)
         if given.model:
             config = replace(config, model=given.model, gguf_file=given.gguf_file or config.gguf_file)
+        if not config.model:
+            raise KitError(f"{folder / POLICY_FILE}: names no base model; give its path with --model.")
         config = replace(
             config, trust_remote_code=given.trust_remote_code, micro=given.micro, date=given.date or config.date
         )
@@ -284,7 +298,10 @@ def _options(folder: Path) -> LMConfig:
     """The options in a checkpoint's policy.json. Raises KitError if it is damaged."""
     path = folder / POLICY_FILE
     values = read_json(path, "the checkpoint is damaged")
-    return Config.from_dict({"lm": values}, f"{path}, the checkpoint is damaged").lm
+    try:
+        return Config.from_dict({"lm": values}, "policy").lm
+    except KitError as error:
+        raise KitError(f"{path}: the checkpoint is damaged ({error})") from None
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -106,6 +106,10 @@ BROKEN = {
     "experts": (change(num_local_experts=10**8), "num_local_experts 100000000 is more"),
     "width": (change(hidden_size=2**20, head_dim=2**18), r"asks for [\d,]+ weights, and its files have [\d,]+ bytes"),
     "vocabulary": (change(vocab_size=10**10), r"asks for [\d,]+ weights, and its files have"),
+    "another width": (change(intermediate_size=80), r"gate_proj\.weight is \[64, 32\], and by config\.json \[80, 32\]"),
+    "a word for a number": (change(num_hidden_layers="2"), "Validation error for field 'num_hidden_layers': TypeError"),
+    "code of the hub": (change(_attn_implementation="someone/kernel"), "someone/kernel' is code of the hub"),
+    "code for a part": (change(text_config={"attn_implementation": "a/b"}), "attn_implementation 'a/b' is code of the hub"),
     "more layers than weights": (change(num_hidden_layers=5), r"files lack 27 weights of LlamaForCausalLM, such as "),
     "another architecture": (change(model_type="t5", is_encoder_decoder=True), "is an encoder-decoder"),
     "no language model": (change(model_type="vit", architectures=["ViTModel"]), "ViTConfig is not the .* causal language"),
@@ -118,13 +122,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_folder_is_one_sentence(name, model) -> None:
+def test_a_broken_folder_is_one_sentence(name, model, capfd) -> None:
     apply, reason = BROKEN[name]
     apply(model)
     began = time.monotonic()
     with pytest.raises(KitError, match=reason) as caught:
         PretrainedPolicy.new(LMConfig(model=str(model)))
     assert "\n" not in str(caught.value) and str(model) in str(caught.value) and time.monotonic() - began < 3
+    assert "REPORT" not in capfd.readouterr().err
 
 
 def test_a_good_folder_passes_and_sizes_of_nothing_are_read(model) -> None:
@@ -265,8 +270,14 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_for_seconds(way, monkeypat
 
 
 def test_a_path_that_no_hub_name_can_be_is_a_missing_folder(tmp_path) -> None:
-    with pytest.raises(KitError, match="there is no such folder"):
-        load_lm(str(tmp_path / "absent"))
+    for name, reason in {
+        str(tmp_path / "absent"): "no such folder",
+        "a" * 5000: "name too long",
+        "a\0b": "no such",
+    }.items():
+        with pytest.raises(KitError, match=reason) as caught:
+            load_lm(name)
+        assert len(str(caught.value)) < 300
 
 
 def test_planning_checks_the_folder_too(model) -> None:
