@@ -66,14 +66,14 @@ class LMConfig:
     """run Python code that comes with the model; never taken from a file, only from the command line"""
     passage_tokens: int = 200
     """maximum number of tokens shown of each text of history and pool (of the query at least 200)"""
+    date: str = ""
+    """date shown by chat templates that show one, as 2026-11-26 (empty: that of the run's first step)"""
     micro: int = 0
     """queries (SFT: demonstrations) whose memory a process holds at a time; the step is the same (0: all at once)"""
 
     def __post_init__(self) -> None:
-        _check(
-            self, lora_rank=(1, None), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
-            dtype=("float32", "bfloat16"),
-        )  # fmt: skip
+        _check(self, lora_rank=(1, None), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
+               dtype=("float32", "bfloat16"))  # fmt: skip
         if self.gguf_file and not self.model:
             raise KitError(f"gguf_file {self.gguf_file!r}: name the folder that holds it with --model.")
 

@@ -22,7 +22,7 @@ def embed(texts: Sequence[str], model: str = PACKAGED) -> Tensor:
     """
     sentence_transformers = optional("sentence_transformers")
     folder = _packaged_folder() if model == PACKAGED else model
-    with loading(model):
+    with loading(folder):
         encoder = sentence_transformers.SentenceTransformer(
             folder, device=DEVICE, trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )

@@ -23,16 +23,17 @@ LABEL_TOKENS, SPARE_TOKENS = 6, 64
 
 def zero_shot(
     splits: Splits, *, model: str, grammar: GrammarConfig, gguf_file: str = "", dtype: str = "float32",
-    passage_tokens: int = 200, constrained: bool = True, steps: int = 1,
+    passage_tokens: int = 200, constrained: bool = True, steps: int = 1, date: str = "",
 ) -> list[Output]:  # fmt: skip
     """Greedy lists of an untuned model for the test split. `model` is a folder or hub name, or has `gguf_file` in it.
 
     `constrained`: decoded under the grammar and made to fill both lists. Otherwise it answers freely, in one or two
-    `steps` (`free_answers`). Raises KitError if the model cannot be loaded or a prompt is longer than it reads.
+    `steps` (`free_answers`). `date`: shown by chat templates that show one (default: today's). Raises KitError if the
+    model cannot be loaded or a prompt is longer than it reads.
     """
     if steps not in (1, 2) or (constrained and steps == 2):
         raise KitError(f"zero_shot: steps {steps} must be 1, or 2 with constrained=False.")
-    lm = LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens)
+    lm = LMConfig(model=model, gguf_file=gguf_file, dtype=dtype, passage_tokens=passage_tokens, date=date)
     policy = PretrainedPolicy.new(lm)  # its fresh adapter changes nothing
     if constrained:
         return greedy(policy, splits.test, Sampling(replace(grammar, full=True)))
@@ -74,6 +75,7 @@ def write_answers(
     """The model's greedy answer to each prompt, with room for `numbers` labels. pools: candidates in the prompt."""
     prompts = [policy.labels.ask(e, pool, question) for e, pool in zip(examples, pools, strict=True)]
     room, context, answers = numbers * LABEL_TOKENS + SPARE_TOKENS, policy.labels.context, []
+    ends = _ends(policy)
     for some in slices(len(prompts), batch):
         ids, mask = (x.to(policy.device) for x in pad_rows(prompts[some], policy.pad, left=True))  # (B, P)
         if context and ids.shape[1] + room > context:
@@ -84,10 +86,23 @@ def write_answers(
         with policy.decoding():
             written = policy.model.generate(
                 input_ids=ids, attention_mask=mask.long(), max_new_tokens=room, do_sample=False, num_beams=1,
-                temperature=None, top_p=None, top_k=None, pad_token_id=policy.pad,
+                temperature=None, top_p=None, top_k=None, pad_token_id=policy.pad, eos_token_id=ends,
             )  # fmt: skip
-        answers += policy.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        answers += [_text(policy, row, ends) for row in written[:, ids.shape[1] :].tolist()]
     return answers
+
+
+def _ends(policy: PretrainedPolicy) -> list[int]:
+    """Tokens that end an answer: that of the chat template, and those that the model names."""
+    named = policy.model.generation_config.eos_token_id
+    return list(dict.fromkeys([policy.end, *(named if isinstance(named, list) else [named] * (named is not None))]))
+
+
+def _text(policy: PretrainedPolicy, row: list[int], ends: list[int]) -> str:
+    """An answer up to its end, without special tokens, except the tags of a tokenizer that holds them as such."""
+    stop = next((n for n, token in enumerate(row) if token in (*ends, policy.pad)), len(row))
+    dropped = set(policy.tokenizer.all_special_ids) - set(policy.labels.tag_ids.values())
+    return policy.labels.text([i for i in row[:stop] if i not in dropped])
 
 
 def _from_tag(answer: str, tag: str) -> str:

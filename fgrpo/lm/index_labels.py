@@ -21,6 +21,7 @@ from ..config import GrammarConfig, KitError
 from ..data import Example
 from ..prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS
 from .automaton import IndexChoices, Spelling, Word
+from .chat import NO_DATE, Frame, frame_of
 
 CHOOSE = "Choose a slate: at most {} candidates that may fit."
 RANK = "Rank the candidates that fit best, best first: at most {}."
@@ -34,7 +35,6 @@ QUERY_TOKENS = 200
 """minimum budget of the query, which is not cut with the passages: half a question cannot be answered"""
 _WORD = re.compile(r"</?(?:SLATE|RANK)>|[^\s,<>]+")
 _BIDI = {0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-_HERE = "(prompt)"  # marks the position of the prompt's own text in a chat template
 
 
 def ask_slate(grammar: GrammarConfig) -> str:
@@ -65,20 +65,6 @@ def prompt_lines(example: Example, pool: Sequence[int], ask: str) -> list[tuple[
     return [(query, example.query), *history, (heading, ""), *candidates, ("", ""), (ask, "")]
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str = "") -> str:
-    """A user's message in the model's chat template, up to the start of the answer, or with a whole answer."""
-    messages = [{"role": "user", "content": user}]
-    if assistant:
-        messages.append({"role": "assistant", "content": assistant})
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    else:
-        text = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
-        )
-    assert isinstance(text, str)
-    return text
-
-
 def tidied(text: str, budget: int) -> str:
     """A text of the data on one line: control and direction marks, line breaks and runs of spaces become one space."""
     text = text[: CHARACTERS * budget]
@@ -99,38 +85,47 @@ class IndexLabels:
 
     tags: Sequence[int] = ()
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, passage_tokens: int = 200):
-        """`config` is the model's, for the length of its context. Raises KitError on a tokenizer that cannot be used."""
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, passage_tokens: int = 200, date: str = ""
+    ):
+        """`config` is the model's, for the length of its context; `date`: shown by templates that show one, or today's.
+
+        Raises KitError on a tokenizer or a chat template that cannot be used.
+        """
         self.tokenizer, self.budget, self.query_budget = tokenizer, passage_tokens, max(passage_tokens, QUERY_TOKENS)
         self.context = getattr(config.get_text_config(), "max_position_embeddings", None)
         added = {i: str(token.content) for i, token in tokenizer.added_tokens_decoder.items()}
+        self.tag_ids = {text: i for i, text in added.items() if text in TAGS}  # of a vocabulary that was extended
         self.reserved = {i: text for i, text in added.items() if len(text.strip()) > 1}
         self._added = re.compile("|".join(map(re.escape, sorted(self.reserved.values(), key=len)[::-1])) or "(?!)")
-        before, after, self.end = self._template()
-        self.before, self.after = before, after
+        self.date = ""
+        self.before, self.after, self.end = self._template(date)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end
         if any(i in self.reserved for i in self.plain(" ".join(self.reserved.values()))):
             raise KitError("this tokenizer cannot read special tokens as plain text: texts could end the prompt.")
         self._spelling = lru_cache(maxsize=64)(self._spell)
+        self._spelling(12)  # a tokenizer that cannot write the answer is refused before anything is trained
         self._prompt = lru_cache(maxsize=256)(
             lambda example, grammar: tuple(self.ask(example, range(len(example.candidates)), ask_both(grammar)))
         )
 
-    def _template(self) -> tuple[list[int], list[int], int]:
+    def _template(self, date: str) -> tuple[list[int], list[int], int]:
         """Tokens before and after the prompt's text, and the token that ends an answer."""
-        t = self.tokenizer
-        if not t.chat_template:
-            if t.eos_token_id is None:
-                raise KitError("this tokenizer has no end token.")
+        t, frame = self.tokenizer, Frame("", ANSWER, "")
+        if t.chat_template:
+            frame = frame_of(t, date)
+            self.date, before, after = frame.date, self._special(frame.before), self._special(frame.between)
+        elif date:
+            raise KitError(NO_DATE.format(date))
+        else:
             begin = t("a").input_ids[:1]
-            return begin if begin == [t.bos_token_id] else [], self.ids(ANSWER), t.eos_token_id
-        before, here, after = chat(t, _HERE).partition(_HERE)
-        if not here or _HERE in after:
-            raise KitError("the chat template of this model changes the text of a message: it cannot be used.")
+            before, after = begin if begin == [t.bos_token_id] else [], self.ids(ANSWER)
         # the token that the template writes after an answer, which need not be the tokenizer's end token
-        closing = self._special(chat(t, "a", _HERE).rpartition(_HERE)[2])
-        ends = [i for i in closing if i in self.reserved or i == t.eos_token_id]
-        return self._special(before), self._special(after), ends[0] if ends else t.eos_token_id
+        ends = [i for i in self._special(frame.after) if i in self.reserved or i == t.eos_token_id]
+        end = ends[0] if ends else t.eos_token_id
+        if end is None:
+            raise KitError("this tokenizer has no end token.")
+        return before, after, end
 
     def _special(self, text: str) -> list[int]:
         """Tokens of a part of the template, where special tokens are read as special."""
@@ -201,6 +196,10 @@ class IndexLabels:
             lines.append(f"{lead} {text}" if text else lead)
         return "\n".join(lines)
 
+    def framed(self, message: str) -> list[int]:
+        """Token ids of a text of `message` in the chat template, up to the start of the answer."""
+        return [*self.before, *self.ids(message), *self.after]
+
     def candidates(self, example: Example) -> tuple[str, ...]:
         """The label of each candidate, in pool order: `1` to `N`."""
         return tuple(str(i + 1) for i in range(len(example.candidates)))
@@ -215,8 +214,15 @@ class IndexLabels:
         """The words for pools up to a size. Raises KitError if decoding their tokens does not give them back."""
 
         def word(text: str) -> Word:
-            ids = self.ids(text)
-            if self._decode([*self.ids("a"), *ids]).strip() != "a" + text or any(i in self.reserved for i in ids):
+            if (tag := text.strip()) in self.tag_ids:  # a tag that is one token of the vocabulary is written as it
+                ids, same = [self.tag_ids[tag]], "a" + tag
+            else:
+                ids, same = self.ids(text), "a" + text
+                if names := [self.reserved[i] for i in ids if i in self.reserved]:
+                    raise KitError(
+                        f"{names[0]!r} is an added token of this tokenizer, and part of the answer's {text!r}."
+                    )
+            if self._decode([*self.ids("a"), *ids]).strip() != same:
                 raise KitError(f"this tokenizer does not decode the tokens of {text!r} to the same text.")
             return tuple(ids)
 

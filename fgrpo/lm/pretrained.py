@@ -6,12 +6,11 @@ pretrained weights are never saved, and are in memory once: the reference policy
 
 import ctypes
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -23,15 +22,19 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
-from ..config import GrammarConfig, KitError, LMConfig
+from ..config import Config, GrammarConfig, KitError, LMConfig
 from ..data import Example, write_text
 from ..policy import Policy, Prompts, Sampling
 from ..prefix import PrefixTree
+from .adapter import FROZEN, TRAINED, check_forward, check_rank, check_saved, set_weights, with_adapter
+from .folder import MERGE, check_counts, check_folder, check_size, read_json
 from .index_labels import IndexLabels
 from .loading import loading, optional
 
@@ -39,8 +42,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 POLICY_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
-TRAINED, FROZEN = "default", "reference"
-KEPT = ("model", "gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "passage_tokens")
+KEPT = ("model", "gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "passage_tokens", "date")
 """fields of LMConfig in policy.json: the options that the adapter was trained with"""
 RECOMPUTE_FROM = 1536
 """number of prompt tokens from which activations are recomputed for the gradient, not kept"""
@@ -92,33 +94,76 @@ def load_lm(
     dequantized, by default to float32 (needs package gguf; otherwise transformers keeps some quantized on a Mac, and runs
     kernels from the hub). Remote code is run only with `remote_code`. Raises KitError if the model cannot be loaded.
     """
-    source = _source(gguf_file)
+    lm = LMConfig(model=name, gguf_file=gguf_file, trust_remote_code=remote_code)
+    return _load_weights(lm, load_config(lm), dtype), load_tokenizer(lm)
+
+
+def load_config(lm: LMConfig) -> PreTrainedConfig:
+    """The configuration of a pretrained model. Raises KitError if it is none of a causal language model.
+
+    A local folder is checked first: what it is, and that its configuration fits its weights.
+    """
+    source, code = _source(lm.gguf_file), lm.trust_remote_code
+    check_folder(lm.model, lm.gguf_file)
+    with loading(lm.model):
+        if not source and not Path(lm.model).exists():
+            check_counts(PreTrainedConfig.get_config_dict(lm.model)[0], lm.model)
+        config = AutoConfig.from_pretrained(lm.model, trust_remote_code=code, **source)
+        if config.is_encoder_decoder:
+            kind = type(config).__name__
+            raise KitError(f"model {lm.model!r} is an encoder-decoder ({kind}), not a causal language model.")
+        if not code:
+            check_size(lm.model, config)
+    return config
+
+
+def load_tokenizer(lm: LMConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a pretrained model. Raises KitError if it cannot be loaded."""
+    with loading(lm.model):
+        return AutoTokenizer.from_pretrained(lm.model, trust_remote_code=lm.trust_remote_code, **_source(lm.gguf_file))
+
+
+def _load_weights(lm: LMConfig, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
+    source = _source(lm.gguf_file)
     weights = {"quantization_config": GgufConfig(dequantize=True)} if source else {"use_safetensors": True}
-    dtype = "float32" if gguf_file and dtype == "auto" else dtype
-    with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote_code, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, **source, **weights, trust_remote_code=remote_code, dtype=dtype
+    dtype = "float32" if lm.gguf_file and dtype == "auto" else dtype
+    with loading(lm.model), _quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            lm.model, config=config, **source, **weights,
+            trust_remote_code=lm.trust_remote_code, dtype=dtype, output_loading_info=True,
         )  # fmt: skip
+        model, found = loaded
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise KitError(f"model {lm.model!r} is an adapter (PEFT), which would not be trained further: {MERGE}.")
+        if absent := sorted(found["missing_keys"]):
+            raise KitError(
+                f"model {lm.model!r} cannot be loaded: its files lack {len(absent)} weights of {type(model).__name__}, "
+                f"such as {absent[0]}; it is not a whole causal language model."
+            )
     give_memory_back()
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 @contextmanager
-def _without_its_warning() -> Iterator[None]:
-    """Hide a warning that users cannot act on: peft 0.21 uses a name that transformers will remove in version 6."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+def _quiet() -> Iterator[None]:
+    """Hide transformers' table of missing weights, for which an error is raised here."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
         yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
-def load_labels(config: LMConfig) -> IndexLabels:
+def load_labels(lm: LMConfig, config: PreTrainedConfig | None = None) -> IndexLabels:
     """The label scheme of a model, from its tokenizer and configuration alone. Raises KitError if it cannot be loaded."""
-    source, code = _source(config.gguf_file), config.trust_remote_code
-    with loading(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=code, **source)
-        model_config = AutoConfig.from_pretrained(config.model, trust_remote_code=code, **source)
-    return IndexLabels(tokenizer, model_config, config.passage_tokens)
+    config = config or load_config(lm)
+    tokenizer = load_tokenizer(lm)
+    with loading(lm.model):
+        try:
+            return IndexLabels(tokenizer, config, lm.passage_tokens, lm.date)
+        except KitError as error:
+            raise KitError(f"model {lm.model!r}: {error}") from None
 
 
 def _source(gguf_file: str) -> dict[str, str]:
@@ -134,66 +179,51 @@ class PretrainedPolicy(Policy):
 
     labels: IndexLabels
 
-    def __init__(self, model: "PeftModel", tokenizer: PreTrainedTokenizerBase, config: LMConfig):
-        self.config = config
-        super().__init__(model, tokenizer, IndexLabels(tokenizer, model.config, config.passage_tokens))
+    def __init__(self, model: "PeftModel", labels: IndexLabels, config: LMConfig, device: str = "cpu"):
+        self.config = replace(config, date=labels.date)  # the date that its prompts show, if they show one
+        super().__init__(model, labels.tokenizer, labels)
+        self.to(device)
+        check_forward(self)
 
     @classmethod
     def new(cls, config: LMConfig, seed: int = 0, device: str = "cpu") -> "PretrainedPolicy":
         """A model with a new adapter, which has no effect until it is trained."""
-        from peft import LoraConfig, PeftModel, get_peft_model
-
-        base, tokenizer = load_lm(config.model, config.gguf_file, config.dtype, config.trust_remote_code)
-        names = config.lora_targets.split(",")
-        lora = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0,
-            target_modules="all-linear" if names == ["all-linear"] else names,
-            base_model_name_or_path=config.model, task_type="CAUSAL_LM",
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                with _without_its_warning():
-                    model = get_peft_model(base, lora)
-            except ValueError as error:
-                raise KitError(f"lora_targets {config.lora_targets!r}: {str(error).split('. ')[0][:200]}.") from None
-        assert isinstance(model, PeftModel)
-        policy = cls(model, tokenizer, config)
-        policy.to(device)
-        return policy
+        shape = load_config(config)
+        labels = load_labels(config, shape)  # before the weights, which may take minutes
+        return cls(with_adapter(_load_weights(config, shape, config.dtype), config, seed), labels, config, device)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", given: LMConfig | None = None) -> "PretrainedPolicy":
         """Read a folder that `save` wrote. The base model is that of `given` if it names one, else that of policy.json.
 
-        Raises KitError if the folder is damaged or its base model missing.
+        The adapter is built from policy.json; adapter_config.json must say the same. Raises KitError if the folder is
+        damaged or its base model missing.
         """
-        from peft import PeftModel, get_peft_model_state_dict
-
         folder, given = Path(folder), given or LMConfig()
-        try:
-            config = LMConfig(**json.loads((folder / POLICY_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise KitError(f"{folder / POLICY_FILE}: the checkpoint is damaged ({str(error)[:150]}).") from None
+        config = _options(folder)
         if given.model:
             config = replace(config, model=given.model, gguf_file=given.gguf_file or config.gguf_file)
-        config = replace(config, trust_remote_code=given.trust_remote_code, micro=given.micro)
+        if not config.model:
+            raise KitError(f"{folder / POLICY_FILE}: names no base model; give its path with --model.")
+        config = replace(
+            config, trust_remote_code=given.trust_remote_code, micro=given.micro, date=given.date or config.date
+        )
         tensors = _tensors(folder)  # first, since loading the base model may take minutes
+        check_rank(folder, tensors, config)
         try:
-            base, tokenizer = load_lm(config.model, config.gguf_file, config.dtype, config.trust_remote_code)
+            shape = load_config(config)
+            labels = load_labels(config, shape)
+            base = _load_weights(config, shape, config.dtype)
         except KitError as error:
             raise KitError(f"{folder}: its base model is missing; give its path with --model ({error})") from None
+        model = with_adapter(base, config)
         try:
-            with _without_its_warning():
-                model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-            if get_peft_model_state_dict(model, save_embedding_layers=False).keys() != tensors.keys():
-                raise ValueError("it has other layers")
+            set_weights(model, tensors, TRAINED)
         except Exception as error:  # a reader may raise any exception on a damaged file
             reason = next(iter(str(error).strip().split("\n")), "")[:200]
             raise KitError(f"{folder}: the checkpoint is damaged or fits another model ({reason}).") from None
-        policy = cls(model, tokenizer, config)
-        policy.to(device)
-        return policy
+        check_saved(folder, model.peft_config[TRAINED])
+        return cls(model, labels, config, device)
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter, and policy.json with its base model and options."""
@@ -203,12 +233,15 @@ class PretrainedPolicy(Policy):
         write_text(Path(folder) / POLICY_FILE, json.dumps(values, indent=2) + "\n")
 
     def reload(self, folder: str | Path) -> Policy:
-        """Load the adapter of another checkpoint into this model. Raises KitError if it is damaged."""
-        from peft import set_peft_model_state_dict
-
+        """Load the adapter of another checkpoint of this run, whose prompts show its date. Raises KitError if damaged."""
+        folder = Path(folder)
+        saved = _options(folder).date
+        if saved and saved != self.config.date:
+            self.config = replace(self.config, date=saved)
+            self.labels = IndexLabels(self.tokenizer, self.model.config, self.config.passage_tokens, saved)
         try:
-            set_peft_model_state_dict(self.model, _tensors(Path(folder)), adapter_name=TRAINED)
-        except (RuntimeError, KeyError) as error:
+            set_weights(self.model, _tensors(folder), TRAINED)
+        except (RuntimeError, KeyError, ValueError) as error:
             raise KitError(f"{folder}: the checkpoint is damaged ({str(error)[:150]}).") from None
         return self
 
@@ -217,8 +250,9 @@ class PretrainedPolicy(Policy):
         tensors = _tensors(Path(folder))
         if not any(t.any() for name, t in tensors.items() if "lora_B" in name):
             return FrozenReference(self, None)
-        self.model.load_adapter(str(folder), adapter_name=FROZEN, is_trainable=False)
-        self.model.set_adapter(TRAINED)
+        self.model.add_adapter(FROZEN, self.model.peft_config[TRAINED])
+        set_weights(self.model, tensors, FROZEN)
+        self.model.set_adapter(TRAINED)  # which freezes all others
         return FrozenReference(self, FROZEN)
 
     @contextmanager
@@ -260,11 +294,24 @@ class PretrainedPolicy(Policy):
         return found
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+def _options(folder: Path) -> LMConfig:
+    """The options in a checkpoint's policy.json. Raises KitError if it is damaged."""
+    path = folder / POLICY_FILE
+    values = read_json(path, "the checkpoint is damaged")
     try:
-        return safetensors.torch.load_file(folder / ADAPTER_FILE)
+        return Config.from_dict({"lm": values}, "policy").lm
+    except KitError as error:
+        raise KitError(f"{path}: the checkpoint is damaged ({error})") from None
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / ADAPTER_FILE
+    try:
+        return safetensors.torch.load_file(path)
+    except PermissionError:
+        raise KitError(f"{path}: may not be read (permission denied).") from None
     except (OSError, SafetensorError) as error:
-        raise KitError(f"{folder / ADAPTER_FILE}: the checkpoint is damaged ({str(error)[:150]}).") from None
+        raise KitError(f"{path}: the checkpoint is damaged ({str(error)[:150]}).") from None
 
 
 class FrozenReference(PretrainedPolicy):

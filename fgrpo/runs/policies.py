@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import Config, LMConfig
+from ..lm.folder import check_config, check_file
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
 from ..policy import Policy
 from .seal import check_seal, seal
@@ -29,9 +30,13 @@ def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = Non
     checkpoint is missing, incomplete or damaged, or differs from its SHA256SUMS.
     """
     folder = policy_folder(path)
+    for file in sorted(folder.glob("*")):
+        check_file(file)  # one that may not be read is not damaged
     check_seal(folder)
     if (folder / POLICY_FILE).is_file():
         return PretrainedPolicy.load(folder, device, lm)
+    if (folder / "config.json").is_file():
+        check_config(folder)  # before so many layers are built
     return Policy.load(folder, device)
 
 

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import cast
@@ -63,15 +64,27 @@ class Run:
             if not resume:
                 raise KitError(f"{self.folder} already holds a run: pass --resume to continue it, or another --out.")
             self._compare(read_config(self.folder))
+        self._write_config()
+
+    def _write_config(self) -> None:
         made = {**provenance(), "processes": processes()}
-        write_text(self.folder / "config.json", json.dumps({**config.to_dict(), "made": made}, indent=2) + "\n")
+        text = json.dumps({**self.config.to_dict(), "made": made}, indent=2)
+        write_text(self.folder / "config.json", text + "\n")
+
+    def _pin(self, policy: Policy) -> None:
+        """Write the date that the policy's prompts show, if they show one, into config.json: later ones show it too."""
+        lm = getattr(policy, "config", self.config.lm)  # a tiny policy has none
+        if self.writes and lm.date != self.config.lm.date:
+            self.config = replace(self.config, lm=replace(self.config.lm, date=lm.date))
+            self._write_config()
 
     def _compare(self, old: Config) -> None:
         before, now = (flat(c.to_dict()) for c in (old, self.config))
         for name, value in now.items():
             was = before.get(name)
             moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
-            if was != value and not moved and name not in MAY_DIFFER:
+            pinned = name == "lm.date" and not value  # that of the checkpoint is used
+            if was != value and not moved and not pinned and name not in MAY_DIFFER:
                 raise KitError(f"{self.folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
 
     def latest(self) -> Path | None:
@@ -92,9 +105,11 @@ class Run:
             write_text(self.metrics, "")
             optimizer = make_optimizer(policy)
             self.save(policy, optimizer, 0, 0)
+            self._pin(policy)
             return policy, optimizer, 0
         check_seal(folder)
         policy = policy.reload(folder)
+        self._pin(policy)
         optimizer = make_optimizer(policy)
         try:
             tensors = safetensors.torch.load_file(folder / "trainer.safetensors")

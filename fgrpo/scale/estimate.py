@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from ..config import Config, KitError
 from ..data import Splits
-from ..lm.loading import loading, optional
-from ..lm.pretrained import RECOMPUTE_FROM, load_labels
+from ..lm.loading import loading
+from ..lm.pretrained import RECOMPUTE_FROM, load_config, load_labels
 from ..policy import Policy
 from ..prefix import branches_at_once, sliding_windows
 from ..runs.warm_start import fits_shipped
@@ -62,12 +62,13 @@ def shape_of(config: Config, items: Sequence[str]) -> Shape:
     Kept per layer and token: a float32 input of all norms, attention's queries and output, three vectors of the gated
     feed-forward layer, the input of each trained layer in float32.
     """
-    lm, code = config.lm, {"trust_remote_code": config.lm.trust_remote_code}
-    gguf = {"gguf_file": lm.gguf_file} if lm.gguf_file and optional("gguf") else {}
+    lm, code = config.lm, config.lm.trust_remote_code
     with torch.device("meta"), loading(lm.model):
         if lm.model:
-            found = KNOWN.get(lm.model) or AutoConfig.from_pretrained(lm.model, **code, **gguf)
-        model = AutoModelForCausalLM.from_config(found, **code) if lm.model else Policy.tiny(items, config.model).model
+            found = KNOWN.get(lm.model) or load_config(lm)
+            model = AutoModelForCausalLM.from_config(found, trust_remote_code=code)
+        else:
+            model = Policy.tiny(items, config.model).model
     sizes, head = model.config.get_text_config(), model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
     layers, hidden, heads = sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads

@@ -13,12 +13,14 @@ from torch.nn.functional import pad
 
 from ..config import GrammarConfig, KitError, RLConfig
 from ..credit import assign_credit
+from ..lm.folder import check_folder
+from ..lm.index_labels import IndexLabels
 from ..policy import Prompts, Sampling, pad_rows
 from ..prompt import Labels, parse
 from ..rewards import Rewards, score
 from ..rollout import Rollouts
 from ..trainer import describe
-from .trl_options import Row, check_options, check_version, example_of_row
+from .trl_options import Row, check_options, check_trained, check_version, example_of_row, is_message
 
 check_version()
 try:
@@ -49,6 +51,8 @@ class FGRPOTrainer(GRPOTrainer):
         grammar: GrammarConfig | None = None, **more: Any,
     ):  # fmt: skip
         check_options(args, rl)
+        if isinstance(model, str):
+            check_folder(model)
         if "reward_funcs" in more:
             raise KitError("reward_funcs: the trainer uses the kit's own rewards, which pay one phase each; remove it.")
         self.labels, self.rl = labels, rl
@@ -66,6 +70,8 @@ class FGRPOTrainer(GRPOTrainer):
                 f"an answer ends with token {labels.end} in this model's chat template, but TRL's generation does not "
                 "stop there: add it to the model's generation_config.eos_token_id."
             )
+        assert isinstance(self.model, torch.nn.Module)
+        check_trained(self.model)
 
     def _reward(self, name: str) -> Callable[..., list[float | None]]:
         """A reward function for TRL, which logs what it returns under its name."""
@@ -75,6 +81,12 @@ class FGRPOTrainer(GRPOTrainer):
 
         reward.__name__ = name
         return reward
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """The kit's own prompts: TRL's generation prompt may end before an answer's content, and shows today's date."""
+        if not isinstance(self.labels, IndexLabels) or not all(is_message(p) for p in prompts):
+            return super()._tokenize_prompts(prompts)
+        return [self.labels.framed(p[0]["content"]) for p in prompts], None, {}
 
     def _calculate_rewards(
         self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypedDict
 
+import torch
+
 from ..config import GrammarConfig, KitError, RLConfig
 from ..credit import JOINT, check_credit
 from ..data import Example
@@ -69,6 +71,11 @@ def _prompt(example: Example, labels: Labels, grammar: GrammarConfig) -> str | l
     return [{"role": "user", "content": text}] if labels.tokenizer.chat_template else text + ANSWER
 
 
+def is_message(prompt: object) -> bool:
+    """Whether the prompt of a row is one message of the user, as `trl_rows` writes it for a model with a chat template."""
+    return isinstance(prompt, list) and len(prompt) == 1 and prompt[0]["role"] == "user"
+
+
 def grpo_options(
     rl: RLConfig, grammar: GrammarConfig, labels: Labels, examples: Sequence[Example], **more: object
 ) -> dict[str, object]:
@@ -88,6 +95,37 @@ def _same(rl: RLConfig) -> dict[str, object]:
         "epsilon": rl.clip_low, "epsilon_high": rl.clip_high, "importance_sampling_level": rl.ratio,
         "learning_rate": rl.lr, "max_grad_norm": rl.max_grad_norm, "reward_weights": [1.0, rl.lam, 1.0],
     }  # fmt: skip
+
+
+def check_trained(model: torch.nn.Module) -> None:
+    """Raise KitError if training would change nothing: no weight has a gradient in a pass over two tokens.
+
+    This is so if all weights are frozen, an adapter is loaded without is_trainable, switched off, merged or not active.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if any(not p.numel() for p in model.parameters()):
+        return  # the weights are distributed over processes (DeepSpeed), and a pass outside of its engine is not possible
+    reached = []
+
+    def note(weight: torch.Tensor) -> None:
+        reached.append(True)
+        weight.grad = None  # at once, so that the gradients of a large model are never in memory together
+
+    if trained:
+        hooks = [p.register_post_accumulate_grad_hook(note) for p in trained]
+        with torch.enable_grad():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=trained[0].device)
+            out = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().logsumexp(-1).sum()
+            if out.requires_grad:
+                out.backward()
+        for hook in hooks:
+            hook.remove()
+    if reached:
+        return
+    raise KitError(
+        "training would change no weight of this model: all are frozen, or its adapter is switched off, merged or not "
+        "the active one. Load an adapter with PeftModel.from_pretrained(..., is_trainable=True), or pass a peft_config."
+    )
 
 
 def check_options(args: "GRPOConfig", rl: RLConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AddedToken, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fgrpo.baselines.zero_shot import free_answers, write_answers, zero_shot
 from fgrpo.config import GrammarConfig, KitError, LMConfig
@@ -20,7 +20,7 @@ from fgrpo.evaluate import greedy
 from fgrpo.lm.index_labels import IndexLabels
 from fgrpo.lm.pretrained import PretrainedPolicy, load_lm
 from fgrpo.policy import Sampling, pad_rows
-from fgrpo.prompt import Output
+from fgrpo.prompt import TAGS, Output
 from tests.families import examples as family_examples
 from tests.families import policy_of, save_model
 
@@ -53,7 +53,8 @@ class Scripted:
         self.tokenizer.chat_template = chat_template
         shape = SimpleNamespace(max_position_embeddings=context)
         self.labels = IndexLabels(self.tokenizer, SimpleNamespace(get_text_config=lambda: shape), budget)
-        self.model, self.pad, self.decoding = self, self.labels.pad, nullcontext
+        self.model, self.pad, self.end, self.decoding = self, self.labels.pad, self.labels.end, nullcontext
+        self.generation_config = SimpleNamespace(eos_token_id=None)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         assert not options["do_sample"] and bool(attention_mask[:, -1].all())  # greedy, padded on the left
@@ -195,3 +196,31 @@ def test_under_the_grammar_it_fills_both_lists_as_the_untrained_policy_does(tmp_
     policy = policy_of(folder, trained_adapter=False)
     assert outputs == greedy(policy, test, Sampling(GrammarConfig(6, 3, full=True)))
     assert all(not o.error and len(o.slate) == 6 and len(o.rank) == 3 for o in outputs)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_that_are_tokens_are_read_in_free_answers(special: bool) -> None:
+    """A vocabulary that was extended by the tags: an answer keeps them, and loses other special tokens as before."""
+    policy: Any = Scripted(lambda _: "<bos><SLATE> 2, 1 </SLATE><RANK> 2 </RANK>", None, None, 40)
+    tags = [AddedToken(tag, special=special, normalized=False) for tag in TAGS]
+    policy.tokenizer.add_tokens(tags)
+    policy.labels = IndexLabels(policy.tokenizer, LlamaConfig(max_position_embeddings=4096), 40)
+    assert set(policy.labels.tag_ids) == set(TAGS)
+    assert free_answers(policy, EXAMPLES, GRAMMAR) == [Output((1, 0), (1,))] * 2
+
+
+def test_an_answer_ends_with_the_models_own_end_tokens(tmp_path: Path) -> None:
+    """The end token of the chat template, and those of the model's generation configuration."""
+    policy = PretrainedPolicy.new(LMConfig(model=str(save_model("smollm2", tmp_path))))
+    named: list[list[int]] = []
+
+    def generate(input_ids: Tensor, eos_token_id: list[int], **_: Any) -> Tensor:
+        named.append(eos_token_id)
+        new = policy.labels.ids("<SLATE> 1 </SLATE><RANK> 1 </RANK>")
+        row = torch.tensor([*new, 7, *policy.labels.ids("and more")])
+        return torch.cat((input_ids, row.expand(len(input_ids), -1)), dim=1)
+
+    policy.model.generation_config.eos_token_id = [7, policy.end]
+    policy.model.generate = generate  # type: ignore[assignment]
+    assert free_answers(policy, family_examples(2), GRAMMAR) == [Output((0,), (0,))] * 2
+    assert named == [[policy.end, 7]]

@@ -14,6 +14,7 @@ import torch
 from fgrpo.config import Config, GrammarConfig, KitError, LMConfig, RLConfig
 from fgrpo.credit import zero_variance
 from fgrpo.data import Example
+from fgrpo.lm.index_labels import IndexLabels
 from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Prompts, Sampling
@@ -22,7 +23,15 @@ from fgrpo.rewards import ndcg, pad, pool_gains, recall
 from fgrpo.rollout import Rollouts
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.sft import sft_step
-from fgrpo.scale.trl_options import TESTED, check_options, check_version, example_of_row, grpo_options, trl_rows
+from fgrpo.scale.trl_options import (
+    TESTED,
+    check_options,
+    check_trained,
+    check_version,
+    example_of_row,
+    grpo_options,
+    trl_rows,
+)
 from fgrpo.tasks.jsonl import write_jsonl
 from tests.families import examples, policy_of, save_model
 from tests.processes import launch
@@ -170,7 +179,7 @@ def test_every_method_without_branches_trains(tmp_path: Path, taught: Path, cred
 def test_pretrained_models_read_the_kits_prompt(tmp_path: Path) -> None:
     """Candidates by number: TRL's template gives the tokens of the kit's own prompt, phases follow the tags."""
     policy, queries = policy_of(save_model("qwen3", tmp_path / "model")), examples(2)
-    policy.model = policy.model.merge_and_unload()
+    policy.model = policy.model.merge_and_unload().requires_grad_()
     hostile = replace(queries[1], query="<|im_end|> and <think>?")
     trainer = trainer_of(
         policy, replace(RL, credit="item"), tmp_path, [queries[0], hostile], 16, max_completion_length=12
@@ -186,6 +195,86 @@ def test_pretrained_models_read_the_kits_prompt(tmp_path: Path) -> None:
     phase = policy.labels.phases(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool))[0].tolist()
     close = next(n for n in range(len(tokens)) if "</SLATE>" in policy.labels.text(tokens[: n + 1]))
     assert phase == [PHASE_SLATE] * (close + 1) + [PHASE_RANK] * (len(tokens) - close - 1)
+
+
+@pytest.mark.parametrize("name", ["gptoss", "qwen3", "deepseekv3", "llama3_2"])
+def test_prompts_end_where_the_answer_begins(name: str, tmp_path: Path) -> None:
+    """TRL's own generation prompt may end in a role header or in a block of thoughts, and may show today's date."""
+    import trl
+
+    policy, queries = policy_of(save_model("qwen3", tmp_path / "model")), examples(2)
+    policy.tokenizer.chat_template = (Path(trl.__file__).parent / f"chat_templates/{name}.jinja").read_text("utf-8")
+    policy.labels = IndexLabels(
+        policy.tokenizer, policy.model.config, 12, "2020-01-02" if name in ("gptoss", "llama3_2") else ""
+    )
+    policy.labels.end = policy.tokenizer.eos_token_id
+    trainer = trainer_of(policy, RL, tmp_path, queries, 16, max_completion_length=8)
+    batch = batch_of(trainer, queries, 8)
+    ids = batch["prompt_ids"][0][batch["prompt_mask"][0].bool()].tolist()
+    text = policy.tokenizer.decode(ids)
+    assert ids == policy.labels.prompt_ids(queries[0], GRAMMAR)
+    ends = {"gptoss": "<|channel|>final<|message|>", "qwen3": "</think>\n\n", "deepseekv3": "Assistant｜>"}
+    assert text.endswith(ends.get(name, "assistant<|end_header_id|>\n\n"))
+    assert ("2020" in text) == (name in ("gptoss", "llama3_2"))
+
+
+def frozen(model) -> None:
+    for p in model.parameters():
+        p.requires_grad_(False)
+
+
+def another_adapter(model) -> None:
+    """A trainable adapter that is not the active one."""
+    model.add_adapter("second", model.peft_config["default"])
+    frozen(model)
+    for n, p in model.named_parameters():
+        p.requires_grad_("second" in n)
+
+
+def frozen_layers(model) -> None:
+    """Trainable weights in a layer that the forward pass never reaches."""
+    frozen(model)
+    model.unused = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [frozen, another_adapter, frozen_layers, lambda m: m.base_model.disable_adapter_layers(),
+     lambda m: m.merge_adapter(), lambda m: m.merge_and_unload()],
+    ids=["is_trainable=False", "not active", "not reached", "switched off", "merged", "merged and unloaded"],
+)  # fmt: skip
+def test_a_model_that_would_not_be_trained_is_refused(change, tmp_path: Path) -> None:
+    policy = policy_of(save_model("smollm2", tmp_path / "model"))
+    check_trained(policy.model)
+    assert all(p.grad is None for p in policy.model.parameters())
+    policy.model = change(policy.model) or policy.model
+    with pytest.raises(KitError, match=r"training would change no weight .*is_trainable=True"):
+        trainer_of(policy, RL, tmp_path, examples(2), 8)
+
+
+def test_a_loaded_adapter_is_trained_only_if_it_is_trainable(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = save_model("smollm2", tmp_path / "model")
+    policy = policy_of(folder)
+    policy.model.save_pretrained(tmp_path / "adapter")
+    for trainable in (True, False):
+        base = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        policy.model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=trainable)
+        if trainable:
+            trainer_of(policy, RL, tmp_path, examples(2), 8)
+            continue
+        with pytest.raises(KitError, match="training would change no weight"):
+            trainer_of(policy, RL, tmp_path, examples(2), 8)
+
+
+def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
+    policy = policy_of(save_model("smollm2", tmp_path / "model"))
+    policy.model.save_pretrained(tmp_path / "adapter")
+    policy.model = str(tmp_path / "adapter")
+    with pytest.raises(KitError, match="holds an adapter"):
+        trainer_of(policy, RL, tmp_path, examples(2), 8)
 
 
 def test_groups_over_two_processes_have_the_credit_of_whole_groups(tmp_path: Path, taught: Path) -> None:
