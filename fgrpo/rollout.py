@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,12 +56,14 @@ class Rollouts:
     @staticmethod
     def join(parts: "Sequence[Rollouts]", prompts: Prompts, pad: int) -> "Rollouts":
         """The rollouts of all parts in one batch, which remembers them. `prompts`: those of all parts."""
-        values = {"completions": pad, "phase": PHASE_PAD, "mask": 0, "logprobs": 0.0, "drawn": 0, "words": 0}
-        found = {name: [getattr(p, name) for p in parts] for name in values if getattr(parts[0], name) is not None}
+        values = {"completions": pad, "phase": PHASE_PAD, "mask": 0.0, "logprobs": 0.0, "drawn": 0.0, "words": 0.0}
+        joined: dict[str, Any] = {
+            name: join_rows([getattr(p, name) for p in parts], value)
+            for name, value in values.items() if getattr(parts[0], name) is not None
+        }  # fmt: skip
         return replace(
             parts[0], prompts=prompts, tree=None, begun=0, outputs=[o for p in parts for o in p.outputs],
-            longest=max(p.longest or 0 for p in parts), parts=tuple(parts),
-            **{name: join_rows(tensors, values[name]) for name, tensors in found.items()},
+            longest=max(p.longest or 0 for p in parts), parts=tuple(parts), **joined,
         )  # fmt: skip
 
 
