@@ -1,8 +1,6 @@
 """`python -m fgrpo`: the command line, in fgrpo/cli."""
 
-import sys
-
-from .cli.main import main
+from .cli.main import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -24,7 +24,7 @@ class GrammarConfig:
     """constrained decoding must fill both lists: no closing tag before slate_size and rank_size (or the pool's end)"""
 
     def __post_init__(self) -> None:
-        _check(self, slate_size=(1, None), rank_size=(1, None))
+        _check(self, slate_size=(1, 10_000), rank_size=(1, 10_000))
         if self.rank_size > self.slate_size:
             raise KitError(f"rank_size {self.rank_size} is larger than slate_size {self.slate_size}: lower rank_size.")
 
@@ -41,7 +41,7 @@ class ModelConfig:
     """attention heads (half as many key-value heads)"""
 
     def __post_init__(self) -> None:
-        _check(self, hidden_size=(8, None), layers=(1, None), heads=(2, None))
+        _check(self, hidden_size=(8, 65_536), layers=(1, 1000), heads=(2, 1024))
         if self.heads % 2 or self.hidden_size % (2 * self.heads):
             raise KitError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads, and heads be even.")
 
@@ -72,7 +72,7 @@ class LMConfig:
     """queries (SFT: demonstrations) whose memory a process holds at a time; the step is the same (0: all at once)"""
 
     def __post_init__(self) -> None:
-        _check(self, lora_rank=(1, None), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
+        _check(self, lora_rank=(1, 65_536), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
                dtype=("float32", "bfloat16"))  # fmt: skip
         if self.gguf_file and not self.model:
             raise KitError(f"gguf_file {self.gguf_file!r}: name the folder that holds it with --model.")
@@ -92,7 +92,7 @@ class SFTConfig:
     """AdamW weight decay of the warm start"""
 
     def __post_init__(self) -> None:
-        _check(self, sft_steps=(1, None), sft_batch=(1, None), sft_lr=(0.0, None), sft_weight_decay=(0.0, None))
+        _check(self, sft_steps=(1, None), sft_batch=(1, 65_536), sft_lr=(1e-12, 1.0), sft_weight_decay=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,17 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self, steps=(1, None), queries=(1, None), group=(2, None), rankings=(1, None), lam=(0.0, None),
+            self, steps=(1, None), queries=(1, 65_536), group=(2, 65_536), rankings=(1, None), lam=(0.0, None),
             format_penalty=(0.0, None), slate_noise=(0.0, None), rank_noise=(0.0, None),
-            clip_low=(0.0, 1.0), clip_high=(0.0, None), beta=(0.0, None), epochs=(1, None), lr=(0.0, None),
-            max_grad_norm=(0.0, None),
+            clip_low=(0.0, 1.0), clip_high=(0.0, None), beta=(0.0, None), epochs=(1, None), lr=(1e-12, 1.0),
+            max_grad_norm=(1e-6, None), temperature=(0.01, 100.0),
             slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
             ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"),
         )  # fmt: skip
-        if not 0 < self.temperature < 2**62:
-            raise KitError(f"temperature {self.temperature} must be above 0 (evaluation decodes greedily by itself).")
+        if self.queries * self.group > 2**20:  # before memory is filled with them
+            raise KitError(
+                f"queries {self.queries} x group {self.group} is above {2**20:,} rollouts a step: lower one."
+            )
 
 
 CONCERNS: dict[str, Any] = {
@@ -212,24 +214,24 @@ def _from_dict(kind: Any, values: object, where: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name, value in values.items():
         if name not in known:
-            raise KitError(f"{where}: unknown field {name!r}; known are {', '.join(known)}.")
+            raise KitError(f"{where}: unknown field {name!r:.80}; known are {', '.join(known)}.")
         wanted: Any = known[name].type
         if dataclasses.is_dataclass(wanted):
             values = {**values, name: _from_dict(wanted, value, f"{where}.{name}")}
         elif isinstance(value, bool) != (wanted is bool) or not isinstance(
             value, (int, float) if wanted is float else wanted
         ):
-            raise KitError(f"{where}: field {name!r} must be of type {wanted.__name__}, not {value!r}.")
+            raise KitError(f"{where}: field {name!r} must be of type {wanted.__name__}, not {value!r:.80}.")
     return kind(**values)
 
 
 def _check(config: Any, **bounds: tuple) -> None:
     """Each bound is (least, most) for numbers, None for what 64 bits hold, or the allowed strings. nan fits no bound."""
     for name, bound in bounds.items():
-        value = getattr(config, name)
+        value, most = getattr(config, name), bound[1] or 2**62
         if isinstance(value, str):
             if value not in bound:
-                raise KitError(f"{name} {value!r} is not known; choose from {', '.join(bound)}.")
-        elif not bound[0] <= value <= (2**62 if bound[1] is None else bound[1]):
-            most = "" if bound[1] is None and value < 2**62 else f" and at most {bound[1] or '2**62'}"
-            raise KitError(f"{name} {value} must be at least {bound[0]}{most}.")
+                raise KitError(f"{name} {value[:80]!r} is not known; choose from {', '.join(bound)}.")
+        elif not bound[0] <= value <= most:
+            side = f"at most {most:,}" if value > most else f"at least {bound[0]:,}"
+            raise KitError(f"{name} {value!s:.40} must be {side}.")

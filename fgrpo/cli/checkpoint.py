@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config, KitError, LMConfig
+from .checks import NEED_DATA, check_device, check_output, check_policy, flag
 from .options import load
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ def trace(args: argparse.Namespace) -> None:
     from ..runs.trace import trace_of, trace_policy, write_trace
     from ..trainer import check_pools
 
+    out = Path(args.out)
+    check_output(out, "trace")
     config, splits = of_checkpoint(args)
-    examples, out = chosen(args, splits), Path(args.out)
+    examples = chosen(args, splits)
     check_pools(examples, config)
     policy = policy_of(args, config)
     groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
@@ -50,12 +53,17 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
 
     `base`, the untuned model, has no run: it gets the default configuration.
     """
+    from ..lm.pretrained import POLICY_FILE
     from ..runs.run import config_of_checkpoint
     from ..tasks import resolved
 
     config = Config() if args.checkpoint == "base" else config_of_checkpoint(args.checkpoint)
     if args.checkpoint == "base" and not args.model:
         raise KitError("--checkpoint base is the untuned base model: name it with --model.")
+    if args.checkpoint != "base" and not (check_policy(args.checkpoint) / POLICY_FILE).is_file():
+        for name in ("model", "gguf_file", "trust_remote_code"):
+            if getattr(args, name):
+                raise KitError(f"{flag(name)} is for a pretrained policy, and {args.checkpoint} is a tiny one.")
     if args.task is not None and args.task != config.task:
         config = replace(config, data="", pool=Config.pool, one_relevant=False, skip_bad=False)  # of the other task
     given = {name: value for name in ("task", "data", "device") if (value := getattr(args, name)) is not None}
@@ -65,6 +73,9 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
     elif args.gguf_file:
         lm = replace(lm, gguf_file=args.gguf_file)
     config = resolved(replace(config, **given, lm=lm))
+    if args.data and config.task not in NEED_DATA:
+        raise KitError(f"--data is for tasks {', '.join(NEED_DATA)}; {config.task} does not need it.")
+    check_device(config.device)
     return config, load(args, config)[0]
 
 
@@ -82,7 +93,8 @@ def policy_of(args: argparse.Namespace, config: Config) -> "Policy":
     if args.checkpoint == "base":
         return PretrainedPolicy.new(config.lm, device=config.device)
     # a moved base model is given with --model; else the adapter names its own
-    lm = config.lm if args.model else LMConfig(trust_remote_code=args.trust_remote_code, micro=config.lm.micro)
+    own = LMConfig(trust_remote_code=args.trust_remote_code, micro=config.lm.micro)
+    lm = config.lm if args.model or args.gguf_file else own
     return load_policy(args.checkpoint, config.device, lm)
 
 

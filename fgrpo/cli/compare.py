@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
+from .checks import check_device, check_output, check_policy, names_of
 from .options import PRESETS, config_of, load
 
 if TYPE_CHECKING:
@@ -41,31 +42,39 @@ def compare(args: argparse.Namespace) -> None:
     """Train every credit method from the same warm start on the same queries, and print one table."""
     from ..study.experiments import grid, parse_vary
 
-    credits = list(dict.fromkeys(filter(None, args.credits.split(","))))
+    credits = names_of(args.credits, "--credits")
     if not credits:
         raise KitError("name at least one method with --credits.")
     if args.against and args.against not in credits:
         raise KitError(f"--against {args.against!r} must be one of the methods in --credits.")
-    config = config_of(args)
+    if args.resume and not args.out:
+        raise KitError("--resume continues the comparison in --out: name its folder.")
+    vary = parse_vary(args.vary)
+    config = config_of(args, vary)
+    if "nested" not in credits and ("rankings" in vary or getattr(args, "rankings", 1) > 1):
+        raise KitError("--rankings is for credit 'nested', which is not among --credits.")
+    experiments = grid(config, credits, vary)
+    start = check_policy(args.init) if args.init else None
     folder = Path(args.out) if args.out else _new_folder("compare")
-    experiments = grid(config, credits, parse_vary(args.vary))
-    _compare_and_report(args, config, experiments, folder, Path(args.init) if args.init else None, args.resume)
+    args.out = str(folder)  # what resumes a comparison that is stopped
+    _compare_and_report(args, config, experiments, folder, start, args.resume)
 
 
 def _compare_and_report(
-    args: argparse.Namespace, config: Config, experiments: "Experiments", folder: Path, init: Path | None = None,
+    args: argparse.Namespace, config: Config, experiments: "Experiments", folder: Path, start: Path | None = None,
     resume: bool = False,
 ) -> None:  # fmt: skip
     from ..baselines import baselines_by_name
-    from ..runs.policies import policy_folder
     from ..study.compare import compare
     from ..study.report import format_table, write_report
 
     began = time.perf_counter()
-    baselines = baselines_by_name([name for name in args.baselines.split(",") if name])
+    baselines = baselines_by_name(names_of(args.baselines, "--baselines"))
+    for device in {c.device for methods in experiments.values() for c in methods.values()}:
+        check_device(device)
+    check_output(folder / "comparison.csv", "CSV")
     results = compare(
-        experiments, args.seeds, folder, partial(load, args), baselines, policy_folder(init) if init else None, args.jobs,
-        args.json, resume, args.every,
+        experiments, args.seeds, folder, partial(load, args), baselines, start, args.jobs, args.json, resume, args.every,
     )  # fmt: skip
     rows = write_report(results, experiments, folder, args.against)
     seconds = round(time.perf_counter() - began, 1)

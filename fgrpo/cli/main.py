@@ -3,36 +3,57 @@
 Nothing heavy is imported before it is needed.
 """
 
+import argparse
+import os
+import signal
 import sys
+from typing import NoReturn
 
 from ..config import KitError
-from ..runs.signals import processes
+from ..runs.signals import ending, how_to_resume, processes
 from .checkpoint import evaluate, trace
 from .compare import compare, demo
 from .data import data_build, data_check, data_fetch, data_fetch_model, data_stats
+from .errors import drop_unwritten, explain, make_printable, say
 from .measure import analyse, bench
 from .options import parser_of
 from .train import train
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 2 after one clear line on stderr."""
+    """Run one command. Returns the exit status: 0, or after one clear line on stderr 2 (bad input), 1 (a mistake of the
+    kit's own, whose traceback FGRPO_DEBUG=1 prints) or 128 + the number of a signal (Ctrl-C: 130).
+    """
+    make_printable()
+    args = argparse.Namespace(command="", out="")
     try:
         args = parser_of(COMMANDS).parse_args(argv)
         if args.command != "train" and processes() > 1:
             raise KitError(f"{args.command} runs on one process; only train is made for several.")
         args.argv = argv
-        args.run(args)
-    except KitError as error:
-        print(f"fgrpo: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"fgrpo: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("fgrpo: stopped; --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        with ending():
+            args.run(args)
+        print(end="", flush=True)  # where a full disk or a closed pipe shows
+    except BrokenPipeError:
+        return 141  # as a process that SIGPIPE ends
+    except KeyboardInterrupt as interrupt:
+        again = f"; to go on: {how_to_resume(argv, args.out)}" if args.command in ("train", "compare") else ""
+        say(f"stopped{again}")
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except Exception as error:
+        status, sentence = explain(error, args.command)
+        say(sentence)
+        return status
+    finally:
+        drop_unwritten()
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End this process: after a signal at once, without the seconds that it takes to unload the libraries."""
+    if status > 128:
+        os._exit(status)
+    sys.exit(status)
 
 
 COMMANDS = {

@@ -4,11 +4,13 @@ import argparse
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import KitError
+from ..config import KitError, RLConfig
 from .checkpoint import chosen, of_checkpoint, policy_of
+from .checks import check_device, check_output, names_of
 
 
 def analyse(args: argparse.Namespace) -> None:
@@ -17,9 +19,13 @@ def analyse(args: argparse.Namespace) -> None:
     from ..runs.warm_start import SHIPPED
     from ..study.analysis import analyse, format_analysis, write_analysis
 
+    if args.out:
+        check_output(Path(args.out), "CSV")
+    names = names_of(args.credits, "--credits") or list(CREDITS)
+    for name in names:
+        check_credit(with_credit(RLConfig(), name))
     shipped, args.checkpoint = not args.checkpoint, args.checkpoint or str(SHIPPED)
     config, splits = of_checkpoint(args)
-    names = [name for name in args.credits.split(",") if name] or list(CREDITS)
     methods = {name: with_credit(config.rl, name) for name in names}
     for rl in methods.values():
         check_credit(rl)
@@ -39,14 +45,21 @@ def bench(args: argparse.Namespace) -> None:
     from ..study import plots
     from ..study.report import to_csv
 
+    if args.out:
+        check_output(Path(args.out), "CSV")
+    check_device(args.device)
+    peers = names_of(args.peers, "--peers")
+    for name in ("prompt", "completion", "group", "peers"):
+        if args.scaling and getattr(args, name):
+            raise KitError(f"--{name} does not change what --scaling measures: leave out one of them.")
     common = {"queries": args.queries, "layers": args.layers, "hidden_size": args.hidden_size, "device": args.device,
               "dtype": args.dtype, "threads": args.threads}  # fmt: skip
     if args.scaling:
         cases = [Case(512, 48, g, **common) for g in (4, 8, 16, 32, 64)]
         cases += [Case(n + 12, 24, 8, pool=n, **common) for n in (20, 50, 100, 200)]
     else:
-        cases = [Case(p, c, g, **common) for p in args.prompt for c in args.completion for g in args.group]
-    peers = [] if args.scaling else [p for p in args.peers.split(",") if p]
+        sizes = product(args.prompt or [512], args.completion or [48], args.group or [8])
+        cases = [Case(*size, **common) for size in sizes]
     if set(peers) - {"trl"}:
         raise KitError(f"--peers {args.peers!r} is not known; the one peer is trl.")
     rows: list[dict[str, Any]] = []

@@ -11,10 +11,11 @@ import inspect
 import itertools
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config import CONCERNS, Config, KitError, LMConfig
+from .checks import check_used
 
 if TYPE_CHECKING:
     from ..data import Splits
@@ -50,7 +51,10 @@ Command = Callable[[argparse.Namespace], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong call as one line, without the usage text."""
+    """Reports a wrong call as one line, without the usage text. Options are not abbreviated: --seed is not --seeds."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Hand the message to `main`, which prints it as any other."""
@@ -79,23 +83,23 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         return p
 
     p = command("demo")
-    p.add_argument("--steps", type=_count, default=100, metavar="N", help="RL steps per run (default 100)")
-    p.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds per method (default 3)")
-    p.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (default: one per core)")
+    p.add_argument("--steps", type=_count(), default=100, metavar="N", help="RL steps per run (default 100)")
+    p.add_argument("--seeds", type=_count(1000), default=3, metavar="N", help="seeds per method (default 3)")
+    p.add_argument("--jobs", type=_count(1024), metavar="N", help="runs at a time (default: one per core)")
     p.set_defaults(baselines="random,popularity", split="test", every=0, against="")
     p = command("train", config=True)
-    p.add_argument("--out", help="folder of the run (default: runs/ and the name of the preset)")
+    p.add_argument("--out", type=_text, help="folder of the run (default: runs/ and the name of the preset)")
     p.add_argument(
         "--dry-run", action="store_true", help="print the plan, with memory and time estimated; load no weights"
     )
-    p.add_argument("--init", help="policy or run folder to start from, or base: the untuned model (default: a warm "
-                   "start, shipped or made first)")  # fmt: skip
+    p.add_argument("--init", type=_text, help="policy or run folder to start from, or base: the untuned model "
+                   "(default: a warm start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
     p.add_argument(
         "--policy-only", action="store_true", help="in the end keep the finished policy, not what resuming needs"
     )
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    p.add_argument("--save-every", type=_count, default=25, help="steps between checkpoints (default 25)")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out, if there is one")
+    p.add_argument("--save-every", type=_count(), default=25, help="steps between checkpoints (default 25)")
     p = command("evaluate")
     _add_checkpoint(p)
     p = command("compare", config=True)
@@ -107,49 +111,53 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
                    "random, popularity, bm25, dense, gru4rec, unisrec, decoupled (default random,popularity)")  # fmt: skip
     p.add_argument("--against", default="", metavar="METHOD", help="method that differences are taken to (default: grpo, "
                    "or the first one)")  # fmt: skip
-    p.add_argument("--limit", type=_count, metavar="N", help="measure on the first N queries only")
+    p.add_argument("--limit", type=_count(), metavar="N", help="measure on the first N queries only")
     p.add_argument(
         "--split", choices=("validation", "test"), default="test", help="queries to measure on (default test)"
     )
-    p.add_argument("--every", type=_count, default=0, metavar="N", help="measure also every N steps: NDCG@5 against "
+    p.add_argument("--every", type=_count(), default=0, metavar="N", help="measure also every N steps: NDCG@5 against "
                    "sampled tokens")  # fmt: skip
-    p.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds per method (default 3)")
-    p.add_argument("--out", help="folder of the comparison (default: a new one under runs/)")
+    p.add_argument("--seeds", type=_count(1000), default=3, metavar="N", help="seeds per method (default 3)")
+    p.add_argument("--out", type=_text, help="folder of the comparison (default: a new one under runs/)")
     p.add_argument(
-        "--init", help="policy or run folder to start from (default: a warm start, shipped or trained first)"
+        "--init",
+        type=_text,
+        help="policy or run folder to start from (default: a warm start, shipped or trained first)",
     )
-    p.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (default: one per core)")
+    p.add_argument("--jobs", type=_count(1024), metavar="N", help="runs at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="continue an interrupted comparison in --out")
     p = command("trace")
     _add_checkpoint(p)
-    p.add_argument("--out", required=True, help="JSONL file to write")
-    p.add_argument("--sampled", type=_count, default=24, help="number of queries traced token by token, each with the "
+    p.add_argument("--out", type=_text, required=True, help="JSONL file to write; another trace is overwritten")
+    p.add_argument("--sampled", type=_count(), default=24, help="number of queries traced token by token, each with the "
                    "run's number of rollouts (default 24); of the others the greedy lists alone")  # fmt: skip
     p = command("analyse")
     _add_checkpoint(p, "the shipped warm start")
     p.add_argument("--credits", default="", help="credit methods, separated by commas (default: all)")
-    p.add_argument("--pools", type=_count, default=4, metavar="N", help="queries whose pool is cut down and enumerated "
+    p.add_argument("--pools", type=_count(), default=4, metavar="N", help="queries whose pool is cut down and enumerated "
                    "(default 4)")  # fmt: skip
     p.add_argument(
-        "--batches", type=_count, default=8, metavar="N", help="rollout batches of the real task (default 8)"
+        "--batches", type=_count(100_000), default=8, metavar="N", help="rollout batches of the real task (default 8)"
     )
-    p.add_argument("--groups", type=_numbers, default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)")
-    p.add_argument("--out", help="CSV file to write, with a figure beside it")
+    p.add_argument(
+        "--groups", type=_numbers(2, 4096), default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)"
+    )
+    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it")
     p = command("bench")
-    for name, default, text in (("prompt", "512", "tokens of the prompt"), ("completion", "48", "tokens of each completion"),
-                                ("group", "8", "rollouts per query")):  # fmt: skip
-        p.add_argument(f"--{name}", type=_numbers, default=default, help=f"{text}, one or more (default {default})")
+    for name, default, text in (("prompt", 512, "tokens of the prompt"), ("completion", 48, "tokens of each completion"),
+                                ("group", 8, "rollouts per query")):  # fmt: skip
+        p.add_argument(f"--{name}", type=_numbers(1, 65_536), help=f"{text}, one or more (default {default})")
     p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
     p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
-    p.add_argument("--repeats", type=_count, default=5, help="runs behind each median (default 5)")
-    p.add_argument("--queries", type=_count, default=2, help="queries per step (default 2)")
-    p.add_argument("--layers", type=_count, default=4, help="layers of the model (default 4)")
-    p.add_argument("--hidden-size", type=_count, default=256, help="width of the model (default 256)")
+    p.add_argument("--repeats", type=_count(), default=5, help="runs behind each median (default 5)")
+    p.add_argument("--queries", type=_count(65_536), default=2, help="queries per step (default 2)")
+    p.add_argument("--layers", type=_count(1000), default=4, help="layers of the model (default 4)")
+    p.add_argument("--hidden-size", type=_count(65_536), default=256, help="width of the model (default 256)")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
     p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    p.add_argument("--threads", type=_count, default=1, help="CPU threads (default 1)")
+    p.add_argument("--threads", type=_count(1024), default=1, help="CPU threads (default 1)")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
-    p.add_argument("--out", help="CSV file to write, with a figure beside it")
+    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it")
     data = top.add_parser("data", help="fetch, count, build or check data").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -159,13 +167,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
     p = command("data stats", data)
-    p.add_argument(
-        "--task",
-        default="lab-rec",
-        help="lab-rec, movielens, lastfm (-hetrec or -llara), hotpotqa, musique, or a JSONL file",
-    )
-    p.add_argument("--data", default="", help="folder or file of a real data set")
-    p.add_argument("--skip-bad", action="store_true", help="skip broken rows and count them")
+    tasks = "lab-rec, movielens, lastfm (-hetrec or -llara), hotpotqa, musique, or a JSONL file"
+    p.add_argument("--task", default="lab-rec", help=tasks)
+    p.add_argument("--data", type=_text, default=argparse.SUPPRESS, help="folder or file of a real data set")
+    p.add_argument("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="skip broken rows and count them")
     add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))
     p = command("data fetch", data)
     p.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
@@ -196,22 +201,23 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
             text = f"{docs[f.name]} (default {f.default!r})".replace("%", "%%")
             how: dict[str, Any] = {"action": "store_true"}
             if f.type is not bool:
-                how = {"type": f.type, "metavar": getattr(f.type, "__name__", "value").upper()}
+                kind_of = _text if f.type is str else f.type
+                how = {"type": kind_of, "metavar": getattr(f.type, "__name__", "value").upper()}
             group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
 
 
 def _add_checkpoint(p: argparse.ArgumentParser, default: str = "") -> None:
     """Which checkpoint, and on which queries; all else comes from the run's config.json."""
-    p.add_argument("--checkpoint", required=not default, help="folder of a run, a checkpoint in it, or base: the untuned "
-                   "model of --model" + (f" (default: {default})" if default else ""))  # fmt: skip
-    p.add_argument("--task", help="another task than the run's")
-    p.add_argument("--data", help="folder or file of its data")
+    p.add_argument("--checkpoint", type=_text, required=not default, help="folder of a run, a checkpoint in it, or base: "
+                   "the untuned model of --model" + (f" (default: {default})" if default else ""))  # fmt: skip
+    p.add_argument("--task", type=_text, help="another task than the run's")
+    p.add_argument("--data", type=_text, help="folder or file of its data")
     splits = ("train", "validation", "test", "all")
     p.add_argument("--split", choices=splits, default="test", help="queries to use (default test)")
-    p.add_argument("--limit", type=_count, help="maximum number of queries")
-    p.add_argument("--device", help="cpu, cuda, cuda:1 or mps")
-    p.add_argument("--model", default="", help="path or name of the pretrained model, where it is elsewhere now")
-    p.add_argument("--gguf-file", default="", help="GGUF file in its folder")
+    p.add_argument("--limit", type=_count(), help="maximum number of queries")
+    p.add_argument("--device", type=_text, help="cpu, cuda, cuda:1 or mps")
+    p.add_argument("--model", type=_text, help="path or name of the pretrained model, where it is elsewhere now")
+    p.add_argument("--gguf-file", type=_text, help="GGUF file in its folder")
     p.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 
@@ -225,33 +231,55 @@ def _field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-def _count(text: str) -> int:
-    numbers = _numbers(text)
-    if len(numbers) > 1:
-        raise KitError(f"{text!r} must be one whole number above 0.")
-    return numbers[0]
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a value is needed, this one is empty")
+    return text
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(x) for x in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise KitError(f"{text!r} must be whole numbers above 0, separated by commas.")
-    return numbers
+def _count(most: int = 1_000_000_000) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        numbers = _numbers(1, most)(text)
+        if len(numbers) > 1:
+            raise argparse.ArgumentTypeError(f"{text!r} must be one whole number above 0")
+        return numbers[0]
+
+    return read
 
 
-def config_of(args: argparse.Namespace) -> Config:
-    """The run that the options describe, over the preset of its task. `lastfm` gets the name of its folder's layout."""
+def _numbers(least: int, most: int) -> Callable[[str], list[int]]:
+    def read(text: str) -> list[int]:
+        try:
+            numbers = [int(x) for x in text.split(",")]
+        except ValueError:
+            numbers = []
+        if not numbers or min(numbers) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text[:80]!r} must be whole numbers above {least - 1}, separated by commas"
+            )
+        if max(numbers) > most:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} must be at most {most:,}")
+        return numbers
+
+    return read
+
+
+def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None = None) -> Config:
+    """The run that the options describe, over the preset of its task. `lastfm` gets the name of its folder's layout.
+
+    `vary`: values of fields that a sweep tries. Raises KitError on an option that has no effect in this call
+    (fgrpo.cli.checks).
+    """
     from ..tasks import resolved
 
     names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
     names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    given = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
-    preset = LM_PRESET if given.get("model") else PRESETS.get(given.get("task", "lab-rec"), {})
-    return resolved(Config.from_flat(**{**preset, **given}))
+    options = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
+    preset = LM_PRESET if options.get("model") else PRESETS.get(options.get("task", "lab-rec"), {})
+    config = Config.from_flat(**{**preset, **options})
+    check_used(args, config, given, vary or {})
+    return resolved(config)
 
 
 def load(args: argparse.Namespace, config: Config, notes: "Notes | None" = None) -> "tuple[Splits, list[str]]":

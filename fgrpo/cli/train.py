@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
-from ..runs.signals import Stop, how_to_resume
+from ..runs.signals import Stop, how_to_resume, processes
 from .checkpoint import report_metrics
+from .checks import check_device, check_policy
+from .errors import say
 from .options import config_of, load
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def train(args: argparse.Namespace) -> None:
     if not (args.out or args.preset):
         raise KitError("name the run's folder with --out.")
     args.out = args.out or f"runs/{args.preset}"
+    _check(args, config)
     from ..trainer import Stopped
 
     with Stop() as stop:
@@ -40,7 +42,7 @@ def train(args: argparse.Namespace) -> None:
             policy, examples = _train(args, config, team, lambda: stop.asked)
         except Stopped as stopped:
             if team.main:
-                print(f"fgrpo: {stopped}; to go on: {how_to_resume(args.argv)}", file=sys.stderr)
+                say(f"{stopped}; to go on: {how_to_resume(args.argv)}")
             team.leave()
             return
     team.leave()
@@ -48,34 +50,57 @@ def train(args: argparse.Namespace) -> None:
         report_metrics(args, policy, examples, config, f"{args.out}, validation split")
 
 
+def _check(args: argparse.Namespace, config: Config) -> None:
+    """Raise KitError on whatever can be refused before data and models are loaded."""
+    from ..credit import check_credit
+    from ..runs.run import check_folder
+
+    check_credit(config.rl)
+    if processes() == 1:  # of several, each gets its own
+        check_device(config.device)
+    if args.init and args.init != "base":
+        start = check_policy(args.init)
+        if config.lm.model and (start / "items.json").is_file():
+            raise KitError(f"--model is for a pretrained policy, and --init {args.init} is a tiny one.")
+    check_folder(Path(args.out), config, args.resume)
+
+
 def _train(
     args: argparse.Namespace, config: Config, team: "Team", stop: Callable[[], bool]
 ) -> "tuple[Policy, list[Example]]":
+    from ..runs.origin import digest_of, digest_of_policy
     from ..runs.policies import load_policy, new_policy, policy_folder
     from ..runs.run import Run
     from ..runs.sft import sft_stage
     from ..runs.warm_start import tracer, warm_start
-    from ..trainer import Stopped, fit
+    from ..trainer import Stopped, batch_of, fit, rl_stage
 
     out = Path(args.out)
     splits, items = load(args, config)
-    run = Run(out, config, args.resume, args.save_every, team.main)
+    stage = sft_stage(config) if args.sft else rl_stage(config)
+    team.share(batch_of(splits.train, stage.queries, 0, config.seed))  # an uneven share is refused before a warm start
+    origin = {
+        "stage": "sft" if args.sft else "rl", "init": "base" if args.sft else digest_of_policy(args.init),
+        "train": digest_of(splits.train),
+    }  # fmt: skip
+    run = Run(out, config, args.resume, args.save_every, team.main, origin)
     quiet, stopped = args.json or not team.main, None
     if args.sft or args.init == "base":
         policy = new_policy(items, config, config.seed)
     else:
         init, folder = args.init, out / "warm-start"
         with team.first():  # without --init, the main process makes the warm start and the others take it
-            again = args.resume or not team.main
             try:
-                start = policy_folder(init) if init else warm_start(config, splits, items, folder, quiet, again, stop)
+                start = policy_folder(init) if init else warm_start(
+                    config, splits, items, folder, quiet, args.resume, stop, team.main
+                )  # fmt: skip
             except Stopped as error:  # raised below, where no other process waits for this one
                 stopped = error
         if team.sum(stopped is not None):
             raise stopped or Stopped(f"{out}: stopped in the warm start")
         policy = load_policy(start, lm=config.lm)
-    stage, callback = sft_stage(config) if args.sft else None, tracer(run, splits.validation)
-    policy = fit(policy, splits.train, config, run, stage, quiet, after_save=callback, team=team, stop=stop)
+    traced = tracer(run, splits.validation)
+    policy = fit(policy, splits.train, config, run, stage, quiet, after_save=traced, team=team, stop=stop)
     if args.policy_only and team.main:
         run.strip()
     return policy, splits.validation

@@ -20,7 +20,18 @@ def policy_folder(path: str | Path) -> Path:
     path = Path(path)
     if (path / "items.json").is_file() or (path / POLICY_FILE).is_file():
         return path
-    return max(path.glob("checkpoints/step-*"), default=path)
+    return next(reversed(checkpoints(path)), path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first. Folders of other names are not among them."""
+    return sorted((p for p in folder.glob("checkpoints/step-*") if step_of(p) >= 0 and p.is_dir()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint, -1 if it is no checkpoint's name."""
+    digits = checkpoint.name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = None) -> Policy:

@@ -1,6 +1,6 @@
 """The folder of a run: its configuration, metrics, traces and checkpoints.
 
-    config.json                   the configuration; command, versions, hardware, date
+    config.json                   the configuration; command, versions, hardware, date, origin (fgrpo.runs.origin)
     metrics.jsonl                 one line per step
     trace.jsonl                   rollouts token by token (fgrpo.runs.trace)
     checkpoints/step-000025/      policy (safetensors, tokenizer), trainer.safetensors (optimizer), trainer.json;
@@ -8,8 +8,8 @@
 
 A checkpoint is written under a temporary name and renamed when it is complete, and renamed again before it is deleted,
 so that a kill at any moment leaves only complete checkpoints. The first one (step 0) is kept as the reference policy,
-and the last KEEP. trace.jsonl keeps the first FIRST and the last LAST traced steps. No file in the folder holds the
-folder's path, so it can be moved.
+and the last KEEP; one that is a link is never removed. trace.jsonl keeps the first FIRST and the last LAST traced
+steps. No file in the folder holds the folder's path, so it can be moved. One process at a time writes (fgrpo.runs.lock).
 """
 
 import io
@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -35,6 +35,9 @@ from ..config import Config, KitError
 from ..data import write_text
 from ..policy import Policy
 from ..tasks.jsonl import read_object
+from .lock import check_writable, lock
+from .origin import Origin, check_origin
+from .policies import checkpoints, step_of
 from .seal import check_seal, seal
 from .signals import processes
 
@@ -49,47 +52,40 @@ class Run:
     """One training run on disk."""
 
     def __init__(
-        self, folder: str | Path, config: Config, resume: bool = False, save_every: int = 25, writes: bool = True
-    ):
+        self, folder: str | Path, config: Config, resume: bool = False, save_every: int = 25, writes: bool = True,
+        origin: Origin | None = None,
+    ):  # fmt: skip
         """Open a run folder. Raises KitError if it already holds a run, unless `resume` continues the same one.
 
-        Of several processes only one `writes`; the others read its files.
+        Of several processes only one `writes`; the others read its files. It keeps the folder's lock for as long as
+        this object exists. `origin` is what the run begins with besides its options.
         """
         self.folder, self.config, self.save_every, self.writes = Path(folder), config, save_every, writes
         self.name = self.folder.name
         self.metrics, self.trace = self.folder / "metrics.jsonl", self.folder / "trace.jsonl"
         if not writes:
             return
-        if self.metrics.exists():  # training began: before that, the command may simply be repeated
-            if not resume:
-                raise KitError(f"{self.folder} already holds a run: pass --resume to continue it, or another --out.")
-            self._compare(read_config(self.folder))
-        self._write_config()
-
-    def _write_config(self) -> None:
-        made = {**provenance(), "processes": processes()}
-        text = json.dumps({**self.config.to_dict(), "made": made}, indent=2)
-        write_text(self.folder / "config.json", text + "\n")
-
-    def _pin(self, policy: Policy) -> None:
-        """Write the date that the policy's prompts show, if they show one, into config.json: later ones show it too."""
-        lm = getattr(policy, "config", self.config.lm)  # a tiny policy has none
-        if self.writes and lm.date != self.config.lm.date:
-            self.config = replace(self.config, lm=replace(self.config.lm, date=lm.date))
+        origin = origin or {}
+        check_folder(self.folder, config, resume, origin)  # before anything is written
+        self.lock = lock(self.folder)
+        check_folder(self.folder, config, resume, origin)  # another process may have been faster
+        self.made = {**provenance(), "processes": processes(), "origin": dict(origin)}
+        if not self.metrics.exists():  # a run that is resumed keeps its own until it was read
             self._write_config()
 
-    def _compare(self, old: Config) -> None:
-        before, now = (flat(c.to_dict()) for c in (old, self.config))
-        for name, value in now.items():
-            was = before.get(name)
-            moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
-            pinned = name == "lm.date" and not value  # that of the checkpoint is used
-            if was != value and not moved and not pinned and name not in MAY_DIFFER:
-                raise KitError(f"{self.folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
+    def _write_config(self) -> None:
+        values = {**self.config.to_dict(), "made": self.made}
+        write_text(self.folder / "config.json", json.dumps(values, indent=2) + "\n")
+
+    def _pin(self, policy: Policy) -> None:
+        """Note the date that the policy's prompts show, if they show one, for config.json: later ones show it too."""
+        lm = getattr(policy, "config", self.config.lm)  # a tiny policy has none
+        if lm.date != self.config.lm.date:
+            self.config = replace(self.config, lm=replace(self.config.lm, date=lm.date))
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return max(self.folder.glob("checkpoints/step-*"), default=None)
+        return next(reversed(checkpoints(self.folder)), None)
 
     def restore(
         self, policy: Policy, make_optimizer: Callable[[Policy], torch.optim.Optimizer]
@@ -106,40 +102,47 @@ class Run:
             optimizer = make_optimizer(policy)
             self.save(policy, optimizer, 0, 0)
             self._pin(policy)
+            if self.writes:
+                self._write_config()
             return policy, optimizer, 0
         check_seal(folder)
         policy = policy.reload(folder)
         self._pin(policy)
         optimizer = make_optimizer(policy)
         try:
-            tensors = safetensors.torch.load_file(folder / "trainer.safetensors")
-            done = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))["step"]
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in tensors.items():
-                index, field = name.split(".")
-                state.setdefault(int(index), {})[field] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+            state = read_json(folder / "trainer.json")
+            done = state["step"]
+            policy.share = state.get("shared", True) is not False  # an earlier comparison showed that it cannot
+            if type(done) is not int or done != step_of(folder):
+                raise ValueError("trainer.json is that of another step")
+            _load_state(optimizer, safetensors.torch.load_file(folder / "trainer.safetensors"))
+        except (KitError, OSError, ValueError, LookupError, RuntimeError, TypeError, SafetensorError) as error:
             raise KitError(
                 f"{folder}: the checkpoint is damaged ({str(error)[:150]}); delete it to continue from the one before."
             ) from None
         if self.writes:
             rows = [row for row in read_metrics(self.folder) if row["step"] <= done]
+            self._write_config()
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return policy, optimizer, done
 
     def strip(self) -> None:
         """Keep only the last policy, without the files for resuming: a checkpoint to share."""
-        *old, last = sorted(self.folder.glob("checkpoints/step-*"))
+        *old, last = checkpoints(self.folder)
         for folder in old:
             _remove(folder)
+        if last.is_symlink():  # what it points to is not ours
+            return
         for path in last.glob("trainer.*"):
             path.unlink()
         seal(last)
 
     def total(self, name: str) -> float:
         """Sum of a logged number over all steps."""
-        return sum(row[name] for row in read_metrics(self.folder))
+        rows = read_metrics(self.folder)
+        if bad := [row["step"] for row in rows if name not in row]:
+            raise KitError(f"{self.metrics}: step {bad[0]} has no field {name!r}; it was not written by this run.")
+        return sum(row[name] for row in rows)
 
     def reference(self, policy: Policy) -> Policy:
         """The policy that the run started from, for the KL penalty."""
@@ -169,7 +172,8 @@ class Run:
             tensors = {f"{i}.{field}": t.contiguous() for i, fields in state.items() for field, t in fields.items()}
             blob = safetensors.torch.save(tensors)
             (writing / "trainer.safetensors").write_bytes(blob)
-            write_text(writing / "trainer.json", json.dumps({"step": step, "position": position}) + "\n")
+            done = {"step": step, "position": position, "shared": policy.share}
+            write_text(writing / "trainer.json", json.dumps(done) + "\n")
             seal(writing)
             writing.replace(final)
         except Exception as error:  # tokenizers and safetensors raise their own instead of OSError
@@ -178,7 +182,7 @@ class Run:
                 f"{final}: the checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); "
                 f"the last good one is {self.latest()}."
             ) from None
-        for old in sorted(self.folder.glob("checkpoints/step-*"))[1:-KEEP]:
+        for old in checkpoints(self.folder)[1:-KEEP]:
             _remove(old)
 
     def _sweep(self) -> None:
@@ -192,10 +196,26 @@ class Run:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that a kill never leaves a part of it under its own name."""
+    """Delete a checkpoint, unless it is a link. It is renamed first, so that a kill never leaves a part of it."""
+    if checkpoint.is_symlink():
+        return
     leaving = checkpoint.with_name(f".leaving-{checkpoint.name}")
     checkpoint.replace(leaving)
     shutil.rmtree(leaving)
+
+
+def _load_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put AdamW's state back, as `Run.save` wrote it. Raises ValueError or LookupError if it is not this optimizer's."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, field = name.split(".")
+        state.setdefault(int(index), {})[field] = tensor
+        if tensor.shape != (() if field == "step" else parameters[int(index)].shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+    if any(fields.keys() != {"step", "exp_avg", "exp_avg_sq"} for fields in state.values()):
+        raise ValueError("the optimizer's state is incomplete")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def thinned(lines: list[tuple[int, str]], before: int) -> str:
@@ -205,15 +225,64 @@ def thinned(lines: list[tuple[int, str]], before: int) -> str:
     return "".join(line for step, line in lines if step in kept)
 
 
+def check_folder(folder: Path, config: Config, resume: bool = False, origin: Origin | None = None) -> None:
+    """Raise KitError unless a run with these options may be written to a folder. Writes nothing.
+
+    The folder is new or empty, holds other files than a run's, or, with `resume`, the beginning of this run.
+    """
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise KitError(f"{folder}: is a file; name a folder with --out.")
+    if (folder / "metrics.jsonl").exists():  # training began: before that, the command may simply be repeated
+        if not resume:
+            raise KitError(f"{folder} already holds a run: pass --resume to continue it, or another --out.")
+        before, now = flat(read_config(folder).to_dict()), flat(config.to_dict())
+        for name, value in now.items():
+            was = before.get(name)
+            moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
+            pinned = name == "lm.date" and not value  # that of the checkpoint is used
+            if was != value and not moved and not pinned and name not in MAY_DIFFER:
+                raise KitError(f"{folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
+        check_origin(folder, how_made(folder).get("origin"), origin or {})
+        done = max(map(step_of, checkpoints(folder)), default=0)
+        if origin and origin.get("stage") == "rl" and done > config.rl.steps:
+            raise KitError(f"{folder}: {done} steps are done, more than --steps {config.rl.steps}: name another --out.")
+    elif path.exists() and not how_made(folder):  # of a model, perhaps
+        raise KitError(f"{path}: is not the configuration of a run and would be overwritten; name another --out.")
+    check_writable(folder)
+
+
+def read_json(path: Path, most: int = 10_000_000) -> Any:
+    """The JSON value in a file. Raises KitError if it cannot be read, is not JSON, or has more than `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            blob = file.read(most + 1)
+        if len(blob) > most:
+            raise ValueError(f"more than {most:,} bytes")
+        return json.loads(blob)
+    except OSError as error:
+        raise KitError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise KitError(f"{path}: not JSON ({str(error)[:150]}).") from None
+
+
 def read_config(folder: str | Path) -> Config:
     """The configuration that a run was made with."""
     path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("made", None)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise KitError(f"{path}: not the configuration of a run ({error}).") from None
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise KitError(f"{path}: not the configuration of a run (expected an object).")
+    values.pop("made", None)
     return Config.from_dict(values, str(path))
+
+
+def how_made(folder: Path) -> dict[str, object]:
+    """How a run was made, from its config.json; empty if that is not a run's."""
+    try:
+        made = read_json(folder / "config.json").get("made")
+    except (KitError, AttributeError):
+        return {}
+    return made if isinstance(made, dict) else {}
 
 
 def config_of_checkpoint(path: str | Path) -> Config:
@@ -239,9 +308,11 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = read_object(line)
-            step = row.get("step")
+            step, odd = row.get("step"), [name for name, x in row.items() if not isinstance(x, (int, float))]
             if type(step) is not int:
                 raise KitError("field 'step' must be a whole number")
+            if odd:
+                raise KitError(f"field {odd[0][:80]!r} must be a number")
             rows[step] = cast("dict[str, float]", row)
         except KitError as error:
             if line.endswith(b"\n"):

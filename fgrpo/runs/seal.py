@@ -23,11 +23,15 @@ def seal(folder: str | Path) -> None:
 def check_seal(folder: Path) -> None:
     """Raise KitError unless the folder holds exactly the files in its SHA256SUMS, unchanged."""
     try:
+        for path in _files(folder):  # so that a file without permission is not called damaged
+            path.open("rb").close()
         text = (folder / SUMS).read_bytes().decode("ascii")
         found = {p.name: _sum(p) for p in _files(folder)}
         expected = {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
     except FileNotFoundError:
         return
+    except PermissionError as error:
+        raise KitError(f"{error.filename}: cannot be read (permission denied).") from None
     except (OSError, UnicodeDecodeError) as error:
         raise KitError(f"{folder}: the checkpoint is damaged ({error}).") from None
     for name in sorted(found.keys() | expected.keys()):

@@ -1,11 +1,15 @@
-"""Ctrl-C and SIGTERM during training: the current step is finished and saved; a second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal) during training: the current step is finished and saved.
+
+A second Ctrl-C stops at once.
+"""
 
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -23,12 +27,14 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+            wanted = (signal.SIGINT, signal.SIGTERM, *_hangup())
+            self._before = {s: signal.signal(s, self._handle) for s in wanted}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number, handler in self._before.items():  # a terminal that is closed may send SIGHUP twice
+            again = self.asked and number in _hangup()
+            signal.signal(number, signal.SIG_IGN if again else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT and processes() == 1:  # a launcher may forward one Ctrl-C twice
@@ -36,8 +42,36 @@ class Stop:
         self.asked = True
 
 
-def how_to_resume(argv: Sequence[str] | None) -> str:
-    """The command that resumes a run, from the arguments of the command that was stopped."""
+@contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block like Ctrl-C, with a KeyboardInterrupt that holds their number."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, *_hangup())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hangup() -> list[signal.Signals]:
+    """SIGHUP where there is one. Under nohup it is ignored, and stays so."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else []
+
+
+def how_to_resume(argv: Sequence[str] | None, out: object = "") -> str:
+    """The command that resumes a run, from the arguments of the command that was stopped.
+
+    `out` is the folder of the run, which is added if the arguments do not name it.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    named = any(x == "--out" or x.startswith("--out=") for x in args)
+    more = [*(() if named or not out else ("--out", str(out))), *(() if "--resume" in args else ("--resume",))]
     start = "python -m fgrpo" if processes() == 1 else "under the same launcher, -m fgrpo"
-    return f"{start} {shlex.join(args if '--resume' in args else [*args, '--resume'])}"
+    return f"{start} {shlex.join([*args, *more])}"

@@ -9,6 +9,7 @@ from ..data import Example, Splits
 from ..policy import Policy
 from ..tasks import DATA
 from ..trainer import Callback, fit
+from .origin import digest_of
 from .policies import new_policy, policy_folder
 from .run import Run, read_config
 from .sft import sft_stage
@@ -25,12 +26,18 @@ MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "gramma
 
 def warm_start(
     config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False, writes: bool = True,
 ) -> Path:  # fmt: skip
-    """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here."""
+    """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here.
+
+    Of several processes one `writes`; the others call this when it is done.
+    """
     if fits_shipped(config):
         return policy_folder(SHIPPED)
-    run = Run(folder, replace(config, seed=0), resume=resume, save_every=250)
+    if not writes:
+        return policy_folder(folder)
+    origin = {"stage": "sft", "train": digest_of(splits.train)}
+    run = Run(folder, replace(config, seed=0), resume=resume, save_every=250, origin=origin)
     callback = tracer(run, splits.validation)
     policy, stage = new_policy(items, config), sft_stage(config)
     fit(policy, splits.train, run.config, run, stage, quiet, after_save=callback, stop=stop)

@@ -12,11 +12,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -27,6 +25,7 @@ from ..config import Config, KitError
 from ..data import Example
 from ..policy import Policy
 from ..rollout import Rollouts
+from ..runs.workers import without_ctrl_c, workers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -228,8 +227,10 @@ def peak_memory(case: Case, method: str) -> float:
     Resident set on the CPU, allocated memory on a GPU. Each method runs in its own process, so that none reuses memory
     that another has allocated.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_memory, case, method).result()
+    with workers(1) as pool:
+        with without_ctrl_c():
+            peak = pool.submit(_peak_memory, case, method)
+        return peak.result()
 
 
 def _peak_memory(case: Case, method: str) -> float:

@@ -5,11 +5,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +23,13 @@ from ..data import Splits, write_text
 from ..evaluate import evaluate, greedy, measure_outputs
 from ..policy import Policy
 from ..prompt import Output
+from ..runs.lock import lock
+from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
-from ..runs.run import Run
+from ..runs.run import Run, check_folder, read_json
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
-from ..runs.warm_start import TRACED, made_by, warm_start
+from ..runs.warm_start import TRACED, fits_shipped, made_by, warm_start
+from ..runs.workers import without_ctrl_c, workers
 from ..trainer import fit, sampling_of
 from .experiments import Experiments
 
@@ -84,44 +85,60 @@ def compare(
         own = folder / slug(setting)
         beside = sum(path.parent == own for path, _ in first.values())
         first.setdefault(made_by(config), (own / f"warm-start{f'-{beside + 1}' if beside else ''}", config))
+    for path, config in () if start else first.values():  # what can be refused is, before anything is loaded
+        if not fits_shipped(config):
+            check_folder(path, replace(config, seed=0), resume)
+    for (setting, method, seed), config in configs.items():
+        check_folder(run_folder(folder, setting, method, seed), config, resume)
+        if every > config.rl.steps:
+            raise KitError(f"every {every} is above steps {config.rl.steps}: no measurement would be made on the way.")
     loaded = {key: load(config) for key, (_, config) in first.items()}
+    init = digest_of_policy(start)
+    origins = {key: _origin(splits, init, every) for key, (splits, _) in loaded.items()}
     # every process would hold the pretrained model once more
     one_by_one = any(config.lm.model for config in configs.values())
     jobs = min(jobs or (1 if one_by_one else os.cpu_count()) or 1, len(configs))
     quiet_runs = quiet or jobs > 1
 
-    if start:
-        starts = dict.fromkeys(first, start)
-    else:
-        making: list[Callable[[], Path]] = [
-            partial(warm_start, config, *loaded[key], path, quiet_runs, resume)
-            for key, (path, config) in first.items()
+    with lock(folder):
+        if start:
+            starts = dict.fromkeys(first, start)
+        else:
+            making: list[Callable[[], Path]] = [
+                partial(warm_start, config, *loaded[key], path, quiet_runs, resume)
+                for key, (path, config) in first.items()
+            ]  # fmt: skip
+            starts = dict(zip(first, _run_all(making, jobs, True), strict=True))
+
+        results: Results = {}
+        for setting, methods in experiments.items():
+            config = next(iter(methods.values()))
+            splits, items = loaded[made_by(config)]
+            own = folder / slug(setting) / "baselines"
+            results[setting] = {}
+            for name, baseline in baselines.items():
+                results[setting][name] = [run_baseline(baseline, splits, items, config, own, quiet, resume)]
+            policy = load_policy(starts[made_by(config)], config.device, config.lm)
+            filled = replace(config, grammar=replace(config.grammar, full=True))
+            results[setting][WARM_START_FULL] = [Result(evaluate(policy, splits.test, filled))]
+            results[setting][WARM_START] = [Result(evaluate(policy, splits.test, config))]
+
+        training: list[Callable[[], Result]] = [
+            partial(
+                train_and_test, config, loaded[made_by(config)][0], starts[made_by(config)],
+                run_folder(folder, setting, method, seed), quiet_runs, resume, every, origins[made_by(config)],
+            )
+            for (setting, method, seed), config in configs.items()
         ]  # fmt: skip
-        starts = dict(zip(first, _run_all(making, jobs, True), strict=True))
-
-    results: Results = {}
-    for setting, methods in experiments.items():
-        config = next(iter(methods.values()))
-        splits, items = loaded[made_by(config)]
-        own = folder / slug(setting) / "baselines"
-        results[setting] = {}
-        for name, baseline in baselines.items():
-            results[setting][name] = [run_baseline(baseline, splits, items, config, own, quiet, resume)]
-        policy = load_policy(starts[made_by(config)], config.device, config.lm)
-        filled = replace(config, grammar=replace(config.grammar, full=True))
-        results[setting][WARM_START_FULL] = [Result(evaluate(policy, splits.test, filled))]
-        results[setting][WARM_START] = [Result(evaluate(policy, splits.test, config))]
-
-    training: list[Callable[[], Result]] = [
-        partial(
-            train_and_test, config, loaded[made_by(config)][0], starts[made_by(config)],
-            run_folder(folder, setting, method, seed), quiet_runs, resume, every,
-        )
-        for (setting, method, seed), config in configs.items()
-    ]  # fmt: skip
-    for (setting, method, _), result in zip(configs, _run_all(training, jobs, quiet), strict=True):
-        results[setting].setdefault(method, []).append(result)
+        for (setting, method, _), result in zip(configs, _run_all(training, jobs, quiet), strict=True):
+            results[setting].setdefault(method, []).append(result)
     return results
+
+
+def _origin(splits: Splits, init: str, every: int) -> Origin:
+    """What the runs of a comparison begin with; the test queries count where they are measured on the way."""
+    test = {"test": digest_of(splits.test)} if every else {}
+    return {"stage": "rl", "init": init, "train": digest_of(splits.train), "every": every, **test}
 
 
 def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline]) -> None:
@@ -144,13 +161,14 @@ def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline
 
 
 def train_and_test(
-    config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0
-) -> Result:
+    config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0,
+    origin: Origin | None = None,
+) -> Result:  # fmt: skip
     """One RL run from the warm start, then greedy decoding of the test split, also after every `every` steps.
 
     The run's trace.jsonl gets these lists, and for the first few queries greedy and sampled rollouts token by token.
     """
-    run = Run(folder, config, resume=resume, save_every=every or config.rl.steps)
+    run = Run(folder, config, resume=resume, save_every=every or config.rl.steps, origin=origin)
     measured = folder / "curve.json"
 
     def callback(policy: Policy, step: int) -> None:
@@ -162,6 +180,8 @@ def train_and_test(
     policy = load_policy(start, lm=config.lm)
     policy = fit(policy, splits.train, config, run, quiet=quiet, after_step=callback)
     points = read_curve(measured).values() if every else ()
+    if every and len(points) != config.rl.steps // every:
+        raise KitError(f"{measured}: {len(points)} of {config.rl.steps // every} points; delete the run's folder.")
     curve = [(tokens, torch.tensor(ndcg, dtype=torch.float64)) for tokens, ndcg in points]
     outputs = greedy(policy, splits.test, sampling_of(config))
     groups = trace_policy(policy, splits.test[:TRACED], config, TRACED, config.rl.steps, config.seed)
@@ -173,8 +193,19 @@ def train_and_test(
 
 
 def read_curve(path: Path) -> dict[str, tuple[int, list[float]]]:
-    """Points that a run measured on its way: (tokens, NDCG@5 per query) by step."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Points that a run measured on its way: (tokens, NDCG@5 per query) by step. Raises KitError on anything else."""
+    points = read_json(path, 1_000_000_000) if path.exists() else {}
+
+    def is_point(point: object) -> bool:
+        if not (isinstance(point, list) and len(point) == 2 and type(point[0]) is int and isinstance(point[1], list)):
+            return False
+        return all(isinstance(x, float) and 0 <= x <= 1 for x in point[1])
+
+    if not (isinstance(points, dict) and all(map(is_point, points.values()))):
+        raise KitError(f"{path}: not the points of a run by step; delete the run's folder.")
+    if len({len(ndcg) for _, ndcg in points.values()}) > 1:
+        raise KitError(f"{path}: its points are of different queries; delete the run's folder.")
+    return points
 
 
 def run_baseline(
@@ -210,13 +241,10 @@ def _run_all(calls: Sequence[Callable[[], T]], jobs: int, quiet: bool) -> list[T
         done = [_one_thread(call) for call in calls]
         torch.set_num_threads(threads)
         return done
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_one_thread, call) for call in calls]
-        try:
-            return [f.result() for f in tqdm(futures, desc="runs", unit="run", disable=quiet or None)]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with workers(jobs) as pool:
+        with without_ctrl_c():
+            futures = [pool.submit(_one_thread, call) for call in calls]
+        return [f.result() for f in tqdm(futures, desc="runs", unit="run", disable=quiet or None)]
 
 
 def _one_thread(call: Callable[[], T]) -> T:

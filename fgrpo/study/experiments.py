@@ -32,6 +32,8 @@ def grid(
         fields = dict(zip(vary or {}, values, strict=True))
         base = with_fields(config, **fields)
         setting = " ".join(f"{name}={_text(value)}" for name, value in fields.items())
+        if setting in experiments:
+            raise KitError(f"setting {setting!r} is there twice: name each value once.")
         experiments[setting] = {credit: replace(base, rl=with_credit(base.rl, credit)) for credit in credits}
     return experiments
 
@@ -83,4 +85,4 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[object]]:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

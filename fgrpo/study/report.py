@@ -81,12 +81,22 @@ def write_report(results: Results, experiments: Experiments, folder: Path, again
     settled = []
     for setting, by_method in results.items():
         seeds = {m: range(len(by_method[m])) for m in trained_methods(results)}
-        curves = {m: [read_metrics(run_folder(folder, setting, m, s)) for s in some] for m, some in seeds.items()}
+        steps = {m: config.rl.steps for m, config in experiments[setting].items()}
+        curves = {m: [logged(run_folder(folder, setting, m, s), steps[m]) for s in some] for m, some in seeds.items()}
         settled += [{"setting": setting, "method": m, **settling(runs)} for m, runs in curves.items()]
         plots.save(plots.learning_curves(curves), folder / slug(setting) / "learning.png")
         errors = plots.error_types([r for r in rows if r["setting"] == setting])
         plots.save(errors, folder / slug(setting) / "errors.png")
     write_text(folder / "settling.csv", to_csv(settled, made))
+    return rows
+
+
+def logged(run: Path, steps: int) -> list[Row]:
+    """The metrics of a run, one row per step. Raises KitError if a step, or a field that figures need, is missing."""
+    rows = read_metrics(run)
+    whole = [row["step"] for row in rows] == list(range(1, steps + 1))
+    if not whole or not all({"reward/slate", "reward/rank", "slate_length"} <= row.keys() for row in rows):
+        raise KitError(f"{run / 'metrics.jsonl'}: steps or fields are missing; delete the run's folder, then --resume.")
     return rows
 
 

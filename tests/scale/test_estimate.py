@@ -58,7 +58,8 @@ def test_the_tiny_policy_is_planned(capsys, tmp_path, monkeypatch) -> None:
     memory = found["memory_gb"]
     assert memory.pop("total") == pytest.approx(sum(memory.values())) and min(memory.values()) == memory["weights"] == 0
     assert run(capsys)["steps"]["sft"] == 0 and run(capsys, "--sft")["steps"] == {"sft": 200, "rl": 0, "rollouts": 0}
-    assert run(capsys, "--sft", "--init", "elsewhere")["steps"]["sft"] == 200  # --sft makes the warm start in any case
+    assert main(["train", "--dry-run", "--sft", "--init", "elsewhere"]) == 2
+    assert "leave out one of them" in capsys.readouterr().err
     assert main(["train", "--dry-run"]) == 0
     assert "train 4,000" in capsys.readouterr().out and not list(tmp_path.iterdir())
     assert main(["train"]) == 2 and "--out" in capsys.readouterr().err

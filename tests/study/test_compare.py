@@ -1,6 +1,8 @@
 """Experiments as Configs, the corrected table, sample efficiency, baselines beside the policies."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +17,12 @@ from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
 from fgrpo.data import Splits
 from fgrpo.prompt import Output
-from fgrpo.runs.warm_start import warm_start
-from fgrpo.study.compare import Result, check_experiments, compare, run_baseline, slug
+from fgrpo.runs.warm_start import SHIPPED, warm_start
+from fgrpo.runs.workers import workers
+from fgrpo.study.compare import Result, check_experiments, compare, read_curve, run_baseline, slug
 from fgrpo.study.experiments import grid, parse_vary, with_fields
 from fgrpo.study.plots import name_of, style_of, sweep_of
-from fgrpo.study.report import crossing, efficiency, format_table, made_of, settling_step, table
+from fgrpo.study.report import crossing, efficiency, format_table, logged, made_of, settling_step, table
 from fgrpo.tasks.lab import lab_catalogue
 
 NAMES = ("ndcg@5", "recall@5", "slate_recall", "slate_length")
@@ -137,7 +140,7 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
     alone = compare({"": {"by hand": wide, "other": other}}, 1, tmp_path / "b", load, {}, jobs=1, quiet=True)
     first, second = alone[""]["by hand"][0], found["slate_size=8 lam=1"]["grpo"][0]
     assert all(torch.equal(first.metrics[name], second.metrics[name]) for name in first.metrics)
-    assert {p.name for p in (tmp_path / "b").iterdir()} == {
+    assert {p.name for p in (tmp_path / "b").iterdir()} - {".lock"} == {
         "warm-start",
         "warm-start-2",
         "by_hand-seed0",
@@ -281,3 +284,73 @@ def test_the_shipped_warm_start_is_used_for_what_it_was_made_for(tmp_path) -> No
         "lab-rec",
         "checkpoints",
     )
+
+
+def test_what_can_be_refused_is_refused_before_anything_is_loaded(config, tmp_path) -> None:
+    def load(c: Config) -> tuple[Splits, list[str]]:
+        raise AssertionError("loaded")
+
+    (tmp_path / "held/grpo-seed1").mkdir(parents=True)
+    (tmp_path / "held/grpo-seed1/metrics.jsonl").write_text("")
+    (tmp_path / "file").write_text("")
+    for folder, every, said in (("held", 0, "already holds a run"), ("file", 0, "cannot be written"),
+                                ("new", 99, "every 99 is above steps 4")):  # fmt: skip
+        with pytest.raises(KitError, match=said):
+            compare(grid(config, ["grpo"]), 2, tmp_path / folder, load, {}, jobs=1, quiet=True, every=every)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_comparison_is_not_resumed_with_other_queries_or_another_start(config, small, tmp_path) -> None:
+    def again(splits: Splits = small, **options: object) -> None:
+        compare(grid(config, ["grpo"]), 1, tmp_path, lambda c: (splits, items()), {}, jobs=1, quiet=True, **options)
+
+    again(every=2)
+    for splits, options, said in (
+        (small, {}, "with --every 0, it began with 2"), (small._replace(test=small.test[:5]), {"every": 2}, "other queries"),
+        (small._replace(train=small.train[:32]), {"every": 2}, "the task's data has changed"),
+        (small, {"every": 2, "start": SHIPPED}, "another initial policy"),
+    ):  # fmt: skip
+        with pytest.raises(KitError, match=said):
+            again(splits, resume=True, **options)
+    again(resume=True, every=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"2": [8, [0.5', "[" * 100_000, "[]", '{"2": 3}', '{"2": [1.5, [0.5]]}', '{"2": [8, ["x"]]}', '{"2": [8, [NaN]]}',
+     '{"2": [8, [0.5]], "4": [9, []]}', '{"2": [8, [1e400]]}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_an_odd_curve_gets_one_line(tmp_path, text) -> None:
+    (tmp_path / "curve.json").write_text(text)
+    with pytest.raises(KitError, match=r"curve.json: ") as error:
+        read_curve(tmp_path / "curve.json")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_metrics_that_lack_a_step_are_reported_before_figures_are_drawn(tmp_path) -> None:
+    row = {"reward/slate": 0.5, "reward/rank": 0.5, "slate_length": 5.0}
+    lines = [json.dumps({"step": n, **row}) + "\n" for n in (1, 2, 3)]
+    for kept, whole in ((lines, True), (lines[1:], False), ([*lines[:2], '{"step": 3}\n'], False)):
+        (tmp_path / "metrics.jsonl").write_text("".join(kept))
+        if whole:
+            assert len(logged(tmp_path, 3)) == 3
+            continue
+        with pytest.raises(KitError, match="steps or fields are missing"):
+            logged(tmp_path, 3)
+
+
+def test_values_that_look_alike_have_settings_of_their_own() -> None:
+    found = grid(Config(), ["grpo"], {"lam": [0.1234567, 0.1234568]})
+    assert list(found) == ["lam=0.1234567", "lam=0.1234568"]
+    with pytest.raises(KitError, match="'lam=1' is there twice"):
+        grid(Config(), ["grpo"], {"lam": [1.0, 1.0]})
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_reported() -> None:
+    with pytest.raises(KitError, match="a worker process was killed"), workers(1) as pool:
+        pool.submit(_die).result()

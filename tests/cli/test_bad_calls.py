@@ -1,0 +1,251 @@
+"""A hundred wrong calls: status 2, one line on stderr, no file changed. What is said names the option or the file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fgrpo.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+LAB = str(ROOT / "data/checkpoints/lab-rec")
+SIZE = ["--hidden-size", "32", "--layers", "1", "--heads", "2"]
+RL = ["--steps", "2", "--queries", "4", "--group", "4"]
+TINY = [*SIZE, *RL, "--init", "base"]
+SHORT = {"LAB": [LAB], "RUN": ["--task", "task.jsonl", *TINY], "SHAPE": ["--task", "task.jsonl", *SIZE], "RL": RL}
+"""what a word in CALLS stands for"""
+ROW = {"id": "a", "query": "q", "history": [], "candidates": [f"c{n}" for n in range(12)], "relevant": [0]}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a task, a run, a broken file of each kind, and files that must not be overwritten."""
+    folder = tmp_path_factory.mktemp("home")
+    rows = [json.dumps(ROW | {"id": str(n)}) + "\n" for n in range(20)]
+    (folder / "task.jsonl").write_text("".join(rows))
+    (folder / "broken.jsonl").write_text(rows[0] * 3 + '{"id": 1}\n')
+    (folder / "notes.txt").write_text("mine\n")
+    (folder / "brackets.json").write_text("[" * 100_000)
+    (folder / "figure.png").write_text("a figure\n")
+    (folder / "empty").mkdir()
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "deep").mkdir()
+    (folder / "deep/config.json").write_text("[" * 100_000)
+    (folder / "link").symlink_to("notes.txt")
+    task = folder / "task.jsonl"
+    assert main(["train", "--task", str(task), "--out", str(folder / "run"), "--json", *TINY]) == 0
+    for name in ("odd-step", "odd-metrics"):
+        shutil.copytree(folder / "run", folder / name)
+    task.write_text("".join(rows[::-1]))  # the same name, another order
+    assert main(["train", "--task", str(task), "--out", str(folder / "changed"), "--json", *TINY]) == 0
+    task.write_text("".join(rows))
+    for file in folder.glob("odd-step/checkpoints/*/SHA256SUMS"):
+        file.unlink()
+    for file in folder.glob("odd-step/checkpoints/*/trainer.json"):
+        file.write_text("[" * 100_000)
+    (folder / "odd-metrics/metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n')
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, object]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
+        if p.name != ".lock"  # it holds the number of the last process that asked for it
+    }
+
+
+def calls(text: str) -> list[tuple[list[str], str]]:
+    """`arguments -> what is said`, one a line."""
+    found = [line.split(" -> ") for line in text.strip().splitlines()]
+    return [([y for x in call.split() for y in SHORT.get(x, [x])], said) for call, said in found]
+
+
+CALLS = calls("""
+dance -> invalid choice
+demo --seed 5 -> unrecognized arguments: --seed
+demo --seeds 0 -> must be whole numbers above 0
+demo --seeds 1000000000 -> at most 1,000
+demo --steps many -> must be whole numbers
+demo --jobs 1,2 -> must be one whole number
+train -> name the run's folder with --out
+train --out x --lr 0 -> lr 0.0 must be at least 1e-12
+train --out x --lr -1 -> lr -1.0 must be at least
+train --out x --lr 1e30 -> lr 1e+30 must be at most 1.0
+train --out x --lr nan -> lr nan
+train --out x --lr inf -> lr inf must be at most 1.0
+train --out x --sft --sft-lr 0 -> sft_lr 0.0 must be at least
+train --out x --temperature 1e-40 -> temperature 1e-40 must be at least 0.01
+train --out x --temperature 0 -> temperature 0.0 must be at least 0.01
+train --out x --temperature 1e9 -> must be at most 100.0
+train --out x --group 1000000000000 -> group 1000000000000 must be at most 65,536
+train --out x --queries 1000000000000 -> queries 1000000000000 must be at most
+train --out x --group 60000 --queries 60000 -> lower one
+train --out x --sft-batch 1000000000000 -> sft_batch
+train --out x --hidden-size 1000000000 -> hidden_size 1000000000 must be at most
+train --out x --layers 10000000 -> layers 10000000 must be at most 1,000
+train --out x --slate-size 1000000000000 -> slate_size 1000000000000 must be at most
+train --out x --seed -1 -> seed -1 must be at least 0
+train --out x --lam -1 -> lam -1.0 must be at least 0
+train --out x --beta -0.1 -> beta -0.1
+train --out x --rankings 0 -> rankings 0
+train --out x --rankings 2 -> nested
+train --out x --credit grpo:seed=5 -> credit 'grpo:seed=5' is not known
+train --out x --credit nested -> --rankings 2 or more
+train --out x --ratio sequence -> averages the phases
+train --out x --credit item --slate-noise 1 -> leave out one
+train --out x --lora-rank 8 -> --lora-rank is for a pretrained policy
+train --out x --dtype bfloat16 -> --dtype is for a pretrained policy
+train --out x --passage-tokens 9 -> --passage-tokens is for a pretrained policy
+train --out x --trust-remote-code -> --trust-remote-code is for a pretrained policy
+train --out x --gguf-file x.gguf -> name the folder that holds it with --model
+train --out x --model y --hidden-size 64 -> --hidden-size is for the tiny policy
+train --out x --model LAB --init LAB -> is a tiny one
+train --out x --task task.jsonl --pool 30 -> --pool is for task lab-rec alone
+train --out x --task task.jsonl --one-relevant -> --one-relevant is for task lab-rec alone
+train --out x --task task.jsonl --data empty -> --data is for tasks movielens
+train --out x --data empty -> lab-rec does not need it
+train --out x --skip-bad -> --skip-bad is for JSONL files
+train --out x --task movielens -> needs its data
+train --out x --task nope -> task 'nope' is not known
+train --out x --task none.jsonl -> none.jsonl
+train --out x --task broken.jsonl -> broken.jsonl, line 4
+train --out x --init nowhere -> nowhere: no policy here
+train --out x --init empty -> empty: no policy here
+train --out x --init LAB --sft-steps 5 -> --sft-steps does not change the policy of --init
+train --out x --init LAB --hidden-size 32 -> it has 96
+train --out x --init base --sft-lr 1e-3 -> --init base leaves it out
+train --out x --sft --init LAB -> leave out one of them
+train --out x --sft --steps 5 -> --steps is for RL
+train --out x --sft --credit grpo -> --credit is for RL
+train --out x --sft --beta 1 -> --beta is for RL
+train --out x --device abacus -> device 'abacus' cannot be used
+train --out x --device meta -> device 'meta' cannot be used
+train --out notes.txt -> notes.txt: is a file
+train --out notes.txt/run -> notes.txt
+train --out model -> is not the configuration of a run
+train --out deep -> is not the configuration of a run
+train --out run --task task.jsonl --init base -> already holds a run
+train --out run --resume RUN --lr 1e-3 -> rl.lr = 0.001, it began with 0.0001
+train --out run --resume RUN --credit grpo -> rl.credit
+train --out run --resume RUN --seed 3 -> seed = 3
+train --out run --resume RUN --temperature 2 -> rl.temperature
+train --out run --resume RUN --steps 1 -> 2 steps are done
+train --out run --resume SHAPE RL -> another initial policy
+train --out run --resume SHAPE --sft -> cannot resume
+train --out run --resume --task task.jsonl --init LAB RL -> model.hidden_size
+train --out changed --resume RUN -> the task's data has changed since it began
+train --out odd-step --resume RUN -> the checkpoint is damaged
+train --out odd-metrics --resume RUN -> metrics.jsonl, line 1: field 'loss' must be a number
+evaluate --checkpoint odd-step --task none.jsonl -> none.jsonl
+train --out x --see 3 -> unrecognized arguments: --see
+train --out x --dry-run --sft --steps 3 -> --steps is for RL
+evaluate -> required: --checkpoint
+evaluate --checkpoint nowhere -> nowhere: no policy here
+evaluate --checkpoint empty -> empty: no run here
+evaluate --checkpoint deep -> deep/config.json: not JSON
+evaluate --checkpoint base -> name it with --model
+evaluate --checkpoint LAB --model y -> --model is for a pretrained policy
+evaluate --checkpoint LAB --gguf-file y -> --gguf-file is for a pretrained policy
+evaluate --checkpoint LAB --trust-remote-code -> --trust-remote-code is for a pretrained policy
+evaluate --checkpoint LAB --data empty -> does not need it
+evaluate --checkpoint LAB --limit 0 -> above 0
+evaluate --checkpoint LAB --device cuda:99 -> cannot be used here
+evaluate --checkpoint LAB --split most -> invalid choice
+trace --checkpoint run -> required: --out
+trace --checkpoint run --out notes.txt -> notes.txt: is not a trace file
+trace --checkpoint run --out run/config.json -> is not a trace file
+trace --checkpoint run --out task.jsonl -> is not a trace file
+trace --checkpoint run --out brackets.json -> is not a trace file
+trace --checkpoint run --out empty -> is a folder, a link or a device
+trace --checkpoint run --out link -> is a folder, a link or a device
+trace --checkpoint run --out /dev/null -> is a folder, a link or a device
+trace --checkpoint run --out notes.txt/t.jsonl -> notes.txt
+trace --checkpoint run --out t.jsonl --sampled 0 -> above 0
+compare --seed 5 -> --seed is an option of train
+compare --credit grpo -> --credit is an option of train
+compare --credits grpo:seed=5 -> credit 'grpo:seed=5' is not known
+compare --credits grpo,zz -> credit 'zz' is not known
+compare --credits grpo,grpo -> names 'grpo' twice
+compare --credits grpo,,fgrpo -> empty name
+compare --credits grpo,fgrpo --rankings 4 -> --rankings is for credit 'nested'
+compare --credits grpo,fgrpo --ratio sequence -> averages the phases
+compare --baselines zz -> baseline 'zz' is not known
+compare --baselines random,random -> names 'random' twice
+compare --baselines zero_shot -> needs a model
+compare --against zz -> must be one of the methods
+compare --vary lam=1,1.0 -> is there twice
+compare --vary lam=a -> must be of type float
+compare --vary lam=-1 -> lam -1.0 must be at least 0
+compare --vary lr=0 -> lr 0.0 must be at least
+compare --vary lam -> must be FIELD=VALUE
+compare --vary lam=1 --vary lam=2 -> given twice
+compare --vary seed=1,2 -> counted with --seeds
+compare --vary lora_rank=4,8 -> --lora-rank is for a pretrained policy
+compare --vary pool=20,30 --task task.jsonl -> --pool is for task lab-rec alone
+compare --vary sft_steps=1,2 --init LAB -> does not change the policy of --init
+compare --vary device=cpu,abacus -> device 'abacus' cannot be used
+compare --every 500 --steps 100 -> every 500 is above steps 100
+compare --resume -> name its folder
+compare --init nowhere -> nowhere: no policy here
+compare --out notes.txt -> notes.txt
+compare --seeds 1.5 -> must be whole numbers
+analyse --credits zz -> credit 'zz' is not known
+analyse --credits grpo, -> empty name
+analyse --checkpoint nowhere -> no policy here
+analyse --groups 1 -> must be whole numbers above 1
+analyse --groups 1000000000 -> at most 4,096
+analyse --out notes.txt -> is not a CSV file
+analyse --out figure.png -> use the suffix .csv
+analyse --out figure.csv -> the figure beside the CSV file would overwrite it
+analyse --out empty -> is a folder
+bench --prompt 1000000000 -> at most 65,536
+bench --prompt 20 -> prompt 20 must be at least 67
+bench --prompt a -> must be whole numbers
+bench --completion 400 -> completion 400 must be from 15 to 74
+bench --group 1000000000000 -> at most 65,536
+bench --layers 100000 -> at most 1,000
+bench --peers verl -> the one peer is trl
+bench --scaling --prompt 128 -> --prompt does not change what --scaling measures
+bench --scaling --peers trl -> --peers does not change what --scaling measures
+bench --device abacus -> device 'abacus' cannot be used
+bench --out task.jsonl -> is not a CSV file
+bench --threads 0 -> above 0
+data -> required: ACTION
+data check -> required: file
+data check none.jsonl -> none.jsonl
+data stats --task task.jsonl --data empty -> --data is for tasks
+data stats --skip-bad -> --skip-bad is for JSONL files
+data stats --passage-tokens 4 -> --passage-tokens is for a pretrained policy
+data fetch netflix -> invalid choice
+data fetch-model gpt -> invalid choice
+""")
+EMPTY = [
+    ["train", "--out", ""], ["train", "--out", "x", "--init", ""], ["train", "--out", "x", "--model", ""],
+    ["evaluate", "--checkpoint", " "], ["compare", "--out", ""], ["trace", "--checkpoint", "run", "--out", ""],
+]  # fmt: skip
+"""what an unset variable of a shell leaves of a call"""
+
+
+def test_there_are_more_than_a_hundred() -> None:
+    commands = {call[0] for call, _ in CALLS}
+    assert (
+        len(CALLS) > 150 and {"demo", "train", "evaluate", "trace", "compare", "analyse", "bench", "data"} <= commands
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [*CALLS, *((call, "this one is empty") for call in EMPTY)],
+    ids=lambda x: x[:60] if isinstance(x, str) else " ".join(x)[:80],
+)
+def test_a_bad_call_gets_one_line_and_changes_nothing(home: Path, monkeypatch, capsys, argv, said) -> None:
+    monkeypatch.chdir(home)
+    before = snapshot(home)
+    status = main(argv)
+    out, err = capsys.readouterr()
+    assert status == 2 and said in err, err
+    assert err.startswith("fgrpo: ") and err.count("\n") == 1 and "Traceback" not in err and not out
+    assert snapshot(home) == before
