@@ -78,10 +78,11 @@ class Run:
         write_text(self.folder / "config.json", json.dumps(values, indent=2) + "\n")
 
     def _pin(self, policy: Policy) -> None:
-        """Note the date that the policy's prompts show, if they show one, for config.json: later ones show it too."""
+        """Write the date that the policy's prompts show, if they show one, into config.json: later ones show it too."""
         lm = getattr(policy, "config", self.config.lm)  # a tiny policy has none
-        if lm.date != self.config.lm.date:
+        if self.writes and lm.date != self.config.lm.date:
             self.config = replace(self.config, lm=replace(self.config.lm, date=lm.date))
+            self._write_config()
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
@@ -102,8 +103,6 @@ class Run:
             optimizer = make_optimizer(policy)
             self.save(policy, optimizer, 0, 0)
             self._pin(policy)
-            if self.writes:
-                self._write_config()
             return policy, optimizer, 0
         check_seal(folder)
         policy = policy.reload(folder)

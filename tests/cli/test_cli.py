@@ -273,7 +273,7 @@ def test_another_task_is_measured_with_its_own_pools(capsys, lab) -> None:
     from fgrpo.tasks.jsonl import write_jsonl
 
     write_jsonl("x.ndjson", lab.test[:20])
-    argv = ["train", "--out", "runs/a", "--init", "base", "--json", "--pool", "30", "--one-relevant", *TINY]
+    argv = ["train", "--out", "runs/a", "--init", "base", "--json", "--pool", "30", "--one-relevant", *SIZE, *RL]
     assert call(capsys, *argv)[0] == 0
     status, out, err = call(capsys, "evaluate", "--checkpoint", "runs/a", "--task", "x.ndjson", "--json")
     assert (status, err) == (0, "") and json.loads(out)["queries"] == 2

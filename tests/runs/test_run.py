@@ -28,7 +28,7 @@ def test_a_run_folder_is_not_overwritten_and_resume_checks_the_options(config, l
         Run(tmp_path / "a", replace(config, rl=replace(config.rl, lam=2.0)), resume=True)
     longer = run_to_end(replace(config, rl=replace(config.rl, steps=6)), lab, tmp_path / "a", resume=True)
     assert len(read_metrics(longer.folder)) == 6
-    assert json.loads((longer.latest() / "trainer.json").read_text()) == {"step": 6, "position": 24}
+    assert json.loads((longer.latest() / "trainer.json").read_text()) == {"step": 6, "position": 24, "shared": True}
 
 
 @pytest.mark.parametrize(
