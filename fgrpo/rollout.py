@@ -48,7 +48,6 @@ class Rollouts:
     tree: PrefixTree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
     begun: int = 0
     rankings: int = 1  # K: each K rows in turn share one slate
-    drawn: Tensor | None = None  # (B, T): tokens that the grammar left a choice of (None: all)
     words: Tensor | None = None  # (B, T): number of the word that a token belongs to (None: each is one by itself)
     longest: int | None = None  # tokens of the longest completion (None: as if every label were one)
     parts: "tuple[Rollouts, ...]" = ()  # what was decoded together, where memory does not hold all
@@ -56,7 +55,7 @@ class Rollouts:
     @staticmethod
     def join(parts: "Sequence[Rollouts]", prompts: Prompts, pad: int) -> "Rollouts":
         """The rollouts of all parts in one batch, which remembers them. `prompts`: those of all parts."""
-        values = {"completions": pad, "phase": PHASE_PAD, "mask": 0.0, "logprobs": 0.0, "drawn": 0.0, "words": 0.0}
+        values = {"completions": pad, "phase": PHASE_PAD, "mask": 0.0, "logprobs": 0.0, "words": 0.0}
         joined: dict[str, Any] = {
             name: join_rows([getattr(p, name) for p in parts], value)
             for name, value in values.items() if getattr(parts[0], name) is not None
@@ -102,25 +101,26 @@ def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[E
     differ. Then every rollout encodes its own prompt from here on, which is reported on stderr. If they still differ,
     training would be off-policy: raises KitError.
     """
-    name, unshared, cause = type(getattr(policy.model, "get_base_model", lambda: policy.model)()).__name__, "", None
+    name, unshared = type(getattr(policy.model, "get_base_model", lambda: policy.model)()).__name__, ""
     while True:
         try:
-            rollouts = draw()
-            gap, cause = _gap(policy, rollouts, examples), None
+            rollouts, cause = draw(), None
+            gap = _gap(policy, rollouts, examples)
             why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} (root mean square)"
-            if gap <= policy.tolerance or (greedy and not policy.share):
-                longest = rollouts.prompts.ids.shape[1]
-                policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], longest)
-                if unshared:
-                    print(
-                        f"fgrpo: each rollout encodes its own prompt, {name} cannot share it ({unshared}).",
-                        file=sys.stderr,
-                    )
-                return rollouts
         except (KitError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a model that cannot do this may raise anything
             cause, why = error, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
+        if not cause and (gap <= policy.tolerance or (greedy and not policy.share)):
+            policy.checked = (
+                max(policy.checked[0], rollouts.group),
+                max(policy.checked[1], rollouts.prompts.ids.shape[1]),
+            )
+            if unshared:
+                print(
+                    f"fgrpo: each rollout encodes its own prompt, {name} cannot share it ({unshared}).", file=sys.stderr
+                )
+            return rollouts
         if not policy.share:
             raise KitError(f"{name} cannot be sampled from as a policy ({why}); choose another model.") from cause
         policy.share, unshared = False, why
@@ -136,15 +136,19 @@ def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> flo
     first = [(int(q) + 1) * rollouts.group - 1 for q in (length.argmax(), length.argmin())]
     count = max(2, COMPARED // (rollouts.prompts.ids.shape[1] + rollouts.mask.shape[1]))
     rows = list(dict.fromkeys([*first, *written.argsort(descending=True).tolist()]))[:count]
-    alone, mask = (
-        policy.encode([examples[row // rollouts.group] for row in rows], rollouts.sampling.grammar),
-        rollouts.mask[rows],
-    )
-    again, _ = policy.logprobs(alone, rollouts.completions[rows], mask, rollouts.sampling, shared=False)
-    squares = (again - rollouts.logprobs[rows]).square()
-    return float(
-        (squares.sum() / (rollouts.mask if rollouts.drawn is None else rollouts.drawn)[rows].sum().clamp(min=1)).sqrt()
-    )
+    alone = policy.encode([examples[row // rollouts.group] for row in rows], rollouts.sampling.grammar)
+    ids, mask, old = rollouts.completions[rows], rollouts.mask[rows], rollouts.logprobs[rows]
+    again, _ = policy.logprobs(alone, ids, mask, rollouts.sampling, shared=False)
+    return float(((again - old).square().sum() / (old != 0).sum().clamp(min=1)).sqrt())  # forced tokens have 0
+
+
+def drawn_tokens(rollouts: Rollouts) -> Tensor:
+    """Which tokens were drawn, (B, T) bool: those that the grammar left a choice of."""
+    if not rollouts.sampling.constrained:
+        return rollouts.mask
+    choices = rollouts.prompts.choices.repeat(rollouts.group)
+    allowed, _ = choices.walk(rollouts.completions, rollouts.mask, rollouts.sampling.grammar)
+    return rollouts.mask & (allowed.sum(-1) > 1)
 
 
 def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, length: int, use: str = "") -> Tensor:
@@ -195,9 +199,7 @@ def _rollout(
             rows.append(torch.tensor([row]), torch.tensor([token]))
     with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
         if policy.share:
-            if (
-                slates is None
-            ):  # all rows of a query begin with the same forced tokens, which are encoded with the prompt
+            if slates is None:  # the forced tokens that all rows of a query begin with are encoded with the prompt
                 rows.append_forced()
                 begun = int(rows.length.min())
             ids = torch.cat((prompts.ids, rows.completions[::slate_rows, :begun]), dim=1)
@@ -218,7 +220,7 @@ def _rollout(
     phase, words = policy.labels.phases(completions, mask), policy.labels.words(completions, mask)
     return Rollouts(
         prompts, completions, mask, phase, logprobs, outputs, group, sampling, tree if keep_prompts else None, begun,
-        rankings, rows.drawn[:, :width], words, prompts.choices.longest(sampling.grammar),
+        rankings, words, prompts.choices.longest(sampling.grammar),
     )  # fmt: skip
 
 
@@ -231,20 +233,18 @@ class _Rows:
         shape = len(self.choices.tokens), self.choices.longest(sampling.grammar)  # (B, T)
         self.completions = torch.full(shape, policy.pad, device=device)
         self.logprobs = torch.zeros(shape, device=device)
-        self.drawn = torch.zeros(shape, dtype=torch.bool, device=device)
         self.length = torch.zeros(shape[0], dtype=torch.long, device=device)
         self.progress = self.choices.progress(sampling.grammar, sampling.constrained)
 
     def repeat(self, times: int) -> None:
         """Each row `times` times: the slates are written, their rankings follow."""
         self.choices, self.progress = self.choices.repeat(times), self.progress.repeat(times)
-        self.completions, self.logprobs, self.drawn, self.length = (
-            x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.drawn, self.length)
+        self.completions, self.logprobs, self.length = (
+            x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.length)
         )
 
-    def append(self, rows: Tensor, tokens: Tensor, logps: Tensor | float = 0.0, drawn: Tensor | bool = False) -> None:
-        at = rows, self.length[rows]
-        self.completions[at], self.logprobs[at], self.drawn[at] = tokens, logps, drawn
+    def append(self, rows: Tensor, tokens: Tensor, logps: Tensor | float = 0.0) -> None:
+        self.completions[rows, self.length[rows]], self.logprobs[rows, self.length[rows]] = tokens, logps
         self.progress.append(rows, tokens)
         self.length[rows] += 1
 
@@ -284,11 +284,10 @@ class _Rows:
                 tokens, may = self.choices.tokens[going], allowed[going]  # (rows, K)
                 logps = constrained_logps(logits.unsqueeze(1), tokens, may.unsqueeze(1), sampling).squeeze(1)
                 index, logp = choose(logps, uniform)
-                chosen, free = tokens.gather(1, index.unsqueeze(1)).squeeze(1), may.sum(1) > 1
+                chosen = tokens.gather(1, index.unsqueeze(1)).squeeze(1)
             else:
                 chosen, logp = choose(free_logps(logits, sampling), uniform)
-                free = torch.ones_like(chosen, dtype=torch.bool)
-            self.append(going, chosen, logp, free)
+            self.append(going, chosen, logp)
 
 
 def _feed_rows(policy: Policy, prompts: Prompts, group: int, completions: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

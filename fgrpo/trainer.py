@@ -23,7 +23,7 @@ from .loss import masked_mean, policy_loss
 from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE
 from .rewards import Rewards, score
-from .rollout import Rollouts, rollout
+from .rollout import Rollouts, drawn_tokens, rollout
 
 Logs = dict[str, float]
 
@@ -112,7 +112,7 @@ def describe(rollouts: Rollouts, rewards: Rewards, advantages: Tensor) -> Logs:
 
 def sampled_tokens(rollouts: Rollouts) -> int:
     """Completion tokens drawn, not forced by the grammar; a slate that K rankings share is counted once."""
-    drawn = rollouts.mask if rollouts.drawn is None else rollouts.drawn
+    drawn = drawn_tokens(rollouts)
     slate = ((rollouts.phase == PHASE_SLATE) & drawn)[:: rollouts.rankings].sum()
     return int(slate + ((rollouts.phase == PHASE_RANK) & drawn).sum())
 

@@ -10,7 +10,7 @@ from ..config import KitError
 
 def data_build(args: argparse.Namespace) -> None:
     """Write the files of the lab task: training, validation and test split, and the catalogue."""
-    from ..data import write_text
+    from ..tasks.atomic import write_text
     from ..tasks.lab import lab_files
 
     files = lab_files(args.out, one_relevant=args.one_relevant)

@@ -39,11 +39,11 @@ def analyse(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """Speed and memory of a training step: the prompt shared, repeated, and TRL's trainer (--peers trl)."""
-    from ..data import write_text
     from ..runs.run import provenance
     from ..scale.bench import Case, bench, format_bench
     from ..study import plots
     from ..study.report import to_csv
+    from ..tasks.atomic import write_text
 
     if args.out:
         check_output(Path(args.out), "CSV")

@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from ..config import Config, GrammarConfig, KitError, LMConfig
-from ..data import Example, write_text
+from ..data import Example
 from ..policy import Policy, Prompts, Sampling
 from ..prefix import PrefixTree
 from .adapter import FROZEN, TRAINED, check_forward, check_rank, check_saved, set_weights, with_adapter
@@ -230,7 +230,7 @@ class PretrainedPolicy(Policy):
         self.model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
         (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
         values = {name: value for name, value in asdict(self.config).items() if name in KEPT}
-        write_text(Path(folder) / POLICY_FILE, json.dumps(values, indent=2) + "\n")
+        (Path(folder) / POLICY_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def reload(self, folder: str | Path) -> Policy:
         """Load the adapter of another checkpoint of this run, whose prompts show its date. Raises KitError if damaged."""

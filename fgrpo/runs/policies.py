@@ -1,12 +1,16 @@
 """Make, save and load the policy of a run, tiny or pretrained."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import Config, LMConfig
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from ..config import Config, KitError, LMConfig
 from ..lm.folder import check_config, check_file
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
 from ..policy import Policy
+from ..prompt import ItemLabels
 from .seal import check_seal, seal
 
 
@@ -48,7 +52,35 @@ def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = Non
         return PretrainedPolicy.load(folder, device, lm)
     if (folder / "config.json").is_file():
         check_config(folder)  # before so many layers are built
-    return Policy.load(folder, device)
+    return _load_tiny(folder, device)
+
+
+def _load_tiny(folder: Path, device: str) -> Policy:
+    if not (folder / "items.json").is_file():
+        raise KitError(f"{folder}: no policy here (items.json is missing); name a folder that `train` wrote.")
+    try:
+        items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        labels = ItemLabels(items)
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        reason = str(error).strip().split("\n")[0][:200]
+        raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
+    if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(labels.vocabulary):
+        raise KitError(f"{folder}: model, tokenizer and items.json have different vocabularies.")
+    return Policy(model, tokenizer, labels).to(device)
+
+
+def reloaded(policy: Policy, folder: Path) -> Policy:
+    """The policy of another checkpoint of the same run. Raises KitError if it is damaged."""
+    return policy.reload(folder) if isinstance(policy, PretrainedPolicy) else _load_tiny(folder, str(policy.device))
+
+
+def reference_of(policy: Policy, folder: Path) -> Policy:
+    """The policy of a checkpoint of the same run, which stays as it is, for a KL penalty."""
+    return policy.reference(folder) if isinstance(policy, PretrainedPolicy) else _load_tiny(folder, str(policy.device))
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:

@@ -32,12 +32,12 @@ from safetensors import SafetensorError
 
 from .. import __version__
 from ..config import Config, KitError
-from ..data import write_text
 from ..policy import Policy
+from ..tasks.atomic import write_text
 from ..tasks.jsonl import read_object
 from .lock import check_writable, lock
 from .origin import Origin, check_origin
-from .policies import checkpoints, step_of
+from .policies import checkpoints, reference_of, reloaded, step_of
 from .seal import check_seal, seal
 from .signals import processes
 
@@ -105,7 +105,7 @@ class Run:
             self._pin(policy)
             return policy, optimizer, 0
         check_seal(folder)
-        policy = policy.reload(folder)
+        policy = reloaded(policy, folder)
         self._pin(policy)
         optimizer = make_optimizer(policy)
         try:
@@ -147,7 +147,7 @@ class Run:
         """The policy that the run started from, for the KL penalty."""
         first = self.folder / "checkpoints" / "step-000000"
         check_seal(first)
-        return policy.reference(first)
+        return reference_of(policy, first)
 
     def log(self, row: Mapping[str, object]) -> None:
         """Append one step to metrics.jsonl."""

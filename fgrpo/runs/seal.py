@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from ..config import KitError
-from ..data import write_text
+from ..tasks.atomic import write_text
 
 SUMS = "SHA256SUMS"
 

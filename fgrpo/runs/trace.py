@@ -22,12 +22,13 @@ from torch import Tensor
 
 from ..config import Config, GrammarConfig, KitError
 from ..credit import assign_credit, check_credit
-from ..data import Example, write_text
+from ..data import Example
 from ..evaluate import greedy
 from ..policy import Policy, Prompts, Sampling, slices
 from ..prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, ItemChoices, Output
 from ..rewards import Rewards, score
 from ..rollout import Rollouts, rollout
+from ..tasks.atomic import write_text
 from ..tasks.jsonl import example_of, read_object, to_row
 from ..trainer import sampling_of
 from .run import provenance, thinned

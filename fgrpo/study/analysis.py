@@ -9,13 +9,14 @@ import torch
 
 from ..config import Config, GrammarConfig, RLConfig
 from ..credit import assign_credit, check_credit
-from ..data import Example, Splits, write_text
+from ..data import Example, Splits
 from ..loss import policy_loss
 from ..policy import Policy
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..rewards import score
 from ..rollout import rollout
 from ..runs.run import provenance
+from ..tasks.atomic import write_text
 from ..trainer import batch_of, sampled_tokens, sampling_of
 from . import plots
 from .oracle import Oracle, enumerate_outputs, small_pool

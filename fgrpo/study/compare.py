@@ -19,7 +19,7 @@ from ..baselines import Baseline
 from ..baselines.rankers import popularity, random_order
 from ..config import Config, KitError
 from ..credit import check_credit
-from ..data import Splits, write_text
+from ..data import Splits
 from ..evaluate import evaluate, greedy, measure_outputs
 from ..policy import Policy
 from ..prompt import Output
@@ -30,6 +30,7 @@ from ..runs.run import Run, check_folder, read_json
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, fits_shipped, made_by, warm_start
 from ..runs.workers import without_ctrl_c, workers
+from ..tasks.atomic import write_text
 from ..trainer import fit, sampling_of
 from .experiments import Experiments
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..config import KitError
-from ..data import write_text
 from ..runs.run import flat, provenance, read_metrics
+from ..tasks.atomic import write_text
 from . import plots
 from .compare import WARM_START, Results, run_folder, slug
 from .experiments import Experiments

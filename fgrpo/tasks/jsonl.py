@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import KitError
-from ..data import Example, write_text
+from ..data import Example
+from .atomic import write_text
 from .files import lines_of, open_data, unreadable
 from .reading import tally
 

@@ -98,7 +98,7 @@ def test_runs_are_found_by_name_alone(library, tmp_path) -> None:
     (run / "checkpoints" / "step-000001" / "config.json").write_text("{}")
     library = Library(library.runs)  # the list is kept for a second
     assert [n for n in library.folders() if n.startswith("runs/")] == ["runs/deep/er"]
-    with pytest.raises(KitError, match="config.json: not JSON"):
+    with pytest.raises(KitError, match=r"config\.json: not JSON"):
         library.policy("runs/deep/er")
     with pytest.raises(KitError, match="its trace cannot be read"):
         library.trace("runs/deep/er", {})

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
-from fgrpo.data import Example, write_text
+from fgrpo.data import Example
 from fgrpo.evaluate import measure_outputs
 from fgrpo.policy import Sampling
 from fgrpo.prompt import Output
 from fgrpo.rewards import pool_gains, score
 from fgrpo.rollout import Rollouts
+from fgrpo.tasks.atomic import write_text
 from fgrpo.tasks.jsonl import parse_example
 from fgrpo.tasks.lab import lab_catalogue
 

@@ -8,7 +8,7 @@ import torch
 from fgrpo.config import GrammarConfig
 from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
-from fgrpo.rollout import choose, rollout, uniforms
+from fgrpo.rollout import choose, drawn_tokens, rollout, uniforms
 from fgrpo.trainer import sampled_tokens
 
 
@@ -119,7 +119,7 @@ def test_rankings_share_their_slate_and_logprobs_repeat(policy, queries, shared,
 
 def test_shared_slates_are_counted_once(policy, queries) -> None:
     r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 0, rankings=2)
-    slate, rank = (((r.phase == p) & r.drawn).sum(1).tolist() for p in (PHASE_SLATE, PHASE_RANK))
+    slate, rank = (((r.phase == p) & drawn_tokens(r)).sum(1).tolist() for p in (PHASE_SLATE, PHASE_RANK))
     assert sampled_tokens(r) == sum(slate[::2]) + sum(rank) > 0
 
 
@@ -129,13 +129,13 @@ def test_forced_tokens_are_not_counted(policy, queries, shared, full) -> None:
     """A token is drawn if another one could have been: its log-probability is then below 0, its entropy above."""
     policy.share = shared
     r = rollout(policy, queries, Sampling(GrammarConfig(full=full)), 4, 0)
-    assert torch.equal(r.drawn, r.logprobs < 0)
+    assert torch.equal(drawn_tokens(r), r.logprobs < 0)
     if full:  # 10 + 5 items, of which none but the last of the ranking may be forced; four tags and the end are
         assert sampled_tokens(r) == len(queries) * 4 * 15 < r.mask.sum()
     micro = rollout(policy, queries, Sampling(GrammarConfig(full=full)), 4, 0, micro=2)
-    assert torch.equal(micro.drawn, r.drawn) and sampled_tokens(micro) == sampled_tokens(r)
+    assert torch.equal(drawn_tokens(micro), drawn_tokens(r)) and sampled_tokens(micro) == sampled_tokens(r)
     free = rollout(policy, queries, Sampling(GrammarConfig(), constrained=False), 4, 0)
-    assert torch.equal(free.drawn, free.mask)
+    assert torch.equal(drawn_tokens(free), free.mask)
 
 
 @pytest.mark.parametrize("shared", [True, False])
