@@ -151,7 +151,7 @@ class RLConfig:
         )  # fmt: skip
         if self.queries * self.group > 2**20:  # before memory is filled with them
             raise KitError(
-                f"queries {self.queries} x group {self.group} is above {2**20:,} rollouts a step: lower one."
+                f"{self.queries} queries x group {self.group} is above {2**20:,} rollouts a step: lower one."
             )
 
 
@@ -196,17 +196,6 @@ class Config:
         """Build from nested dictionaries. Raises KitError on an unknown field or a wrong type."""
         return _from_dict(cls, values, where)
 
-    @classmethod
-    def from_flat(cls, **values: object) -> "Config":
-        """Build from flat field names, as the command line gives them: `Config.from_flat(lam=2.0, slate_size=5)`."""
-        nested: dict[str, object] = {}
-        for concern, kind in CONCERNS.items():
-            names = {f.name for f in dataclasses.fields(kind)}
-            nested[concern] = {name: values.pop(name) for name in list(values) if name in names}
-        if whole := [name for name in values if name in CONCERNS]:
-            raise KitError(f"options: {whole[0]!r} is no field; name those in it.")
-        return cls.from_dict({**values, **nested}, "options")
-
 
 def _from_dict(kind: Any, values: object, where: str) -> Any:
     if not isinstance(values, dict):
@@ -216,11 +205,10 @@ def _from_dict(kind: Any, values: object, where: str) -> Any:
         if name not in known:
             raise KitError(f"{where}: unknown field {name!r:.80}; known are {', '.join(known)}.")
         wanted: Any = known[name].type
+        kinds = (int, float) if wanted is float else wanted
         if dataclasses.is_dataclass(wanted):
             values = {**values, name: _from_dict(wanted, value, f"{where}.{name}")}
-        elif isinstance(value, bool) != (wanted is bool) or not isinstance(
-            value, (int, float) if wanted is float else wanted
-        ):
+        elif isinstance(value, bool) != (wanted is bool) or not isinstance(value, kinds):
             raise KitError(f"{where}: field {name!r} must be of type {wanted.__name__}, not {value!r:.80}.")
     return kind(**values)
 

@@ -3,7 +3,6 @@
 A method is a function (rewards, rollouts, config) -> advantages (B, T). To add one, write it and name it in CREDITS.
 Advantages are centred on the mean over the G rollouts of the same query, in the manner of Dr. GRPO (arXiv 2503.20783)
 not divided by their standard deviation unless `scale` asks for it. A group whose rewards are all equal gives zero.
-
 The format penalty is added to what the phase at fault is paid.
 """
 

@@ -37,19 +37,15 @@ def policy_loss(
 
         return accumulated(losses(), policy.parameters()), logs
 
-    mask, sampling = rollouts.mask, rollouts.sampling
-    logp, entropy = policy.logprobs(
-        rollouts.prompts, rollouts.completions, mask, sampling, tree=rollouts.tree, begun=rollouts.begun
-    )  # (B, T)
+    prompts, ids, mask, sampling = rollouts.prompts, rollouts.completions, rollouts.mask, rollouts.sampling
+    logp, entropy = policy.logprobs(prompts, ids, mask, sampling, tree=rollouts.tree, begun=rollouts.begun)  # (B, T)
     # in the first epoch every ratio is 1, and its gradient that of the log-probability
     ratio = shared_log_ratio(logp - rollouts.logprobs, rollouts, config.ratio).exp()
     per_token = clipped_surrogate(ratio, advantages, config.clip_low, config.clip_high)
     kl = torch.zeros(())
     if reference is not None and config.beta > 0:
         with torch.no_grad():
-            reference_logp, _ = reference.logprobs(
-                rollouts.prompts, rollouts.completions, mask, sampling, shared=policy.share
-            )
+            reference_logp, _ = reference.logprobs(prompts, ids, mask, sampling, shared=policy.share)
         kl = k3(logp, reference_logp)
         per_token = per_token - config.beta * kl
     loss = -(per_token * mask).sum() / (mask.shape[0] * (rollouts.longest or max_tokens(sampling.grammar)))

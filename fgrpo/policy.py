@@ -177,19 +177,13 @@ class Policy:
 
     @property
     def tolerance(self) -> float:
-        """How far log-probabilities computed in two ways may be apart: 0.001 in float32, 0.27 in bfloat16.
-
-        Rounding alone gave 3e-6 and 0.06 (root mean square, SmolLM2-135M on prompts of 350 tokens, November 2026).
-        """
+        """How far log-probabilities computed in two ways may be apart: 0.001 in float32, 0.27 in bfloat16."""
+        # rounding alone gave 3e-6 and 0.06 (root mean square, SmolLM2-135M, prompts of 350 tokens, November 2026)
         return 3 * float(torch.finfo(self.precision).eps) ** 0.5
 
     def parameters(self) -> list[Tensor]:
         """The weights that are trained."""
         return [p for p in self.model.parameters() if p.requires_grad]
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Tokens as text, without the end token that closes them."""
-        return self.labels.text(token_ids)
 
     def to(self, device: str) -> "Policy":
         """Move the weights."""

@@ -25,9 +25,7 @@ class PrefixTree:
         """Encode prompts, padded on the left; mask (Q, P) bool."""
         self.model, self.windows = model, sliding_windows(model.config)
         self.spent = False
-        self.versions = [
-            p._version for p in model.parameters()
-        ]  # grow with every change in place, as an optimizer makes
+        self.versions = [p._version for p in model.parameters()]  # grow with every change in place, as an optimizer's
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
@@ -64,13 +62,9 @@ class PrefixTree:
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
-        usable = (
-            self.logits.requires_grad
-            and not self.spent
-            and self.versions == [p._version for p in self.model.parameters()]
-        )
+        fresh = not self.spent and self.versions == [p._version for p in self.model.parameters()]
         self.spent = True
-        return usable
+        return fresh and self.logits.requires_grad
 
     def fork(self) -> "PrefixTree":
         """The same prompt with a cache of its own to grow in; its present content is shared, not copied."""

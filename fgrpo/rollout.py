@@ -83,23 +83,19 @@ def rollout(
     keep_prompts = keep_prompts and len(parts) == 1
     done = []
     for part in parts:
-        prompts, given = policy.encode(examples[part], sampling.grammar), slates and slates[part]
-        draw = partial(
-            _rollout, policy, prompts, examples[part], sampling, group, seed, step, rankings, keep_prompts, given
-        )
+        some, given = examples[part], slates and slates[part]
+        prompts = policy.encode(some, sampling.grammar)
+        draw = partial(_rollout, policy, prompts, some, sampling, group, seed, step, rankings, keep_prompts, given)
         checked = policy.checked[0] >= group and policy.checked[1] >= prompts.ids.shape[1]
-        done.append(draw() if checked or slates else _compared(policy, draw, examples[part], seed is None))
-    if len(done) == 1:
-        return done[0]
-    return Rollouts.join(done, policy.encode(examples, sampling.grammar), policy.pad)
+        done.append(draw() if checked or slates else _compared(policy, draw, some, seed is None))
+    return done[0] if len(done) == 1 else Rollouts.join(done, policy.encode(examples, sampling.grammar), policy.pad)
 
 
 def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[Example], greedy: bool) -> Rollouts:
     """Draw rollouts and compare their log-probabilities with those of whole sequences that share nothing.
 
-    Local or position-biased attention, a recurrent state, or position scaling that depends on the length can make them
-    differ. Then every rollout encodes its own prompt from here on, which is reported on stderr. If they still differ,
-    training would be off-policy: raises KitError.
+    Local or position-biased attention, a recurrent state or position scaling by length can make them differ. Then every
+    rollout encodes its own prompt from here on, which is reported on stderr. Raises KitError if they still differ.
     """
     name, unshared = type(getattr(policy.model, "get_base_model", lambda: policy.model)()).__name__, ""
     while True:
@@ -112,13 +108,11 @@ def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[E
         except Exception as error:  # a model that cannot do this may raise anything
             cause, why = error, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
         if not cause and (gap <= policy.tolerance or (greedy and not policy.share)):
-            policy.checked = (
-                max(policy.checked[0], rollouts.group),
-                max(policy.checked[1], rollouts.prompts.ids.shape[1]),
-            )
+            length = rollouts.prompts.ids.shape[1]
+            policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], length)
             if unshared:
                 print(
-                    f"fgrpo: each rollout encodes its own prompt, {name} cannot share it ({unshared}).", file=sys.stderr
+                    f"fgrpo: each rollout encodes its own prompt, {name} cannot share it: {unshared}", file=sys.stderr
                 )
             return rollouts
         if not policy.share:
@@ -215,7 +209,7 @@ def _rollout(
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
     mask = torch.arange(width, device=completions.device) < rows.length.unsqueeze(1)
     labels = [{label: i for i, label in enumerate(policy.labels.candidates(e))} for e in examples]
-    texts = [policy.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
+    texts = [policy.labels.text(row[:n]) for row, n in zip(completions.tolist(), rows.length.tolist(), strict=True)]
     outputs = [parse(text, labels[b // group], sampling.grammar) for b, text in enumerate(texts)]
     phase, words = policy.labels.phases(completions, mask), policy.labels.words(completions, mask)
     return Rollouts(

@@ -185,14 +185,11 @@ def fit(
     at the one that a run resumes from; of a `team` of processes, in the main one. Where `stop` returns true between two
     steps, on any process, a checkpoint is written and Stopped raised.
 
-    Raises KitError on options that do not fit together, on examples that do not fit the policy, and when loss or
-    gradient is no longer finite.
+    Raises KitError on options or examples that do not fit, and when loss or gradient is no longer finite.
     """
     stage = stage or rl_stage(config)
     check_credit(config.rl)
-    check_pools(examples, config)
-    # an uneven share is refused before anything is written
-    team.share(batch_of(examples, stage.queries, 0, config.seed))
+    team.share(batch_of(examples, stage.queries, 0, config.seed))  # an uneven one is refused before anything is written
     policy.to(team.device(config.device))
     with team.first():
         policy, optimizer, start = run.restore(policy, partial(make_optimizer, stage=stage))
@@ -227,16 +224,6 @@ def fit(
             run.save(policy, optimizer, number + 1, (number + 1) * stage.queries)
             callback(policy, number + 1)
     return policy
-
-
-def check_pools(examples: Sequence[Example], config: Config) -> None:
-    """Raise KitError if a pool is smaller than the slate."""
-    for e in examples:
-        if len(e.candidates) < config.grammar.slate_size:
-            raise KitError(
-                f"example {e.id!r}: its pool of {len(e.candidates)} candidates is smaller than "
-                f"slate_size {config.grammar.slate_size}: lower --slate-size."
-            )
 
 
 def make_optimizer(policy: Policy, stage: Stage) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ torch.set_num_threads(1)
 from fgrpo.config import Config, ModelConfig  # noqa: E402
 from fgrpo.data import Example, Splits  # noqa: E402
 from fgrpo.policy import Policy  # noqa: E402
+from fgrpo.runs.fields import config_with  # noqa: E402
 from fgrpo.tasks import load_task  # noqa: E402
 from fgrpo.tasks.lab import lab_catalogue  # noqa: E402
 
@@ -26,7 +27,7 @@ def lab() -> Splits:
 @pytest.fixture
 def config() -> Config:
     """A run that takes a second: 4 queries x 4 rollouts."""
-    return Config.from_flat(queries=4, group=4, steps=4, sft_steps=4, sft_batch=8, **SMALL)
+    return config_with(queries=4, group=4, steps=4, sft_steps=4, sft_batch=8, **SMALL)
 
 
 @pytest.fixture

@@ -26,11 +26,12 @@ from fgrpo.config import CONCERNS, Config, GrammarConfig, KitError, ModelConfig
 from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy
 from fgrpo.prompt import ERRORS, Output, completion_text, parse
+from fgrpo.runs.fields import config_with, with_fields
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.seal import SUMS
 from fgrpo.runs.trace import credit_of, parse_trace, read_trace, trace_of, trace_policy, write_trace
-from fgrpo.study.experiments import parse_vary, with_fields
+from fgrpo.study.experiments import parse_vary
 from fgrpo.tasks.jsonl import parse_example, read_jsonl, to_json, to_row
 from fgrpo.trainer import fit, make_optimizer, rl_stage
 
@@ -217,7 +218,7 @@ def test_a_configuration_is_read_right_or_refused(values: Any) -> None:
 @given(st.dictionaries(st.sampled_from(NAMES), LEAVES | st.integers(0, 20), max_size=4))
 def test_flat_options_are_read_right_or_refused(values: dict[str, Any]) -> None:
     try:
-        found = Config.from_flat(**values).to_dict()
+        found = config_with(**values).to_dict()
     except KitError:
         return
     flat = {**found, **{name: value for concern in CONCERNS for name, value in found[concern].items()}}
@@ -243,7 +244,7 @@ def test_options_as_text_are_read_right_or_refused(texts: dict[str, str]) -> Non
 @cache
 def trace_lines() -> tuple[bytes, ...]:
     """A trace of two queries with two rollouts each, as a file."""
-    config = Config.from_flat(group=2, slate_size=3, rank_size=2, credit="grpo")
+    config = config_with(group=2, slate_size=3, rank_size=2, credit="grpo")
     policy = Policy.tiny(list("abcdef"), ModelConfig(8, 1, 2))
     rows = [Example(f"u{n}", "\u2028?", ("e", "f"), tuple("abcd"), frozenset({n})) for n in range(2)]
     with TemporaryDirectory() as folder:
@@ -353,7 +354,7 @@ def test_a_damaged_trace_is_read_right_or_refused(data: st.DataObject) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of two steps of the smallest policy there is."""
-    config = Config.from_flat(queries=2, group=2, steps=2, hidden_size=8, layers=1, heads=2, slate_size=2, rank_size=1)
+    config = config_with(queries=2, group=2, steps=2, hidden_size=8, layers=1, heads=2, slate_size=2, rank_size=1)
     rows = [Example(f"u{n}", "?", ("d",), tuple("abc"), frozenset({n})) for n in range(2)]
     found = Run(tmp_path_factory.mktemp("runs") / "a", config, save_every=2)
     fit(Policy.tiny(list("abcd"), config.model), rows, config, found, quiet=True)

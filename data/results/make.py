@@ -20,21 +20,22 @@ sys.path.insert(0, str(ROOT))
 
 from fgrpo.baselines import baselines_by_name, decoupled, zero_shot  # noqa: E402
 from fgrpo.cli.options import LM_PRESET, PRESETS  # noqa: E402
-from fgrpo.config import Config, KitError  # noqa: E402
+from fgrpo.config import KitError  # noqa: E402
 from fgrpo.credit import with_credit  # noqa: E402
 from fgrpo.lm.pretrained import PretrainedPolicy  # noqa: E402
+from fgrpo.runs.fields import config_with, with_fields  # noqa: E402
 from fgrpo.runs.policies import load_policy, policy_folder  # noqa: E402
 from fgrpo.runs.run import read_config  # noqa: E402
 from fgrpo.runs.trace import trace_of, trace_policy, write_trace  # noqa: E402
 from fgrpo.study import analysis  # noqa: E402
 from fgrpo.study.compare import compare  # noqa: E402
-from fgrpo.study.experiments import grid, with_fields  # noqa: E402
+from fgrpo.study.experiments import grid  # noqa: E402
 from fgrpo.study.report import write_report  # noqa: E402
 from fgrpo.tasks import load_task, resolved  # noqa: E402
 
 RESULTS, CHECKPOINTS, TRANSFER = (Path("data") / name for name in ("results", "checkpoints", "transfer"))
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-LAB = Config.from_flat(**PRESETS["lab-rec"])
+LAB = config_with(**PRESETS["lab-rec"])
 SHORT, LONG = with_fields(LAB, steps=50, lr=3e-5), with_fields(LAB, steps=300, lr=1e-4)  # rates from `lr` and `lr-long`
 ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
 EQUAL_TOKENS = ("fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
@@ -86,7 +87,7 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
     lm = {"model": folder_of("SMOLLM2"), "gguf_file": GGUF, "dtype": "bfloat16", "passage_tokens": passage_tokens}
     flat = {**LM_PRESET, **lm, "lora_rank": 2, "lora_alpha": 16, "lora_targets": "q_proj,v_proj", "micro": 2,
             "sft_steps": 40, "sft_batch": 4, "sft_lr": 1e-3, "steps": 10, "queries": 2, "lr": 3e-4, **changes}  # fmt: skip
-    config = resolved(Config.from_flat(task=task, data=folder_of(data), **flat))
+    config = resolved(config_with(task=task, data=folder_of(data), **flat))
     baselines = baselines_by_name(["random", "popularity", "bm25", "dense"]) | {"zero_shot": partial(zero_shot, **lm)}
     experiment(f"smollm2-{task}", {"": methods(config, "grpo", "fgrpo", "item")}, 3, limit=limit, shipped_start=False,
                baselines=baselines, jobs=1)  # fmt: skip
@@ -95,7 +96,7 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
 def movielens():
     """The learning rate is that of the lab task."""
     flat = {**PRESETS["movielens"], "steps": 50, "lr": 3e-5}
-    config = Config.from_flat(task="movielens", data=folder_of("MOVIELENS"), **flat)
+    config = config_with(task="movielens", data=folder_of("MOVIELENS"), **flat)
     experiment("movielens", {"": methods(config, "grpo", "fgrpo")}, 5, shipped_start=False,
                baselines=baselines_by_name(["random", "popularity", "bm25", "dense", "gru4rec"]))  # fmt: skip
 
@@ -122,7 +123,7 @@ def transfer():
     lm = {"model": folder_of("SMOLLM2"), "gguf_file": GGUF, "dtype": "bfloat16", "passage_tokens": 24, "micro": 4}
     for name in ("base", "musique-sft", "musique-fgrpo", "movielens-sft", "movielens-fgrpo"):
         for task in ("questions", "films"):
-            config = Config.from_flat(**LM_PRESET | lm, task=str(TRANSFER / f"{task}.jsonl"))
+            config = config_with(**LM_PRESET | lm, task=str(TRANSFER / f"{task}.jsonl"))
             folder = CHECKPOINTS / f"smollm2-{name}"
             policy = PretrainedPolicy.new(config.lm) if name == "base" else load_policy(folder, lm=config.lm)
             examples = [e for part in load_task(config)[0] for e in part]

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from fgrpo.cli.options import RECIPES
-from fgrpo.config import Config
+from fgrpo.runs.fields import config_with
 from fgrpo.scale.estimate import Tokens, memory_of, seconds_of, shape_of
 
-config = Config.from_flat(**RECIPES["paper-musique"] | {"micro": 1})
+config = config_with(**RECIPES["paper-musique"] | {"micro": 1})
 shape, tokens = shape_of(config, []), Tokens(mean=4096, longest=4096, completion=76, columns=32)
 print(
     f"G = {config.rl.group}, {config.rl.queries} queries a step, one held at a time, at 30 % of an A100's peak (not run)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
+from ..runs.fields import config_with
 from .checks import check_device, check_output, check_policy, names_of
 from .options import PRESETS, config_of, load
 
@@ -19,7 +20,7 @@ def demo(args: argparse.Namespace) -> None:
     """Compare credit methods on the lab task from the shipped warm start; table, figures, one example."""
     from ..study.experiments import grid
 
-    config = Config.from_flat(task="lab-rec", **{**PRESETS["lab-rec"], "steps": args.steps})
+    config = config_with(task="lab-rec", **{**PRESETS["lab-rec"], "steps": args.steps})
     if not args.json:
         print(
             "Task lab-rec: a history of 8 films, a pool of 20, 2 to 4 of them relevant. From the shipped SFT policy, "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config import CONCERNS, Config, KitError, LMConfig
+from ..runs.fields import config_with
 from .checks import check_used
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     options = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
     preset = LM_PRESET if options.get("model") else PRESETS.get(options.get("task", "lab-rec"), {})
-    config = Config.from_flat(**{**preset, **options})
+    config = config_with(**{**preset, **options})
     check_used(args, config, given, vary or {})
     return resolved(config)
 

@@ -73,10 +73,12 @@ def _train(
     from ..runs.run import Run
     from ..runs.sft import sft_stage
     from ..runs.warm_start import tracer, warm_start
+    from ..tasks import check_pools
     from ..trainer import Stopped, batch_of, fit, rl_stage
 
     out = Path(args.out)
     splits, items = load(args, config)
+    check_pools(splits.train, config)
     stage = sft_stage(config) if args.sft else rl_stage(config)
     team.share(batch_of(splits.train, stage.queries, 0, config.seed))  # an uneven share is refused before a warm start
     origin = {

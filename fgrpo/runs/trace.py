@@ -110,7 +110,7 @@ def record(policy: Policy, rollouts: Rollouts) -> list[Traced]:
         )
         written = iter((*output.slate, *output.rank))  # in the order of their labels; of an ill-formed list, none
         items = tuple(next(written, -1) if end else -1 for end in is_end)
-        texts = tuple(policy.text([t]) or END for t in ids)
+        texts = tuple(policy.labels.text([t]) or END for t in ids)
         found.append(Traced(output, texts, items, tuple(phase), tuple(logp), tuple(spread)))
     return found
 

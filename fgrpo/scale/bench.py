@@ -25,6 +25,7 @@ from ..config import Config, KitError
 from ..data import Example
 from ..policy import Policy
 from ..rollout import Rollouts
+from ..runs.fields import config_with
 from ..runs.workers import without_ctrl_c, workers
 
 P = ParamSpec("P")
@@ -67,7 +68,7 @@ class Case:
 
     def config(self) -> Config:
         """The training configuration of this case."""
-        return Config.from_flat(
+        return config_with(
             slate_size=self.completion - RANK - 5, rank_size=RANK, full=True, group=self.group, queries=self.queries,
             hidden_size=self.hidden_size, layers=self.layers, heads=4, lr=1e-6, device=self.device,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """The runs of a comparison as plain Python: a whole Config for every setting and method.
 
-    lab = Config.from_flat(steps=50)
+    lab = config_with(steps=50)
     {"": {"grpo": with_fields(lab, credit="grpo"), "grpo, scaled": with_fields(lab, credit="grpo", scale="std")}}
 
 `grid` makes such a mapping for the common case, every credit method under every combination of some values.
@@ -9,15 +9,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from ..config import CONCERNS, Config, KitError
 from ..credit import with_credit
+from ..runs.fields import CONCERN_OF, with_fields
 
 Experiments = Mapping[str, Mapping[str, Config]]
 """experiments[setting][method] is the run, up to its seed; the setting is "" if there is only one"""
-
-CONCERN_OF = {field: concern for concern, kind in CONCERNS.items() for field in kind.__dataclass_fields__}
 
 
 def grid(
@@ -36,22 +34,6 @@ def grid(
             raise KitError(f"setting {setting!r} is there twice: name each value once.")
         experiments[setting] = {credit: replace(base, rl=with_credit(base.rl, credit)) for credit in credits}
     return experiments
-
-
-def with_fields(config: Config, **values: object) -> Config:
-    """The run with some fields replaced, whichever concern they belong to: `with_fields(config, lam=0.5, pool=50)`.
-
-    Raises KitError on an unknown field, or on a value that the field does not allow.
-    """
-    by_concern: dict[str, dict[str, Any]] = {concern: {} for concern in ("", *CONCERNS)}
-    for name, value in values.items():
-        concern = CONCERN_OF.get(name, "")
-        if not concern and (name in CONCERNS or name not in Config.__dataclass_fields__):
-            raise KitError(f"field {name!r} is not known; the fields are those of fgrpo/config.py.")
-        by_concern[concern][name] = value
-    top = by_concern.pop("")
-    parts = {name: replace(getattr(config, name), **fields) for name, fields in by_concern.items() if fields}
-    return replace(config, **top, **parts)
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, list[object]]:

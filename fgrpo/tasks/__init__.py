@@ -1,11 +1,12 @@
 """Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config, KitError
-from ..data import Splits
+from ..data import Example, Splits
 from .jsonl import SUFFIXES, read_jsonl
 from .lab import build_lab, lab_catalogue
 from .lastfm import lastfm_task, load_lastfm
@@ -85,3 +86,13 @@ def own_file(path: str, bad: list[str] | None = None) -> Splits:
     examples = read_jsonl(path, bad)
     lost = f"{len(bad):,} bad lines: {tally(bad)}" if bad else ""
     return Splits(*map(list, split_by_position(examples, path, lost)))
+
+
+def check_pools(examples: Sequence[Example], config: Config) -> None:
+    """Raise KitError if a pool is smaller than the slate."""
+    for e in examples:
+        if len(e.candidates) < config.grammar.slate_size:
+            raise KitError(
+                f"example {e.id!r}: its pool of {len(e.candidates)} candidates is smaller than "
+                f"slate_size {config.grammar.slate_size}: lower --slate-size."
+            )

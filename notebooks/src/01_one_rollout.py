@@ -108,7 +108,7 @@ output = rollouts.outputs[0]
 Markdown(
     f"At most {config.grammar.slate_size} films in the slate and {config.grammar.rank_size} in the ranked list. "
     f"This rollout chose {len(output.slate)} and ranked {len(output.rank)}:\n\n"
-    f"```text\n{policy.text(rollouts.completions[0].tolist())}\n```\n\n"
+    f"```text\n{policy.labels.text(rollouts.completions[0].tolist())}\n```\n\n"
     f"- slate, as indices into the pool: {output.slate}\n- ranked list, best first: {output.rank}"
 )
 

@@ -61,13 +61,13 @@ from fgrpo.study.plots import name_of, save
 # always the most likely token, without randomness.
 
 # %%
-from fgrpo.config import Config
+from fgrpo.runs.fields import config_with
 from fgrpo.credit import with_credit
 from fgrpo.tasks import load_task
 
 METHODS, SEEDS, STEPS = ("grpo", "fgrpo", "reward_to_go"), 2, 80
 
-config = Config.from_flat(steps=STEPS)
+config = config_with(steps=STEPS)
 splits, items = load_task(config)
 runs = {
     (m, s): replace(config, rl=with_credit(config.rl, m), seed=SEED + s) for m in METHODS for s in range(SEEDS)

@@ -136,7 +136,7 @@ Markdown("Recall of the slate:\n\n" + "\n".join(lines))
 import shutil
 from dataclasses import replace
 
-from fgrpo.config import Config
+from fgrpo.runs.fields import config_with
 from fgrpo.credit import with_credit
 from fgrpo.study.compare import compare
 from fgrpo.study.report import table
@@ -151,7 +151,7 @@ def load(config):
 
 folder = FIGURES / "07_ablations"
 shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run of this cell
-config = Config.from_flat(steps=4)
+config = config_with(steps=4)
 experiments = {
     f"lam={lam:g}": {m: replace(config, rl=with_credit(replace(config.rl, lam=lam), m)) for m in ("grpo", "fgrpo")}
     for lam in (0.5, 2.0)

@@ -372,7 +372,7 @@ SFT_STEPS, RL_STEPS, HELD_OUT = 20, 5, 12  # the last 12 of the 36 pools are fou
 if TRAIN:
     import tempfile
 
-    from fgrpo.config import Config
+    from fgrpo.runs.fields import config_with
     from fgrpo.evaluate import evaluate
     from fgrpo.lm.pretrained import PretrainedPolicy
     from fgrpo.runs.run import Run
@@ -383,7 +383,7 @@ if TRAIN:
     model = {"model": str(fetch_smollm2()[0]), "gguf_file": GGUF, "dtype": "bfloat16", "passage_tokens": 24, "micro": 2}
     adapter = {"lora_rank": 2, "lora_alpha": 16, "lora_targets": "q_proj,v_proj"}
     budget = {"sft_steps": SFT_STEPS, "sft_batch": 4, "sft_lr": 1e-3, "steps": RL_STEPS, "queries": 2, "lr": 3e-4}
-    config = Config.from_flat(task="questions", seed=SEED, **model, **adapter, **budget)
+    config = config_with(task="questions", seed=SEED, **model, **adapter, **budget)
     policy, pools = PretrainedPolicy.new(config.lm), examples["questions"]
     train, test = pools[:-HELD_OUT], pools[-HELD_OUT:]
     for name, stage in {"base model": None, "SFT": sft_stage(config), "F-GRPO": rl_stage(config)}.items():

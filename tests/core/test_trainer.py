@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from fgrpo.config import Config, KitError
 from fgrpo.policy import Policy
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.sft import sft_stage
@@ -78,7 +79,7 @@ def test_training_improves_the_reward(lab, tmp_path) -> None:
     """From the shipped warm start, forty steps of fgrpo bring the sampled rewards up."""
     from fgrpo.runs.warm_start import SHIPPED
 
-    config = Config.from_flat(steps=40, lr=1e-3)
+    config = config_with(steps=40, lr=1e-3)
     run = Run(tmp_path / "a", config, save_every=40)
     fit(load_policy(SHIPPED), lab.train, config, run, quiet=True)
     rows = read_metrics(run.folder)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import transformers
 
-from fgrpo.config import Config, GrammarConfig, KitError, LMConfig
+from fgrpo.config import GrammarConfig, KitError, LMConfig
 from fgrpo.lm import chat
 from fgrpo.lm.chat import Frame, frame_of
 from fgrpo.lm.index_labels import IndexLabels
 from fgrpo.lm.pretrained import PretrainedPolicy
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy, save_policy
 from fgrpo.runs.run import Run, read_config
 from fgrpo.trainer import fit
@@ -171,7 +172,7 @@ def on(monkeypatch, day: date) -> None:
 
 def test_tomorrow_the_prompt_is_the_same(dated, tmp_path, monkeypatch) -> None:
     """A run that began today shows its date when it is resumed, evaluated and used as a warm start."""
-    config = Config.from_flat(
+    config = config_with(
         model=str(dated), slate_size=3, rank_size=2, group=2, queries=2, steps=2, lora_rank=2, passage_tokens=5
     )
     grammar, (example, *_) = GrammarConfig(3, 2), examples()

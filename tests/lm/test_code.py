@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fgrpo.config import Config, KitError, LMConfig, ModelConfig
+from fgrpo.config import KitError, LMConfig, ModelConfig
 from fgrpo.lm.pretrained import PretrainedPolicy, load_labels, load_lm
 from fgrpo.policy import Policy
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy
 from fgrpo.scale.estimate import shape_of
 from tests.families import save_model
@@ -79,7 +80,7 @@ def own_code(tmp_path, monkeypatch) -> Path:
         lambda name: PretrainedPolicy.new(LMConfig(model=name)),
         lambda name: load_labels(LMConfig(model=name)),
         load_lm,
-        lambda name: shape_of(Config.from_flat(model=name), []),
+        lambda name: shape_of(config_with(model=name), []),
     ],
     ids=["policy", "labels", "load_lm", "plan"],
 )

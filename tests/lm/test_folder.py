@@ -18,6 +18,7 @@ from fgrpo.lm import loading
 from fgrpo.lm.folder import check_folder
 from fgrpo.lm.pretrained import PretrainedPolicy, load_config, load_labels, load_lm
 from fgrpo.policy import Policy
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy, save_policy
 from fgrpo.scale.estimate import shape_of
 from fgrpo.tasks.jsonl import write_jsonl
@@ -281,11 +282,10 @@ def test_a_path_that_no_hub_name_can_be_is_a_missing_folder(tmp_path) -> None:
 
 
 def test_planning_checks_the_folder_too(model) -> None:
-    from fgrpo.config import Config
 
     change(num_hidden_layers=10**7)(model)
     with pytest.raises(KitError, match="more than its weight files can hold"):
-        shape_of(Config.from_flat(model=str(model)), [])
+        shape_of(config_with(model=str(model)), [])
 
 
 def test_weights_of_a_tied_or_larger_vocabulary_are_not_missing(tmp_path) -> None:

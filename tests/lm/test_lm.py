@@ -18,6 +18,7 @@ from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import Rollouts, rollout
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy, new_policy, save_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.seal import seal
@@ -88,7 +89,7 @@ def test_every_family_samples_and_learns(models, name, capsys) -> None:
     advantages = (1 + torch.randn(r.logprobs.shape, generator=torch.Generator().manual_seed(1))) * r.mask
     (loss, shared), (plain_loss, plain) = (gradient(policy, r, advantages, way) for way in (True, False))
     assert abs(loss - plain_loss) < 1e-4 and error(shared, plain) < 1e-3
-    config, before = Config.from_flat(**TINY), weights(policy)
+    config, before = config_with(**TINY), weights(policy)
     optimizer = make_optimizer(policy, sft_stage(config))
     losses = [sft_step(policy, optimizer, examples(), config)["loss"] for _ in range(3)]
     assert losses[-1] < losses[0]
@@ -153,7 +154,7 @@ def test_kept_and_recomputed_prompts_give_the_plain_gradients(models, constraine
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma2"])
 def test_micro_batches_are_the_same_step(models, name) -> None:
-    config = Config.from_flat(**TINY, beta=0.1, credit="fgrpo")
+    config = config_with(**TINY, beta=0.1, credit="fgrpo")
     gradients, logs = [], []
     for micro in (0, 1, 2):
         policy = policy_of(models / name)
@@ -243,7 +244,7 @@ def test_free_decoding_is_parsed_and_its_logprobs_repeat(models) -> None:
 def run_to_end(
     model: str, folder: Path, sft: bool = False, resume: bool = False, start: Policy | None = None, **more
 ) -> Run:
-    config = Config.from_flat(**{**TINY, "model": model, **more})
+    config = config_with(**{**TINY, "model": model, **more})
     run = Run(folder, config, resume=resume, save_every=2)
     fit(
         start or new_policy([], config, config.seed),
@@ -294,7 +295,7 @@ def test_resumed_run_is_bit_identical_and_holds_the_adapter_only(model, tmp_path
 def test_the_reference_is_the_same_model_as_it_began(model, tmp_path) -> None:
     """RL from the model as it comes: adapter off; from an SFT adapter: a frozen copy of it. No second model."""
     sft = run_to_end(model, tmp_path / "sft", sft=True)
-    fresh, tuned = PretrainedPolicy.new(Config.from_flat(**TINY, model=model).lm), load_policy(sft.latest())
+    fresh, tuned = PretrainedPolicy.new(config_with(**TINY, model=model).lm), load_policy(sft.latest())
     for name, policy in (("fresh", fresh), ("tuned", tuned)):
         r = sampled(policy)
         count = sum(p.numel() for p in policy.model.parameters())

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from fgrpo.baselines.zero_shot import free_answers
-from fgrpo.config import Config, GrammarConfig, LMConfig
+from fgrpo.config import GrammarConfig, LMConfig
 from fgrpo.data import Example
 from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import ERRORS
 from fgrpo.rollout import rollout
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy
 from fgrpo.tasks import DATA
 from fgrpo.tasks.fetch import cache_folder
@@ -65,7 +66,7 @@ def test_it_samples_and_learns(policy) -> None:
         with torch.no_grad():
             logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared)
         assert (logp - r.logprobs).abs().max() < 1e-3
-    config = Config.from_flat(slate_size=5, rank_size=3, group=4, queries=2, lr=1e-3)
+    config = config_with(slate_size=5, rank_size=3, group=4, queries=2, lr=1e-3)
     before = {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
     assert before and all("lora" in n for n in before)
     logs = step(policy, make_optimizer(policy, rl_stage(config)), QUERIES, config)

@@ -32,7 +32,7 @@ from fgrpo.trainer import fit
 
 torch.set_num_threads(1)
 folder, steps, every = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-config = Config.from_flat(queries=2, group=2, steps=steps, hidden_size=8, layers=1, heads=2)
+config = config_with(queries=2, group=2, steps=steps, hidden_size=8, layers=1, heads=2)
 lab = build_lab()
 items = sorted({c for e in lab.train for c in (*e.candidates, *e.history)})
 run = Run(folder, config, save_every=every)

@@ -18,6 +18,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.data import Example
 from fgrpo.policy import Policy
 from fgrpo.rollout import Rollouts, rollout
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.sft import sft_stage
 from fgrpo.scale import processes as distributed
@@ -69,7 +70,7 @@ def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Ru
     """One run of a case; with `stop`, it ends after that many steps and is resumed."""
     options = {**SMALL, **CASES[case]}
     options["micro"] = options.get("micro", 0) // team.size  # `micro` counts queries of each process
-    config = Config.from_flat(**options)
+    config = config_with(**options)
     for steps in [stop, config.rl.steps] if stop else [config.rl.steps]:
         some = replace(config, rl=replace(config.rl, steps=steps))
         run = Run(folder / case, some, resume=steps > stop > 0, save_every=2, writes=team.main)
@@ -81,7 +82,7 @@ def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Ru
 
 def sampled(case: str, team: Team, model: Path, micro: int = 0, order: slice = slice(None)) -> tuple[Rollouts, list]:
     """Rollouts of this process's share of four queries, and the ids of those queries."""
-    config = Config.from_flat(**{**SMALL, **SAMPLED[case], "micro": micro})
+    config = config_with(**{**SMALL, **SAMPLED[case], "micro": micro})
     policy = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # fresh weights are small: every choice is nearly as likely as the others
@@ -211,7 +212,7 @@ def test_one_process_is_alone_and_other_commands_stay_on_one(monkeypatch: pytest
 
 @pytest.mark.parametrize("sft", [False, True])
 def test_uneven_shares_are_refused_before_anything_is_written(tmp_path: Path, sft: bool) -> None:
-    config = Config.from_flat(**SMALL)
+    config = config_with(**SMALL)
     run = Run(tmp_path / "a", config)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(KitError, match=f"{8 if sft else 4} queries a step cannot be shared evenly by 3 processes"):

@@ -18,6 +18,7 @@ from fgrpo.config import Config, KitError, ModelConfig
 from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import new_policy
 from fgrpo.runs.sft import sft_step
 from fgrpo.scale.bench import _status
@@ -38,7 +39,7 @@ def long_examples(count: int, words: int) -> list[Example]:
 
 
 def config_for(folder: Path | str, **options) -> Config:
-    return Config.from_flat(
+    return config_with(
         model=str(folder), **{"group": 8, "queries": 2, "lora_rank": 4, "passage_tokens": 200, **options}
     )
 

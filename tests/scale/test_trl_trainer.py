@@ -21,6 +21,7 @@ from fgrpo.policy import Policy, Prompts, Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, parse
 from fgrpo.rewards import ndcg, pad, pool_gains, recall
 from fgrpo.rollout import Rollouts
+from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.sft import sft_step
 from fgrpo.scale.trl_options import (
@@ -58,7 +59,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         slate, rank = SHOWN[int(torch.randint(3, (), generator=generator))]
         return [at[i] for i in slate], [at[i] for i in rank]
 
-    config = Config.from_flat(decoding="free", hidden_size=32, layers=1, heads=2, slate_size=3, rank_size=2)
+    config = config_with(decoding="free", hidden_size=32, layers=1, heads=2, slate_size=3, rank_size=2)
     policy, queries = Policy.tiny(FILMS, config.model), some_queries(16)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
     for number in range(40):
@@ -129,7 +130,7 @@ def test_gradients_by_phase_are_those_of_the_kits_own_loss(tmp_path: Path, taugh
     assert advantages.shape == shape and shape[0] == 24
 
     # the paper's credit, by hand
-    texts = [policy.text(row[row != policy.pad].tolist()) for row in batch["completion_ids"]]
+    texts = [policy.labels.text(row[row != policy.pad].tolist()) for row in batch["completion_ids"]]
     pools = [{label: i for i, label in enumerate(policy.labels.candidates(q))} for q in queries for _ in range(8)]
     outputs = [parse(text, pool, GRAMMAR) for text, pool in zip(texts, pools, strict=True)]
     slate_fault, rank_fault = (torch.tensor([bool(o.error) and bool(o.slate) == b for o in outputs]) for b in (0, 1))
@@ -285,7 +286,7 @@ def test_groups_over_two_processes_have_the_credit_of_whole_groups(tmp_path: Pat
     policy, (query,) = load_policy(taught), some_queries(1)
     labels = {label: i for i, label in enumerate(policy.labels.candidates(query))}
     assert a["query"] == b["query"] == query.id
-    outputs = [parse(policy.text(row), labels, GRAMMAR) for part in (a, b) for row in part["completions"]]
+    outputs = [parse(policy.labels.text(row), labels, GRAMMAR) for part in (a, b) for row in part["completions"]]
     assert len({o.slate for o in outputs}) > 1
     gains = pool_gains([query]).unsqueeze(1)
     reward = recall(pad([o.slate for o in outputs], 3).view(1, 8, -1), gains)[0]

@@ -11,6 +11,7 @@ from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
+from fgrpo.runs.fields import config_with
 from fgrpo.study.analysis import bias_and_variance, interference, oracle_table, separability
 from fgrpo.study.oracle import Oracle, enumerate_outputs, small_pool
 from tests.conftest import spread_policy
@@ -39,7 +40,7 @@ def test_every_output_is_listed_once(oracle, policy, lab) -> None:
     assert len(five.probability) == 5 * 1 + 20 * 2 + 60 * 3
     assert five.probability.sum().item() == pytest.approx(1, abs=1e-5)
     with pytest.raises(KitError, match="take fewer"):
-        enumerate_outputs(policy, lab.test[0], CONFIG.from_flat(slate_size=5, rank_size=2))
+        enumerate_outputs(policy, lab.test[0], config_with(slate_size=5, rank_size=2))
 
 
 def test_probabilities_and_rewards_are_those_of_sampling(oracle, policy, lab) -> None:

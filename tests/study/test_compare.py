@@ -17,10 +17,11 @@ from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
 from fgrpo.data import Splits
 from fgrpo.prompt import Output
+from fgrpo.runs.fields import with_fields
 from fgrpo.runs.warm_start import SHIPPED, warm_start
 from fgrpo.runs.workers import workers
 from fgrpo.study.compare import Result, check_experiments, compare, read_curve, run_baseline, slug
-from fgrpo.study.experiments import grid, parse_vary, with_fields
+from fgrpo.study.experiments import grid, parse_vary
 from fgrpo.study.plots import name_of, style_of, sweep_of
 from fgrpo.study.report import crossing, efficiency, format_table, logged, made_of, settling_step, table
 from fgrpo.tasks.lab import lab_catalogue
