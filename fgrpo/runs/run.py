@@ -33,7 +33,7 @@ from .. import __version__
 from ..config import Config, KitError
 from ..data import write_text
 from ..policy import Policy
-from ..tasks.jsonl import read_object
+from ..tasks.reading import read_object
 from .seal import check_seal, seal
 from .signals import processes
 

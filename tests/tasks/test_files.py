@@ -3,11 +3,14 @@
 import gzip
 import io
 import json
+import os
+import re
 import zipfile
 
 import pytest
 
 from fgrpo.config import Config, KitError
+from fgrpo.runs.trace import read_trace
 from fgrpo.tasks import load_task
 from fgrpo.tasks.files import HEAD, LINE_LIMIT, cause, unreadable
 from fgrpo.tasks.jsonl import read_jsonl
@@ -130,6 +133,46 @@ def test_a_permission_is_called_a_permission(tmp_path, monkeypatch) -> None:
     with pytest.raises(KitError, match="no permission"):
         load_movielens(tmp_path / "nowhere")
     assert "damaged" not in str(unreadable(tmp_path, PermissionError(13, "Permission denied")))
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_read(tmp_path) -> None:
+    """A pipe without a writer would wait for ever, /dev/zero has no end, and a table is read twice."""
+    loads = readers(tmp_path)
+    for name, load in loads.items():
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.unlink()
+        for make in (lambda p: os.mkfifo(p), lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to("/dev/null")):
+            make(path)
+            with pytest.raises(KitError, match=rf"{path}: is a pipe or a device, not a file"):
+                load()
+            path.unlink()
+        path.symlink_to(path)
+        with pytest.raises(KitError, match=r"cannot be read \((Too many levels|No such file).*\)|no .* here"):
+            load()
+        path.unlink()
+        path.write_bytes(whole)
+    for task in ("movielens", "hotpotqa", "lastfm-llara"):
+        with pytest.raises(KitError, match="null byte"):
+            load_task(Config(task=task, data="a\0b"))
+
+
+def test_a_folder_of_two_data_sets_is_refused(tmp_path) -> None:
+    test_movielens.write(test_movielens.write(tmp_path, "latest"), "1m")
+    with pytest.raises(KitError, match=r"ratings\.csv and ratings\.dat are of different data sets: keep one"):
+        load_movielens(tmp_path)
+    test_lastfm.llara(test_lastfm.hetrec(tmp_path))
+    with pytest.raises(KitError, match="holds two data sets: name one with --task lastfm-hetrec or lastfm-llara"):
+        load_task(Config(task="lastfm", data=str(tmp_path)))
+    sizes = [len(load_task(Config(task=t, data=str(tmp_path)))[0].test) for t in ("lastfm-hetrec", "lastfm-llara")]
+    assert sizes == [3, 3]
+
+
+def test_a_trace_names_the_cause_too(tmp_path) -> None:
+    for what, blob in CAUSES.items():
+        (tmp_path / "trace.jsonl").write_bytes(blob)
+        with pytest.raises(KitError, match=rf"trace\.jsonl: {re.escape(what)}"):
+            read_trace(tmp_path / "trace.jsonl")
 
 
 def test_a_line_without_end_is_stopped(tmp_path) -> None:
