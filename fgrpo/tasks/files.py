@@ -33,6 +33,7 @@ KINDS = (
     (b"\x89HDF", "is an HDF5 file: write its rows as JSONL or as the official text files first"),
     (b"\x93NUMPY", "is a NumPy array: write its rows as JSONL or as the official text files first"),
     (b"SQLite format 3\x00", "is an SQLite database: write its rows as JSONL or as the official text files first"),
+    (b"\xd0\xcf\x11\xe0", "is an Office document (.xls, .doc): save the table as text first"),
     (b"%PDF-", "is a PDF document, not data"),
 )
 WEB_PAGE = "is a web page saved as data: open its address in a browser to see why, and download the file itself"
@@ -50,13 +51,25 @@ def cause(head: bytes) -> str:
         return "is a tar archive: unpack it first"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         return UTF16
-    if b"\0" in head:  # in UTF-16 every other byte of ASCII text is 0
-        zeros = max(head[0::2].count(0), head[1::2].count(0))
-        return UTF16 if zeros > len(head) // 8 and all(b > 7 or b == 0 for b in head) else "is binary, not text"
+    if b"\0" in head:
+        return UTF16 if _is_wide(head) else "is binary, not text"
     text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<!--", b"<?xml", b"<error")):
         return WEB_PAGE
     return ""
+
+
+def _is_wide(head: bytes) -> bool:
+    """Whether bytes are UTF-16 or UTF-32: every other byte of ASCII is 0 there, and no character is."""
+    if max(head[0::2].count(0), head[1::2].count(0)) <= len(head) // 8:
+        return False
+    for code in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        try:
+            if "\0" not in codecs.getincrementaldecoder(code)().decode(head):  # the last character may be cut
+                return True
+        except UnicodeDecodeError:
+            continue
+    return False
 
 
 def open_data(path: Path) -> io.BufferedReader:

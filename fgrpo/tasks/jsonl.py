@@ -36,7 +36,7 @@ def example_of(row: dict[str, object]) -> Example:
         if value is None and not required:
             return ()
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise wrong(row, name, "a list of strings", str)
+            raise wrong(row, name, "a list of strings", (str,))
         return tuple(value)
 
     for name in row.keys() - FIELDS.values():  # a 'Gains' that is ignored would be labels lost
@@ -53,7 +53,7 @@ def example_of(row: dict[str, object]) -> Example:
     group = row.get("group")
     if group is not None and not isinstance(group, str):
         raise KitError("field 'group' must be a string: the user or session")
-    gains = _gains(row.get("gains"), len(candidates))
+    gains = _gains(row, len(candidates))
     relevant = _relevant(row, gains, len(candidates))
     return Example(key, query, history, candidates, relevant, history_ids, candidate_ids, gains, group or "")
 
@@ -66,8 +66,8 @@ def check_pool(example: Example) -> None:
         raise KitError(
             "field 'relevant' holds both candidates, and nothing to choose; it takes indices, not a 0/1 mask"
         )
-    for name, items in (("candidates", example.candidates), ("history", example.history)):
-        if blank := [i for i, text in enumerate(items) if is_blank(text)]:
+    for name in ("candidates", "candidate_ids", "history", "history_ids"):
+        if blank := [i for i, text in enumerate(getattr(example, name)) if is_blank(text)]:
             raise KitError(f"field '{name}': entry {blank[0]} is blank")
     if is_blank(example.id) or (is_blank(example.query) and not example.history):
         raise KitError("field 'id' is blank" if is_blank(example.id) else "field 'query' is blank, without a history")
@@ -84,12 +84,13 @@ def is_blank(text: str) -> bool:
     return not any(c.isprintable() and not c.isspace() for c in text)
 
 
-def _gains(value: object, pool: int) -> tuple[float, ...]:
+def _gains(row: dict[str, object], pool: int) -> tuple[float, ...]:
     """Graded labels, one per candidate; () if there are none."""
+    value = row.get("gains")
     if value is None:
         return ()
     if not isinstance(value, list) or not all(type(g) in (int, float) for g in value):
-        raise KitError("field 'gains' must be a list of numbers, one for each candidate")
+        raise wrong(row, "gains", "a list of numbers, one for each candidate", (int, float))
     if len(value) != pool:
         raise KitError(f"field 'gains' has {len(value)} entries for {pool} candidates")
     for g in value:
@@ -193,6 +194,8 @@ def doubts(examples: Sequence[Example], name: str) -> dict[str, int]:
     distinct = len({(e.query, e.history_keys, frozenset(e.candidate_keys)) for e in examples})
     found = {
         "lines with the id of an earlier line, which get a number (ID#2)": n - len({e.id for e in examples}),
+        "lines with ids of the candidates or of the history alone, so that no item of one is known in the other":
+            sum(bool(e.candidate_ids) != bool(e.history_ids) for e in examples if e.history),
         "lines with the query, history and pool of an earlier line, perhaps of another split": n - distinct,
         "lines in which every candidate is relevant, so that there is nothing to choose":
             sum(len(e.relevant) == len(e.candidates) for e in examples),

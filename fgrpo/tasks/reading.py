@@ -274,13 +274,13 @@ def kind_of(value: object) -> str:
     return KINDS.get(type(value), "null")
 
 
-def wrong(row: dict[str, object], name: str, wanted: str, entries: type = object) -> KitError:
+def wrong(row: dict[str, object], name: str, wanted: str, entries: tuple[type, ...] = ()) -> KitError:
     """The error for a field that is absent, or is not what is wanted, such as a list of `entries`."""
     if name not in row:
         there = ", ".join(repr(key) for key in list(row)[:10]) or "no field"
         return KitError(f"field '{name}' must be {wanted}; it is missing, the row has {there:.200}")
     value = row[name]
-    if isinstance(value, list) and entries is not object:
-        odd, entry = next((i, entry) for i, entry in enumerate(value) if type(entry) is not entries)
+    if isinstance(value, list) and entries:
+        odd, entry = next((i, entry) for i, entry in enumerate(value) if type(entry) not in entries)
         return KitError(f"field '{name}' must be {wanted}, found {kind_of(entry)} at entry {odd}")
     return KitError(f"field '{name}' must be {wanted}, found {kind_of(value)}")

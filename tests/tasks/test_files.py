@@ -41,6 +41,7 @@ CAUSES = {
     "is a Parquet file": b"PAR1\x15\x04\x15",
     "is a web page": b"\n\n<!DOCTYPE html>\n<html><head><title>404</title>",
     "is a web page saved as data": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "is an Office document": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
     "is UTF-16": "id\n".encode("utf-16"),
     "is UTF-16 or UTF-32": ROW.decode().encode("utf-16-be"),
     "is UTF-16 or UTF-32 text": ROW.decode().encode("utf-32"),
@@ -95,6 +96,11 @@ def test_data_are_taken_for_nothing_else() -> None:
     for text in ("[", "{", "1::<html> (1995)", "\ufeff1,2", "userId", "BZ", "é" * HEAD, "PK", "\t\n"):
         assert cause(text.encode()) == "", text
     assert cause("é".encode("iso-8859-1") * HEAD) == ""
+    for code in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        for text in ('{"id": "a"}\n', '{"id": "映画 😀"}\n' * 99):
+            assert cause(text.encode(code)[:HEAD]).startswith("is UTF-16 or UTF-32"), (code, text)
+    for blob in (b"\x40" + bytes(7) + b'{"a": 1}', b"\x80\x04\x95" + bytes(9) + b"}", ROW + bytes(90), bytes(HEAD)):
+        assert cause(blob) == "is binary, not text", blob
 
 
 def test_a_file_in_place_of_a_folder_and_the_reverse(tmp_path) -> None:

@@ -193,6 +193,15 @@ def test_what_is_neither_utf8_nor_latin_1_is_refused(tmp_path, blob) -> None:
         list(names_by_id(tmp_path / "a.dat", FILMS, "::", Notes()))
 
 
+def test_a_file_that_changes_while_it_is_read_is_one_sentence(tmp_path, monkeypatch) -> None:
+    changed = io.TextIOWrapper(
+        io.BytesIO(b"1,2,3,4\n1,2,\xff,4\n"), encoding="utf-8"
+    )  # it was UTF-8 when it was opened
+    monkeypatch.setattr("fgrpo.tasks.tables.open_text", lambda path, newline: (changed, -1))
+    with pytest.raises(KitError, match=r"a\.csv: cannot be read as UTF-8 \(byte 0xff\): save it as UTF-8\."):
+        list(table(tmp_path / "a.csv", RATINGS, ",", Notes()))
+
+
 @pytest.mark.parametrize(
     ("films", "ratings", "message"),
     [
