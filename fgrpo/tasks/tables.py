@@ -27,10 +27,10 @@ def table(path: Path, columns: Sequence[Column], separator: str, notes: Notes, p
     """(where, cells) of each row; the cells are those of `columns`, in this order.
 
     A table with a header may hold its columns in any order, and more of them. One whose first row is data has them in
-    the order given. Spaces around numbers are left out. A file that is not UTF-8 is read as Latin-1, which `notes`
-    remark. `separator`: "," reads CSV with its quotes; any other splits lines, at most into `parts` if that is not 0.
-    Raises KitError on a header that lacks a column, on a row with too few or too many cells, and on a number that is
-    empty.
+    the order given. Whole numbers are written alike (`_number`). A file that is not UTF-8 is read as Latin-1, which
+    `notes` remark. `separator`: "," reads CSV with its quotes; any other splits lines, at most into `parts` if that is
+    not 0. Raises KitError on a header that lacks a column, on a row with too few or too many cells, and on a number
+    that is empty.
     """
     try:
         file, place = open_text(path, newline="" if separator == "," else "\n")
@@ -74,9 +74,7 @@ def _chosen(
                 continue
         if len(row) <= max(places) or (len(row) > width and "".join(row[width:]).strip()):
             raise KitError(f"{where}: expected {width} columns, found {len(row)}.")
-        cells = [
-            row[place].strip() if column.number else row[place] for place, column in zip(places, columns, strict=True)
-        ]
+        cells = [_number(row[p]) if c.number else row[p] for p, c in zip(places, columns, strict=True)]
         if "" in cells and (empty := [c.name for c, cell in zip(columns, cells, strict=True) if c.number and not cell]):
             raise KitError(f"{where}: column {empty[0]} is empty.")
         yield where, cells
@@ -96,6 +94,15 @@ def _header(where: str, row: list[str], columns: Sequence[Column], separator: st
     shown = ", ".join(repr(cell[:40]) for cell in row[:8])
     raise KitError(f"{where}: the header must name each of the columns {wanted} once, in any order, "
                    f"with {separator!r} between them; found {shown}.")  # fmt: skip
+
+
+def _number(cell: str) -> str:
+    """The cell without spaces, zeros before it and decimals that are 0: pandas writes ids as `7.0` if one is missing."""
+    if cell.isdecimal() and cell[0] != "0":  # nearly all of them
+        return cell
+    cell = cell.strip()
+    whole = re.fullmatch(r"0*([0-9]+)(\.0*)?", cell)
+    return whole[1] if whole else cell
 
 
 def _plain(name: str) -> str:

@@ -12,7 +12,7 @@ from fgrpo.tasks.lastfm import load_lastfm
 from fgrpo.tasks.movielens import FILMS, RATINGS, load_movielens
 from fgrpo.tasks.next_item import names_by_id
 from fgrpo.tasks.reading import Notes
-from fgrpo.tasks.tables import table
+from fgrpo.tasks.tables import _number, table
 
 from . import test_lastfm, test_movielens
 
@@ -223,10 +223,24 @@ def test_blank_cells_are_named_and_long_ones_cut(tmp_path, films, ratings, messa
     assert len(str(error.value)) < 400
 
 
-def test_spaces_around_numbers_mean_nothing(tmp_path) -> None:
+@pytest.mark.parametrize("how", ["{}.0", " {} ", "0{}", "{}."])
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
+def test_a_number_is_the_same_however_it_is_written(tmp_path, name, how) -> None:
+    """pandas writes ids as `7.0` if one is missing; half of a user's rows would be another user's."""
     expected = load_movielens(test_movielens.write(tmp_path, "latest"))
-    (tmp_path / "ratings.csv").write_text((tmp_path / "ratings.csv").read_text().replace(",", " , "))
+    head, *lines = (tmp_path / name).read_text().splitlines()
+    rows = [line.split(",", 2) for line in lines]  # the first two cells of a rating, and the first of a film, are ids
+    ids = 2 if name == "ratings.csv" else 1
+    odd = [[how.format(cell) if i < ids else cell for i, cell in enumerate(row)] for row in rows[::2]]
+    rows[::2] = odd
+    (tmp_path / name).write_text("\n".join([head, *(",".join(row) for row in rows)]))
     assert load_movielens(tmp_path) == expected
+
+
+def test_a_number_that_is_not_whole_is_left_alone() -> None:
+    cells = ["0", "00", "100", "1.50", "0.5", "10.0", "1e3", "A07", "007", "", "-1", "0.0", "1.0.0", "."]
+    expected = ["0", "0", "100", "1.50", "0.5", "10", "1e3", "A07", "7", "", "-1", "0", "1.0.0", "."]
+    assert list(map(_number, cells)) == expected
 
 
 def test_the_encoding_is_reported(tmp_path, capsys) -> None:
