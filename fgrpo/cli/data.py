@@ -23,27 +23,28 @@ def data_check(args: argparse.Namespace) -> None:
     """Check a JSONL file and summarise it. Broken lines are listed, and the exit status is then 2."""
     from ..config import GrammarConfig
     from ..data import Splits
-    from ..tasks.jsonl import read_jsonl
-    from ..tasks.reading import split_by_position, tally
+    from ..tasks.jsonl import doubts, read_jsonl
+    from ..tasks.reading import Faults, Notes, split_by_position
     from ..tasks.stats import format_statistics, statistics
 
-    bad: list[str] = []
+    bad, notes = Faults(), Notes()
     try:
         examples = read_jsonl(args.file, bad)
     finally:
-        for message in bad[:20]:
+        for message in bad:
             print(message, file=sys.stderr)
+    notes.remarks |= doubts(examples, Path(args.file).name)
     pools, relevant = [len(e.candidates) for e in examples], [len(e.relevant) for e in examples]
     print(
-        f"{args.file}: {len(examples)} good lines, {len(bad)} bad; pools of {min(pools)} to {max(pools)} candidates, "
+        f"{args.file}: {len(examples)} good lines, {bad.total} bad; pools of {min(pools)} to {max(pools)} candidates, "
         f"{min(relevant)} to {max(relevant)} relevant."
     )
-    table = format_statistics(statistics(Splits(examples, [], [])))
+    table = format_statistics(statistics(Splits(examples, [], []), notes))
     print(table.replace("train: ", "all: "))
     if min(pools) < GrammarConfig.slate_size:
         print(f"The smallest pool has {min(pools)} candidates: train with --slate-size {min(pools)} or less.")
     if bad:
-        raise KitError(f"{args.file}: {len(bad)} bad lines ({tally(bad)}).")
+        raise KitError(f"{args.file}: {bad.total} bad lines ({bad}).")
     split_by_position(examples, args.file)  # as training does: it refuses a file that is too short
 
 

@@ -289,14 +289,14 @@ def load(args: argparse.Namespace, config: Config, notes: "Notes | None" = None)
     With --skip-bad, broken lines are skipped, counted and the first ones shown.
     """
     from ..tasks import load_task
+    from ..tasks.reading import Faults, Notes
 
-    bad: list[str] | None = [] if config.skip_bad else None
-    loaded = load_task(config, bad, notes)
-    for line in notes.sentences() if notes else ():
+    bad = Faults() if config.skip_bad else None
+    notes = Notes() if notes is None else notes
+    splits, items = load_task(config, bad, notes)
+    skipped = [f"skipped {bad.total} broken lines of {config.task}"] if bad else []
+    for line in (*(bad or [])[:5], *notes.sentences(), *skipped):
         print(line, file=sys.stderr)
-    if bad:
-        print("\n".join([*bad[:5], f"skipped {len(bad)} broken lines of {config.task}"]), file=sys.stderr)
-    splits, items = loaded
     if args.command == "compare":
         splits = splits._replace(test=getattr(splits, args.split)[: args.limit])
     return splits, items

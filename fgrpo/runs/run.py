@@ -34,7 +34,7 @@ from .. import __version__
 from ..config import Config, KitError
 from ..policy import Policy
 from ..tasks.atomic import write_text
-from ..tasks.jsonl import read_object
+from ..tasks.reading import read_object
 from .lock import check_writable, lock
 from .origin import Origin, check_origin
 from .policies import checkpoints, reference_of, reloaded, step_of

@@ -29,7 +29,9 @@ from ..prompt import END, ERRORS, PHASE_PAD, PHASE_RANK, PHASE_SLATE, TAGS, Item
 from ..rewards import Rewards, score
 from ..rollout import Rollouts, rollout
 from ..tasks.atomic import write_text
-from ..tasks.jsonl import example_of, read_object, to_row
+from ..tasks.files import open_data
+from ..tasks.jsonl import example_of, to_row
+from ..tasks.reading import read_object
 from ..trainer import sampling_of
 from .run import provenance, thinned
 
@@ -215,11 +217,8 @@ def read_trace(path: str | Path, name: str = "") -> Trace:
     Raises KitError naming file, line and field, on a newer version of the format, and if no group is complete. A
     truncated last line, as a kill leaves it, is left out and noted.
     """
-    try:
-        blob = Path(path).read_bytes()
-    except OSError as error:
-        raise KitError(f"{path}: cannot be read ({error.strerror}).") from None
-    return parse_trace(io.BytesIO(blob), name or str(path))
+    with open_data(Path(path)) as file:  # which names a gzip, a Git LFS pointer, a web page, ...
+        return parse_trace(file, name or str(path))
 
 
 def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None) -> Trace:

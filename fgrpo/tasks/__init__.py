@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ..config import Config, KitError
 from ..data import Example, Splits
-from .jsonl import SUFFIXES, read_jsonl
+from .jsonl import SUFFIXES, doubts, read_jsonl, with_own_ids
 from .lab import build_lab, lab_catalogue
 from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
-from .reading import Notes, catalogue, split_by_position, tally
+from .reading import Notes, catalogue, counted, split_by_position
 
 DATA = Path(__file__).parents[2] / "data"
 """data/ of the repository; an installed kit has none"""
@@ -68,7 +68,7 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     elif config.task == "musique":
         splits = load_musique(config.data, lost, bad)
     elif config.task.lower().endswith(SUFFIXES) or Path(config.task).is_file():
-        splits = own_file(config.task, bad)
+        splits = own_file(config.task, lost, bad)
     else:
         if Path(config.task).is_dir():
             raise KitError(
@@ -81,11 +81,12 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     return splits, catalogue(splits)
 
 
-def own_file(path: str, bad: list[str] | None = None) -> Splits:
-    """A JSONL file of your own, split 8:1:1. What `data check` accepts is what can be trained on: it is read here too."""
+def own_file(path: str, notes: Notes, bad: list[str] | None = None) -> Splits:
+    """A JSONL file of your own, split 8:1:1. `data check` reads it here too, so that it accepts what can be trained on."""
     examples = read_jsonl(path, bad)
-    lost = f"{len(bad):,} bad lines: {tally(bad)}" if bad else ""
-    return Splits(*map(list, split_by_position(examples, path, lost)))
+    notes.remarks |= doubts(examples, Path(path).name)
+    lost = f"{counted(bad).total:,} bad lines: {counted(bad)}" if bad else ""
+    return Splits(*map(list, split_by_position(with_own_ids(examples), path, lost)))
 
 
 def check_pools(examples: Sequence[Example], config: Config) -> None:

@@ -2,9 +2,11 @@
 
 import codecs
 import io
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from ..config import KitError
 
@@ -13,6 +15,8 @@ HEAD = 1024
 LINE_LIMIT = 16 << 20
 """characters after which a line that has not ended counts as broken, so that memory stays bounded"""
 LATIN = "iso-8859-1"
+NOT_LATIN = re.compile(rb"[\x80-\x9f]|[\xc2-\xf4][\x80-\xbf]")
+"""control characters, and what is a whole character in UTF-8: no Latin-1 text holds either"""
 
 KINDS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the data: run `git lfs pull` in the repository it is from"),
@@ -29,6 +33,7 @@ KINDS = (
     (b"\x89HDF", "is an HDF5 file: write its rows as JSONL or as the official text files first"),
     (b"\x93NUMPY", "is a NumPy array: write its rows as JSONL or as the official text files first"),
     (b"SQLite format 3\x00", "is an SQLite database: write its rows as JSONL or as the official text files first"),
+    (b"\xd0\xcf\x11\xe0", "is an Office document (.xls, .doc): save the table as text first"),
     (b"%PDF-", "is a PDF document, not data"),
 )
 WEB_PAGE = "is a web page saved as data: open its address in a browser to see why, and download the file itself"
@@ -46,21 +51,36 @@ def cause(head: bytes) -> str:
         return "is a tar archive: unpack it first"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         return UTF16
-    if b"\0" in head:  # in UTF-16 every other byte of ASCII text is 0
-        zeros = max(head[0::2].count(0), head[1::2].count(0))
-        return UTF16 if zeros > len(head) // 8 and all(b > 7 or b == 0 for b in head) else "is binary, not text"
+    if b"\0" in head:
+        return UTF16 if _is_wide(head) else "is binary, not text"
     text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<!--", b"<?xml", b"<error")):
         return WEB_PAGE
     return ""
 
 
+def _is_wide(head: bytes) -> bool:
+    """Whether bytes are UTF-16 or UTF-32: every other byte of ASCII is 0 there, and no character is."""
+    if max(head[0::2].count(0), head[1::2].count(0)) <= len(head) // 8:
+        return False
+    for code in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        try:
+            if "\0" not in codecs.getincrementaldecoder(code)().decode(head):  # the last character may be cut
+                return True
+        except UnicodeDecodeError:
+            continue
+    return False
+
+
 def open_data(path: Path) -> io.BufferedReader:
     """The file, opened for reading bytes. Raises KitError if it cannot be opened or is of a kind that `cause` names."""
     try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe would wait for its writer, and cannot be read twice
+            raise KitError(f"{path}: is a pipe or a device, not a file: write the data to a file first.")
         file = path.open("rb")
         why = cause(file.peek(HEAD)[:HEAD])
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise unreadable(path, error) from None
     if why:
         file.close()
@@ -72,24 +92,28 @@ def open_text(path: Path, newline: str | None = None) -> tuple[TextIO, int]:
     """The file as text, and the first byte that is not UTF-8 (-1: there is none).
 
     The file is UTF-8, with or without a byte order mark, or else Latin-1 as a whole: it is decoded once to find out,
-    in pieces. Raises KitError as `open_data` does.
+    in pieces. Raises KitError as `open_data` does, and on a file that is neither: of another encoding, or of two.
     """
-    decoder, start, first = codecs.getincrementaldecoder("utf-8")(), 0, -1
+    decoder, start, first, other = codecs.getincrementaldecoder("utf-8")(), 0, -1, None
     with open_data(path) as file:
         while True:
             piece = file.read(1 << 20)
             pending = len(decoder.getstate()[0])  # bytes of a character that began in the piece before
+            other = other or NOT_LATIN.search(piece)
             try:
-                decoder.decode(piece, final=not piece)
+                if first < 0:
+                    decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 first = start - pending + error.start
-            if not piece or first >= 0:
+            if first >= 0 and other:
+                raise KitError(f"{path}: is neither UTF-8 (byte {first:,} is not) nor Latin-1: save it as UTF-8.")
+            if not piece:
                 break
             start += len(piece)
     return io.TextIOWrapper(open_data(path), encoding="utf-8-sig" if first < 0 else LATIN, newline=newline), first
 
 
-def lines_of(path: Path, file: "TextIO | BinaryIO") -> Iterator:
+def lines_of(path: Path, file: TextIO) -> Iterator[str]:
     """The lines of a file. Raises KitError on one of more than LINE_LIMIT characters, before the rest of it is read."""
     number = 0
     while line := file.readline(LINE_LIMIT + 1):
@@ -100,11 +124,13 @@ def lines_of(path: Path, file: "TextIO | BinaryIO") -> Iterator:
 
 
 def layout_of(folder: Path, names: Sequence[str], what: str) -> str:
-    """The first of these files that is in the folder. Raises KitError if none is, saying what is there instead."""
+    """The one of these files that is in the folder. Raises KitError if none is, saying what is there instead, or several."""
     why = contents(folder)
-    for name in names:
-        if (folder / name).exists():
-            return name
+    found = [name for name in names if (folder / name).exists()]
+    if len(found) > 1:
+        raise KitError(f"{folder}: {' and '.join(found)} are of different data sets: keep one in the folder.")
+    if found:
+        return found[0]
     raise KitError(f"{folder}: no {what} here ({why}); --data must be the folder of {' or '.join(names)}.")
 
 
@@ -116,7 +142,7 @@ def contents(folder: Path) -> str:
         return "there is no such folder"
     except NotADirectoryError:
         return "it is a file"
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(folder, error) from None
     more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
     return f"it holds {', '.join(found[:5])}{more}" if found else "it is empty"

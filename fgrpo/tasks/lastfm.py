@@ -20,6 +20,8 @@ PLAYED = (Column("userID", number=True), Column("artistID", number=True), Column
 def lastfm_task(folder: str | Path, task: str = "lastfm") -> str:
     """The task that a folder holds, `lastfm-hetrec` or `lastfm-llara`. Raises KitError if none, or not the named one."""
     names = {name: layout for layout, name in LAYOUTS.items() if task in ("lastfm", layout)}
+    if len(names) > 1 and all((Path(folder) / name).exists() for name in names):
+        raise KitError(f"{folder}: holds two data sets: name one with --task {' or '.join(LAYOUTS)}.")
     return names[layout_of(Path(folder), tuple(names), "LastFM" if task == "lastfm" else task)]
 
 
@@ -47,20 +49,20 @@ def _hetrec(folder: Path, notes: Notes, rng: Random) -> Splits:
     for where, (user, artist, weight) in table(path, PLAYED, "\t", notes):
         notes.read[path.name] += 1
         if not weight.isdecimal():
-            raise KitError(f"{where}: field 'weight' must be a whole number, found {weight!r}.")
+            raise KitError(f"{where}: field 'weight' must be a whole number, found {weight!r:.40}.")
         if artist not in names:
-            raise KitError(f"{where}: field 'artistID': artist {artist!r} is not in artists.dat.")
+            raise KitError(f"{where}: field 'artistID': artist {artist!r:.40} is not in artists.dat.")
         if artist in played.setdefault(user, {}):
             notes.drop(path, "artist listed twice for one user")
         played[user][artist] = None
     users = [(user, shuffled(list(played[user]), rng)) for user in shuffled(list(played), rng)]
     every = sorted({artist for artists in played.values() for artist in artists})
-    return split_by_user(ItemTask(QUERY, every, names, exclude_own=True), users, rng, path, notes, "artist")
+    return split_by_user(ItemTask(QUERY, every, names, folder, exclude_own=True), users, rng, path, notes, "artist")
 
 
 def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
     names = names_by_id(folder / "id2name.txt", ARTISTS, "::", notes, parts=2)  # a name may hold "::"
-    task = ItemTask(QUERY, sorted(names), names, exclude_own=True)
+    task = ItemTask(QUERY, sorted(names), names, folder, exclude_own=True)
 
     def rows(path: Path) -> list[tuple[str, object]]:
         found = list(json_rows(path))
@@ -75,7 +77,7 @@ def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
         except KitError as error:
             raise KitError(f"{where}: {error}") from None
         if unknown := [i for i in found if i not in names]:
-            raise KitError(f"{where}: field '{name}': artist {unknown[0]!r} is not in id2name.txt.")
+            raise KitError(f"{where}: field '{name}': artist {unknown[0]!r:.40} is not in id2name.txt.")
         return found
 
     path, train = folder / "train_sessions.jsonl", []
@@ -95,8 +97,9 @@ def _llara(folder: Path, notes: Notes, rng: Random) -> Splits:
         positive = pool[place]
         if str(row.get("next", positive)) != positive:
             raise KitError(f"{where}: field 'next' must be the artist that 'relevant' points at.")
-        if len(set(pool)) < len(pool):
-            raise KitError(f"{where}: field 'candidates' holds an artist twice.")
+        if len(set(pool)) < len(pool) or len(pool) < 2:
+            what = "an artist twice" if len(pool) > 1 else "one artist: there is nothing to choose"
+            raise KitError(f"{where}: field 'candidates' holds {what}.")
         held.append(task.example(f"val-{number}", history, pool, positive, f"val-{number}"))
     if not train or len(held) < 2:
         raise KitError(f"{folder}: {len(train)} training examples and {len(held)} rows in val.jsonl are too few "

@@ -47,9 +47,11 @@ def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0
             sequences.setdefault(user, []).append((time, rng.random(), film))
         else:
             notes.drop(path, "rating below 3")
-    task = ItemTask(QUERY, sorted({film for events in sequences.values() for _, _, film in events}), titles)
+    task = ItemTask(QUERY, sorted({film for events in sequences.values() for _, _, film in events}), titles, path)
     in_order = sorted((sorted(events), user) for user, events in sequences.items())
-    users = [(user, [film for _, _, film in events]) for events, user in in_order]
+    users = [(user, list(dict.fromkeys(film for _, _, film in events))) for events, user in in_order]
+    if twice := sum(map(len, sequences.values())) - sum(len(films) for _, films in users):
+        notes.drop(path, "film rated again by the same user", twice)  # else the answer could be in the history
     return split_by_user(task, users, rng, path, notes, "rating of 3 or more")
 
 
@@ -71,11 +73,11 @@ def _ratings(rows: Iterator[Cells], titles: dict[str, str]) -> Iterator[tuple[st
         except ValueError:
             stars = when = math.nan
         if not math.isfinite(stars + when):
-            raise KitError(f"{where}: rating and time must be numbers, found {rating!r} and {time!r}.")
+            raise KitError(f"{where}: rating and time must be numbers, found {rating!r:.40} and {time!r:.40}.")
         if not 0 <= stars <= BEST_RATING or when < 0:
-            raise KitError(f"{where}: rating {rating} must be from 0 to 5 and time {time} at least 0.")
+            raise KitError(f"{where}: rating {rating:.40} must be from 0 to 5 and time {time:.40} at least 0.")
         if film not in titles:
-            raise KitError(f"{where}: film {film!r} is not in the list of films.")
+            raise KitError(f"{where}: film {film!r:.40} is not in the list of films.")
         yield user, same[film], stars, when
 
 

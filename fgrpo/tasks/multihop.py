@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from ..config import KitError
 from ..data import Example, Splits
 from .files import contents
-from .reading import Notes, as_object, field, json_rows, shuffled, split_by_position
+from .reading import Notes, as_object, counted, field, json_rows, shuffled, split_by_position
 
 POOL = 20
 T = TypeVar("T")
@@ -113,7 +113,7 @@ def _questions(path: Path, parse: Parse, notes: Notes, bad: list[str] | None, se
             question = _located(where, parse, row, seen)
         except KitError as error:
             if bad is None:
-                raise KitError(f"{error} Fix the row, or pass --skip-bad.") from None
+                raise KitError(f"{str(error).rstrip('.')}. Fix the row, or pass --skip-bad.") from None
             bad.append(str(error))
             notes.drop(path, "broken row")
             continue
@@ -125,7 +125,7 @@ def _questions(path: Path, parse: Parse, notes: Notes, bad: list[str] | None, se
         passages = tuple(p._replace(text=texts.setdefault(p.text, p.text)) for p in question.passages)
         questions.append(question._replace(passages=passages))
     if not questions:
-        first = f"; the first broken row is {bad[0]}" if bad else ""
+        first = f"; by reason, {counted(bad)}; the first broken row is {bad[0]}" if bad else ""
         raise KitError(f"{path}: no usable question in the file ({notes.read[path.name]:,} rows read, "
                        f"{notes.lost(path.name)}){first.rstrip('.')}.")  # fmt: skip
     return questions
@@ -136,8 +136,13 @@ def _located(where: str, parse: Parse, row: object, seen: set[str]) -> Question 
         question = parse(as_object(row))
     except KitError as error:
         raise KitError(f"{where}: {error}") from None
-    if not isinstance(question, str) and question.id in seen:
-        raise KitError(f"{where}: the id {question.id!r} is in an earlier row too.")
+    if isinstance(question, str):
+        return question
+    if question.id in seen:
+        raise KitError(f"{where}: the id {question.id!r:.60} is in an earlier row too.")
+    blank = [n for n, p in enumerate(question.passages) if not p.text.strip(": \n")]
+    if blank or not question.text.strip():
+        raise KitError(f"{where}: " + (f"passage {blank[0]} is blank." if blank else "field 'question' is blank."))
     return question
 
 
@@ -189,6 +194,8 @@ def _musique(row: dict[str, object]) -> Question | str:
             raise KitError(f"field 'paragraphs', paragraph {n}: {error}") from None
     if len({p.key for p in passages}) < len(passages):
         raise KitError("field 'paragraphs' holds the same idx twice.")
+    if len(passages) < 2:
+        raise KitError("field 'paragraphs' must hold two or more, to choose from.")
     return Question(name, question, tuple(passages), frozenset(relevant)) if relevant else "no supporting paragraph"
 
 

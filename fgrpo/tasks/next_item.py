@@ -30,6 +30,8 @@ class ItemTask(NamedTuple):
     """ids from which negatives are drawn, sorted"""
     names: dict[str, str]
     """text of each id"""
+    source: Path
+    """file or folder of the items, for messages"""
     exclude_own: bool = False
     """no item of the user is a negative (else: no item of the history shown)"""
 
@@ -50,7 +52,8 @@ class ItemTask(NamedTuple):
             history, positive = sequence[max(0, end - HISTORY) : end], sequence[end]
             taken = {*history, positive, *(sequence if self.exclude_own else ())}
             if len(self.items) - len(taken) < POOL - 1:
-                raise KitError(f"the catalogue of {len(self.items)} items is too small for {POOL - 1} negatives.")
+                few = f"the catalogue of {len(self.items)} items is too small for {POOL - 1} negatives."
+                raise KitError(f"{self.source}: {few}")
             pool = [positive]
             while len(pool) < POOL:
                 item = self.items[int(rng.random() * len(self.items))]
@@ -62,11 +65,13 @@ class ItemTask(NamedTuple):
 
 
 def names_by_id(path: Path, columns: Sequence[Column], separator: str, notes: Notes, parts: int = 0) -> dict[str, str]:
-    """Name of each id, from a table whose columns are ids and names. Raises KitError on an id that appears twice."""
+    """Name of each id, from a table of ids and names. Raises KitError on an id that appears twice or has no name."""
     names: dict[str, str] = {}
     for where, (item, name) in table(path, columns, separator, notes, parts):
         if item in names:
-            raise KitError(f"{where}: id {item!r} appears twice.")
+            raise KitError(f"{where}: id {item!r:.40} appears twice.")
+        if not name.strip():
+            raise KitError(f"{where}: id {item!r:.40} has no {columns[1].name}: a prompt shows it by that.")
         names[item] = name
     return names
 

@@ -14,6 +14,8 @@ from ..data import Splits
 from .files import lines_of, open_data, unreadable
 
 T = TypeVar("T")
+KEPT = 20
+"""messages of broken rows that are kept; all are counted"""
 CHUNK = 1 << 16
 """characters of a JSON array that are read at a time"""
 ROW_LIMIT = 16 << 20
@@ -60,17 +62,42 @@ class Notes:
         return {name: {"read": n, "dropped": dict(self.dropped.get(name, {}))} for name, n in self.read.items()}
 
 
-def tally(messages: Sequence[str]) -> str:
-    """Messages `FILE, line N: REASON` counted by reason, the most frequent first; reasons differ in more than numbers."""
-    reasons = Counter[str]()
-    for message in messages:
+class Faults(list[str]):
+    """Messages `FILE, line N: REASON` about broken rows: the list holds the first KEPT, and all are counted by reason.
+
+    Reasons differ in more than numbers.
+    """
+
+    def __init__(self, messages: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.reasons = Counter[str]()
+        for message in messages:
+            self.append(message)
+
+    def append(self, message: str) -> None:
+        """Count the message, and keep it if it is one of the first."""
+        if len(self) < KEPT:
+            super().append(message)
         reason = re.sub(r"^.*?, (line|row) \d+: ", "", message)
-        reason = re.sub(r": line \d+ column \d+ \(char \d+\)", "", reason)  # where in the line JSON ends
-        reasons[re.sub(r"(?<![-\w])\d+", "N", reason)] += 1
-    counts = [f"{reason.rstrip('.')}: {count:,}" for reason, count in reasons.most_common(5)]
-    if others := sum(count for _, count in reasons.most_common()[5:]):
-        counts.append(f"other reasons: {others:,}")
-    return "; ".join(counts)
+        reason = re.sub(r"(?<![-\w])\d+([.,]\d+)*", "N", reason).rstrip(".")
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < 1000 else "other"] += 1
+
+    @property
+    def total(self) -> int:
+        """Number of broken rows."""
+        return self.reasons.total()
+
+    def __str__(self) -> str:
+        """The most frequent reasons, counted: `WHY: 2; WHY: 1`."""
+        counts = [f"{reason}: {count:,}" for reason, count in self.reasons.most_common(5)]
+        if others := sum(count for _, count in self.reasons.most_common()[5:]):
+            counts.append(f"other reasons: {others:,}")
+        return "; ".join(counts)
+
+
+def counted(bad: list[str]) -> Faults:
+    """The messages with their counts: `bad` itself, or made from a plain list."""
+    return bad if isinstance(bad, Faults) else Faults(bad)
 
 
 def split_by_position(
@@ -105,28 +132,73 @@ def catalogue(splits: Splits) -> list[str]:
 def json_rows(path: Path) -> Iterator[tuple[str, object]]:
     """(where, value) of each row of a JSON array or a JSONL file, in bounded memory.
 
-    A line of JSONL that is not JSON gives a KitError in place of its value, so that the caller may skip it. A broken
-    array cannot be read further: it raises KitError, and so does a file that cannot be read.
+    A line of JSONL that is not a JSON object gives a KitError in place of its value, so that the caller may skip it. A
+    broken array cannot be read further: it raises KitError, and so does a file that cannot be read.
     """
     try:
-        with io.TextIOWrapper(open_data(path), encoding="utf-8-sig") as file:
-            while (first := file.read(1)).isspace():
+        with open_data(path) as blob:
+            while (first := blob.read(1)) and first in b"\xef\xbb\xbf \t\r\n":
                 pass
-            file.seek(0)
-            if first == "[":
-                yield from _array(path, file)
+            if first != b"[":
+                yield from json_lines(path)
                 return
-            for number, line in enumerate(lines_of(path, file), start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    try:
-                        value = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        why = getattr(error, "msg", type(error).__name__)
-                        value = KitError(f"{where}: not a JSON object ({why}).")
-                    yield where, value
+            blob.seek(0)
+            yield from _array(path, io.TextIOWrapper(blob, encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, object] | KitError]]:
+    """(where, object) of each line of a JSONL file but blank ones; a line that is no object gives a KitError instead.
+
+    Raises KitError on a file that cannot be read, or is JSON of another form.
+    """
+    try:
+        # bytes that are not UTF-8 spoil their line alone
+        with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            begun = False
+            for number, line in enumerate(lines_of(path, file), start=1):
+                if not line.strip():
+                    continue
+                if not begun and line.strip() in ("[", "[{"):
+                    raise KitError(f"{path}: is a JSON array; JSONL is one object a line, without brackets or commas.")
+                begun, where = True, f"{path}, line {number}"
+                try:
+                    yield where, read_object(line)
+                except KitError as error:
+                    yield where, KitError(f"{where}: {error}")
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def read_object(line: str | bytes) -> dict[str, object]:
+    """One JSONL line to a dictionary. Raises KitError on anything else."""
+    try:
+        text = (line.encode() if isinstance(line, str) else line).decode("utf-8-sig")
+        row = json.loads(text, object_pairs_hook=_object)
+        if r"\ud" in text.lower():  # half of a surrogate pair is no text, and cannot be written
+            json.dumps(row, ensure_ascii=False).encode()
+    except RecursionError:
+        raise KitError("not a JSON object (nested too deep)") from None
+    except UnicodeError:
+        raise KitError("not a JSON object (not UTF-8 text)") from None
+    except json.JSONDecodeError as error:
+        if line.strip() in ("{", b"{"):
+            raise KitError("not a JSON object (it goes on in the next line); JSONL is one object a line") from None
+        after = "; JSONL is one object a line, and nothing after it" if error.msg == "Extra data" else ""
+        raise KitError(f"not a JSON object ({error.msg}), character {error.pos + 1}{after}") from None
+    except ValueError:
+        raise KitError("not a JSON object (a number of too many digits)") from None
+    if isinstance(row, list) and row and isinstance(row[0], dict):
+        raise KitError("a JSON array; JSONL is one object a line, without brackets or commas")
+    return as_object(row)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise KitError("not a JSON object (a field appears twice)")
+    return row
 
 
 class _RowTooLong(Exception):
@@ -182,7 +254,7 @@ def _array(path: Path, file: TextIO) -> Iterator[tuple[str, object]]:
 def as_object(row: object) -> dict[str, object]:
     """The row, which must be a JSON object. Raises KitError if it is not."""
     if not isinstance(row, dict):
-        raise KitError(f"expected a JSON object, found {type(row).__name__}.")
+        raise KitError(f"expected a JSON object, found {type(row).__name__}")
     return row
 
 
@@ -190,6 +262,25 @@ def field(row: object, name: str, kind: type[T]) -> T:
     """A field of a row. Raises KitError naming the field if it is absent or of another type."""
     value = as_object(row).get(name)
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        names = {str: "a string", list: "a list", int: "a whole number", bool: "true or false"}
-        raise KitError(f"field '{name}' must be {names[kind]}.")
+        raise wrong(as_object(row), name, "a whole number" if kind is int else KINDS[kind])
     return value
+
+
+KINDS = {str: "a string", list: "a list", int: "a number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+def kind_of(value: object) -> str:
+    """The kind of a JSON value, for a message."""
+    return KINDS.get(type(value), "null")
+
+
+def wrong(row: dict[str, object], name: str, wanted: str, entries: tuple[type, ...] = ()) -> KitError:
+    """The error for a field that is absent, or is not what is wanted, such as a list of `entries`."""
+    if name not in row:
+        there = ", ".join(repr(key) for key in list(row)[:10]) or "no field"
+        return KitError(f"field '{name}' must be {wanted}; it is missing, the row has {there:.200}")
+    value = row[name]
+    if isinstance(value, list) and entries:
+        odd, entry = next((i, entry) for i, entry in enumerate(value) if type(entry) not in entries)
+        return KitError(f"field '{name}' must be {wanted}, found {kind_of(entry)} at entry {odd}")
+    return KitError(f"field '{name}' must be {wanted}, found {kind_of(value)}")

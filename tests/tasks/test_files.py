@@ -3,11 +3,14 @@
 import gzip
 import io
 import json
+import os
+import re
 import zipfile
 
 import pytest
 
 from fgrpo.config import Config, KitError
+from fgrpo.runs.trace import read_trace
 from fgrpo.tasks import load_task
 from fgrpo.tasks.files import HEAD, LINE_LIMIT, cause, unreadable
 from fgrpo.tasks.jsonl import read_jsonl
@@ -38,6 +41,7 @@ CAUSES = {
     "is a Parquet file": b"PAR1\x15\x04\x15",
     "is a web page": b"\n\n<!DOCTYPE html>\n<html><head><title>404</title>",
     "is a web page saved as data": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "is an Office document": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500),
     "is UTF-16": "id\n".encode("utf-16"),
     "is UTF-16 or UTF-32": ROW.decode().encode("utf-16-be"),
     "is UTF-16 or UTF-32 text": ROW.decode().encode("utf-32"),
@@ -92,6 +96,11 @@ def test_data_are_taken_for_nothing_else() -> None:
     for text in ("[", "{", "1::<html> (1995)", "\ufeff1,2", "userId", "BZ", "é" * HEAD, "PK", "\t\n"):
         assert cause(text.encode()) == "", text
     assert cause("é".encode("iso-8859-1") * HEAD) == ""
+    for code in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        for text in ('{"id": "a"}\n', '{"id": "映画 😀"}\n' * 99):
+            assert cause(text.encode(code)[:HEAD]).startswith("is UTF-16 or UTF-32"), (code, text)
+    for blob in (b"\x40" + bytes(7) + b'{"a": 1}', b"\x80\x04\x95" + bytes(9) + b"}", ROW + bytes(90), bytes(HEAD)):
+        assert cause(blob) == "is binary, not text", blob
 
 
 def test_a_file_in_place_of_a_folder_and_the_reverse(tmp_path) -> None:
@@ -130,6 +139,46 @@ def test_a_permission_is_called_a_permission(tmp_path, monkeypatch) -> None:
     with pytest.raises(KitError, match="no permission"):
         load_movielens(tmp_path / "nowhere")
     assert "damaged" not in str(unreadable(tmp_path, PermissionError(13, "Permission denied")))
+
+
+def test_what_is_no_regular_file_is_refused_before_it_is_read(tmp_path) -> None:
+    """A pipe without a writer would wait for ever, /dev/zero has no end, and a table is read twice."""
+    loads = readers(tmp_path)
+    for name, load in loads.items():
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.unlink()
+        for make in (lambda p: os.mkfifo(p), lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to("/dev/null")):
+            make(path)
+            with pytest.raises(KitError, match=rf"{path}: is a pipe or a device, not a file"):
+                load()
+            path.unlink()
+        path.symlink_to(path)
+        with pytest.raises(KitError, match=r"cannot be read \((Too many levels|No such file).*\)|no .* here"):
+            load()
+        path.unlink()
+        path.write_bytes(whole)
+    for task in ("movielens", "hotpotqa", "lastfm-llara"):
+        with pytest.raises(KitError, match="null byte"):
+            load_task(Config(task=task, data="a\0b"))
+
+
+def test_a_folder_of_two_data_sets_is_refused(tmp_path) -> None:
+    test_movielens.write(test_movielens.write(tmp_path, "latest"), "1m")
+    with pytest.raises(KitError, match=r"ratings\.csv and ratings\.dat are of different data sets: keep one"):
+        load_movielens(tmp_path)
+    test_lastfm.llara(test_lastfm.hetrec(tmp_path))
+    with pytest.raises(KitError, match="holds two data sets: name one with --task lastfm-hetrec or lastfm-llara"):
+        load_task(Config(task="lastfm", data=str(tmp_path)))
+    sizes = [len(load_task(Config(task=t, data=str(tmp_path)))[0].test) for t in ("lastfm-hetrec", "lastfm-llara")]
+    assert sizes == [3, 3]
+
+
+def test_a_trace_names_the_cause_too(tmp_path) -> None:
+    for what, blob in CAUSES.items():
+        (tmp_path / "trace.jsonl").write_bytes(blob)
+        with pytest.raises(KitError, match=rf"trace\.jsonl: {re.escape(what)}"):
+            read_trace(tmp_path / "trace.jsonl")
 
 
 def test_a_line_without_end_is_stopped(tmp_path) -> None:

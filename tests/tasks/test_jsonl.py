@@ -1,6 +1,7 @@
 """Examples in and out as JSONL; bad lines are named, and what `data check` accepts can be trained on."""
 
 import json
+import re
 
 import pytest
 
@@ -9,6 +10,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.data import Example
 from fgrpo.tasks import load_task
 from fgrpo.tasks.jsonl import parse_example, read_jsonl, to_json, write_jsonl
+from fgrpo.tasks.reading import Faults
 
 GOOD = {"id": "u1", "query": "q", "history": ["a"], "candidates": ["a", "b", "c"], "relevant": [2]}
 
@@ -66,6 +68,35 @@ def test_round_trip(tmp_path) -> None:
         ({"candidates": ["a"], "relevant": [0]}, "field 'candidates' has one entry: the pool needs at least two"),
         ({"candidates": ["a", " ", "c"]}, "field 'candidates': entry 1 is blank"),
         ({"history": ["a", ""]}, "field 'history': entry 1 is blank"),
+        ({"candidates": ["a", "\u200b\ufeff", "c"]}, "field 'candidates': entry 1 is blank"),
+        ({"candidates": ["a", "\0\u00a0", "c"]}, "field 'candidates': entry 1 is blank"),
+        ({"id": " "}, "field 'id' is blank"),
+        ({"candidate_ids": ["1", "", "3"]}, "field 'candidate_ids': entry 1 is blank"),
+        ({"history_ids": [" "]}, "field 'history_ids': entry 0 is blank"),
+        ({"gains": [0, None, 1]}, "a list of numbers, one for each candidate, found null at entry 1"),
+        ({"gains": [0, 0, "3"]}, "a list of numbers, one for each candidate, found a string at entry 2"),
+        ({"id": [1]}, "field 'id' must be a string, found a list"),
+        ({"query": "\t", "history": []}, "field 'query' is blank, without a history"),
+        ({"candidates": [{"title": "a"}, "b"]}, "must be a list of strings, found an object at entry 0"),
+        ({"candidates": ["a", ["b"], "c"]}, "must be a list of strings, found a list at entry 1"),
+        ({"candidates": "a|b|c"}, "field 'candidates' must be a list of strings, found a string"),
+        ({"history": None}, "field 'history' must be a list of strings, found null"),
+        ({"candidate_ids": [1, 2, 3]}, "field 'candidate_ids' must be a list of strings, found a number at entry 0"),
+        ({"relevant": 2}, "field 'relevant' must be a list of indices into 'candidates', found a number"),
+        ({"relevant": ["2"]}, "a title or an id is none: give its place there, 0 for the first"),
+        ({"relevant": [3]}, "candidates 0 to 2; indices count from 0"),
+        (
+            {"candidates": ["a", "b"], "relevant": [0, 1]},
+            "holds both candidates, and nothing to choose; it takes indices",
+        ),
+        (
+            {"candidates": ["a", "b"], "relevant": [1, 0]},
+            "holds both candidates, and nothing to choose; it takes indices",
+        ),
+        ({"gain": [0, 0, 3]}, "field 'gain' is not known: write 'gains'"),
+        ({"Gains": [0, 0, 3]}, "field 'Gains' is not known: write 'gains'"),
+        ({"candidateIds": ["1", "2", "3"]}, "field 'candidateIds' is not known: write 'candidate_ids'"),
+        ({" group": "u"}, "field ' group' is not known: write 'group'"),
     ],
 )
 def test_a_broken_line_17_is_named(tmp_path, change, message) -> None:
@@ -96,6 +127,92 @@ def test_what_is_not_json_is_named(tmp_path, line) -> None:
     (tmp_path / "x.jsonl").write_bytes(line)
     with pytest.raises(KitError, match=r"x\.jsonl, line 1: .+"):
         read_jsonl(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(GOOD) + ",", r"\(Extra data\), character \d+; JSONL is one object a line, and nothing after it"),
+        (json.dumps(GOOD) * 2, r"\(Extra data\), character \d+; JSONL is one object a line"),
+        ("{\n" + json.dumps(GOOD)[1:], r"\(it goes on in the next line\); JSONL is one object a line"),
+        ("# mine", r"not a JSON object \(Expecting value\), character 1"),
+        (str(GOOD), r"\(Expecting property name enclosed in double quotes\), character 2"),
+        ('{"id": ' + "[" * 100_000, r"not a JSON object \(nested too deep\)"),
+        ('{"id": ' + "9" * 9_000 + "}", r"not a JSON object \(a number of too many digits\)"),
+        (json.dumps({"data": [GOOD]}), r"field 'id' must be a string; it is missing, the row has 'data'\. Fix"),
+        ("{}", "it is missing, the row has no field"),
+        (json.dumps({**GOOD, "query": "\ud83d"}), r"not a JSON object \(not UTF-8 text\)"),
+        (json.dumps({"k" * 9_000: 1}), "the row has 'k{199}\\."),
+    ],
+)
+def test_a_line_that_cannot_be_used_says_what_to_do(tmp_path, line, message) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f"\n{line}\n")
+    with pytest.raises(KitError, match=rf"x\.jsonl, line 2: .*{message}") as error:
+        read_jsonl(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n \n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_any_line_end_and_mark_is_read(tmp_path, end, mark) -> None:
+    rows = [{**GOOD, "id": f"u{n}", "query": "a\u2028b\x85c"} for n in range(3)]
+    text = mark + end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "x.jsonl").write_bytes(text.encode())
+    assert [e.query for e in read_jsonl(tmp_path / "x.jsonl")] == ["a\u2028b\x85c"] * 3
+
+
+def test_a_line_of_another_encoding_spoils_no_other(tmp_path) -> None:
+    lines = [json.dumps({**GOOD, "query": "“é”"}, ensure_ascii=False).encode(code) for code in ("utf-8", "cp1252")]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    bad: list[str] = []
+    assert read_jsonl(tmp_path / "x.jsonl", bad)[0].query == "“é”"
+    assert bad == [f"{tmp_path / 'x.jsonl'}, line 2: not a JSON object (not UTF-8 text)"]
+
+
+def test_an_id_belongs_to_one_line(tmp_path, capsys) -> None:
+    """Random draws and the slates of decoupled baselines are keyed by it, so that a repeated one gets a number."""
+    path, ids = tmp_path / "x.jsonl", ["u", "u#2", "u", "v", "u", *"abcdefg", "v"]
+    path.write_text("".join(json.dumps({**GOOD, "id": name, "query": f"q{n}"}) + "\n" for n, name in enumerate(ids)))
+    splits, _ = load_task(Config(task=str(path)))
+    found = [e.id for part in splits for e in part]
+    assert found == ["u", "u#2", "u#3", "v", "u#4", *"abcdefg", "v#2"]
+    assert "lines with the id of an earlier line, which get a number (ID#2): 3" in capsys.readouterr().err
+    assert main(["data", "check", str(path)]) == 0 and "(ID#2): 3" in capsys.readouterr().out
+
+
+DOUBTS = {
+    "nothing": ([{"relevant": [n % 3]} for n in range(60)], ""),
+    "repeated": ([{"query": f"q{n % 40}", "relevant": [n % 3]} for n in range(60)], "of an earlier line.*: 20$"),
+    "all relevant": ([{"relevant": [0, 1, 2] if n < 7 else [1]} for n in range(60)], "nothing to choose: 7$"),
+    "ids": ([{"candidate_ids": ["1", "2", "3"], "relevant": [n % 3]} for n in range(60)], "known in the other: 60$"),
+    "first": ([{"relevant": [0]}] * 60, "in all of which candidate 0 is relevant: .*: 60$"),
+    "from 1": ([{"relevant": [1 + n % 2]} for n in range(60)], "in none of which candidate 0 is relevant: .*: 60$"),
+    "chance": ([{"relevant": [1 + n % 2]} for n in range(20)], ""),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+def test_what_is_valid_and_may_be_wrong_is_reported(tmp_path, capsys, case) -> None:
+    path, (changes, message) = tmp_path / "x.jsonl", DOUBTS[case]
+    path.write_text(
+        "".join(json.dumps({**GOOD, "query": f"q{n}", "id": f"u{n}", **c}) + "\n" for n, c in enumerate(changes))
+    )
+    load_task(Config(task=str(path)))
+    told = capsys.readouterr().err
+    assert main(["data", "check", str(path)]) == 0
+    assert ("x.jsonl: lines" in told) == bool(message) and told in capsys.readouterr().out
+    assert re.search(message, told.strip())
+
+
+def test_messages_of_many_bad_lines_take_bounded_memory(tmp_path) -> None:
+    bad = Faults(f"x.jsonl, line {n}: field '{'k' * (n % 5000)}' is 7" for n in range(20_000))
+    assert len(bad) == 20 and bad.total == 20_000 and len(bad.reasons) <= 1001
+    path = tmp_path / "x.jsonl"
+    path.write_text(rows_of({}) + rows_of({"relevant": [9]}, 50))
+    bad = Faults()
+    assert len(read_jsonl(path, bad)) == 12 and (len(bad), bad.total) == (20, 50)
+    assert str(bad) == "field 'relevant' holds index N, but the pool has candidates N to N: 50"
 
 
 def test_missing_and_empty_files(tmp_path) -> None:
@@ -188,7 +305,7 @@ def test_a_file_that_is_too_short_to_train_on_is_refused_by_both(tmp_path, capsy
     out, err = capsys.readouterr()
     assert "9 good lines, 0 bad" in out and "9 examples are too few" in err
     path.write_text(rows_of({}, 9) + rows_of({"id": 1}, 3))
-    with pytest.raises(KitError, match=r"too few .* \(3 bad lines: field 'id' must be a string: 3\)"):
+    with pytest.raises(KitError, match=r"too few .* \(3 bad lines: field 'id' must be a string, found a number: 3\)"):
         load_task(Config(task=str(path)), bad=[])
 
 
@@ -197,9 +314,9 @@ def test_the_reasons_of_a_file_without_a_good_line_are_kept(tmp_path, capsys) ->
     path.write_text(rows_of({"id": 1}, 3) + rows_of({"relevant": [7]}, 4) + rows_of({"relevant": [9]}, 4) + "{\n")
     assert main(["data", "check", str(path)]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == f"{path}, line 1: field 'id' must be a string" and len(err) == 13
-    counts = ("field 'relevant' holds index N, but the pool has candidates N to N: 8; field 'id' must be a string: 3; "
-              "not a JSON object (")  # fmt: skip
+    assert err[0] == f"{path}, line 1: field 'id' must be a string, found a number" and len(err) == 13
+    counts = ("field 'relevant' holds index N, but the pool has candidates N to N: 8; field 'id' must be a string, "
+              "found a number: 3; not a JSON object (")  # fmt: skip
     assert err[-1].startswith(f"fgrpo: {path}: no usable example in the file; 12 bad lines ({counts}")
     for argv in (["train", "--out", str(tmp_path / "run")], ["data", "stats"]):
         assert main([*argv, "--task", str(path), "--skip-bad"]) == 2

@@ -73,6 +73,19 @@ def test_candidates_are_fixed_by_seed(tmp_path) -> None:
     assert notes.to_dict() == {"ratings.csv": {"read": 160, "dropped": {"rating below 3": 20}}}
 
 
+def test_a_film_rated_again_is_no_second_film(tmp_path) -> None:
+    """Else the answer would be in the history: two files were joined, or the same rows written twice."""
+    expected = load_movielens(write(tmp_path, "latest"))
+    with (tmp_path / "ratings.csv").open("a") as file:
+        file.write("".join(f"{u},{i},{r},{t}\n" for u, i, r, t in events()))
+    notes = Notes()
+    splits = load_movielens(tmp_path, notes)
+    assert notes.to_dict()["ratings.csv"]["dropped"] == {"rating below 3": 40, "film rated again by the same user": 140}
+    assert [[(e.id, e.history_ids) for e in part] for part in splits] == [
+        [(e.id, e.history_ids) for e in part] for part in expected
+    ]
+
+
 def test_negatives_that_the_user_likes_are_counted(tmp_path, capsys) -> None:
     """The protocol draws them from all films but history and positive; `data stats` says how many pools have one."""
     notes = Notes()

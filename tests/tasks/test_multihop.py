@@ -9,7 +9,7 @@ from fgrpo.baselines.rankers import popularity
 from fgrpo.config import Config, KitError
 from fgrpo.tasks import load_task
 from fgrpo.tasks.multihop import load_hotpotqa, load_musique
-from fgrpo.tasks.reading import CHUNK, Notes
+from fgrpo.tasks.reading import CHUNK, Faults, Notes
 
 REAL = Path(__file__).parents[3] / "shared/data"
 
@@ -166,7 +166,9 @@ def test_reasons_are_kept_where_no_question_is_left(tmp_path) -> None:
         load_musique(lines(tmp_path / "a.jsonl", rows))
     broken: list[str] = []
     with pytest.raises(
-        KitError, match=r"\(broken row: 12\)\); the first broken row is .*line 1: field 'id' must be a string\.$"
+        KitError,
+        match=r"\(broken row: 12\)\); by reason, field 'id' must be a string; it is missing, the row has 'question': 12; "
+        r"the first broken row is .*line 1: field 'id' must be a string; it is missing, the row has 'question'\.$",
     ):
         load_musique(lines(tmp_path / "b.jsonl", [{"question": "?"}] * 12), None, broken)
     few = [hotpot(n, supporting_facts=[["Elsewhere", 0]] if n % 2 else [["Cairo", 0]]) for n in range(14)]
@@ -202,6 +204,12 @@ def test_questions_without_an_answer_are_counted(tmp_path) -> None:
         (load_musique, musique(2, paragraphs=[{"title": "T"}]), r"row 3: field 'paragraphs', paragraph 0: field 'para"),
         (load_musique, musique(2, answerable="no"), r"row 3: field 'answerable' must be true or false"),
         (load_musique, musique(2, paragraphs=[musique(2)["paragraphs"][0]] * 2), r"row 3: field 'paragraphs' holds"),
+        (load_musique, musique(2, paragraphs=musique(2)["paragraphs"][3:4]), r"row 3: field 'paragraphs' must hold two"),
+        (load_musique, musique(2, paragraphs={"idx": [0]}), r"row 3: field 'paragraphs' must be a list, found an object"),
+        (load_musique, musique(2, question=" "), r"row 3: field 'question' is blank"),
+        (load_hotpotqa, hotpot(2, context=[*hotpot(2)["context"], ["", [" "]]]), r"row 3: passage 10 is blank"),
+        (load_hotpotqa, {"row_idx": 0, "row": hotpot(2)}, r"row 3: field 'id' must be a string; it is missing, .*'row'"),
+        (load_hotpotqa, hotpot(1, _id="q1", question="x" * 9), r"row 3: the id 'q1' is in an earlier row too"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_named_or_skipped(tmp_path, load, row, message) -> None:
@@ -214,9 +222,22 @@ def test_bad_rows_are_named_or_skipped(tmp_path, load, row, message) -> None:
     assert sum(map(len, load(path, None, bad))) == 13 and len(bad) == 1 and "a.json, row 3" in bad[0]
 
 
+def test_a_line_of_another_encoding_can_be_skipped(tmp_path) -> None:
+    rows = [json.dumps(musique(n, question=f"Où {n}?"), ensure_ascii=False) for n in range(12)]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(rows).encode() + b"\n" + rows[0].encode("iso-8859-1"))
+    bad, notes = Faults(), Notes()
+    assert sum(map(len, load_musique(tmp_path / "a.jsonl", notes, bad))) == 12
+    assert bad == [f"{tmp_path / 'a.jsonl'}, line 13: not a JSON object (not UTF-8 text)"]
+    with pytest.raises(KitError, match=r"line 13: not a JSON object \(not UTF-8 text\)\. Fix the row"):
+        load_musique(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (json.dumps(hotpot(0, question="\ud83d")) + "\n", r"a\.json, line 1: not a JSON object \(not UTF-8 text\)"),
+        ('{"_id": "a", "_id": "b"}\n', r"a\.json, line 1: not a JSON object \(a field appears twice\)"),
+        ('{\n"data": []}', r"a\.json, line 1: not a JSON object \(it goes on in the next line\)"),
         ('[{"_id": "a"', r"a\.json, row 1: not a whole JSON object \(the file ends inside it\)"),
         ('[{"_id": "a', r"row 1: not a whole JSON object \(the file ends inside it\)"),
         ("[{}, {'a': 1}]" + " " * 99, r"row 1: field 'id' must be a string"),

@@ -22,10 +22,10 @@ def test_an_array_gives_the_values_of_json(tmp_path, text) -> None:
 
 
 def test_a_line_that_is_broken_can_be_skipped_and_a_row_cannot(tmp_path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a"\n[2]\n')
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a"\n{"b": 2}\n')
     one, broken, two = json_rows(tmp_path / "a.jsonl")
     assert one[1] == {"a": 1} and isinstance(broken[1], KitError) and "line 3: not a JSON object" in str(broken[1])
-    assert two == (f"{tmp_path / 'a.jsonl'}, line 4", [2])
+    assert two == (f"{tmp_path / 'a.jsonl'}, line 4", {"b": 2})
     (tmp_path / "a.json").write_text('[{"a": 1}, {"a", [2]]')
     rows = json_rows(tmp_path / "a.json")
     assert next(rows)[1] == {"a": 1}  # what comes before the fault is not lost

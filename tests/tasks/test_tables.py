@@ -12,7 +12,7 @@ from fgrpo.tasks.lastfm import load_lastfm
 from fgrpo.tasks.movielens import FILMS, RATINGS, load_movielens
 from fgrpo.tasks.next_item import names_by_id
 from fgrpo.tasks.reading import Notes
-from fgrpo.tasks.tables import table
+from fgrpo.tasks.tables import _number, table
 
 from . import test_lastfm, test_movielens
 
@@ -77,7 +77,7 @@ def test_an_unknown_header_is_refused(tmp_path, header, found) -> None:
         KitError, match=r"a\.csv, line 1: the header must name each of the columns userId, movieId, "
     ) as e:
         read(tmp_path / "a.csv", f"{header}\n7,1,4.5,99\n")
-    assert found in str(e.value) and "\n" not in str(e.value)
+    assert found in str(e.value) and "\n" not in str(e.value) and ", with ',' between them; " in str(e.value)
 
 
 def test_a_row_of_another_width_is_named(tmp_path) -> None:
@@ -134,7 +134,7 @@ def test_values_that_cannot_be_are_named(tmp_path) -> None:
         ("1,1,-1,5", "rating -1 must be from 0 to 5"),
         ("1,1,4,-5", "time -5 at least 0"),
         ("1,1,4,2001-09-09", "rating and time must be numbers, found '4' and '2001-09-09'"),
-        ("1,1,,5", "rating and time must be numbers, found '' and '5'"),
+        ("1,1,,5", "column rating is empty"),
     ]:
         (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{row}\n")
         with pytest.raises(KitError, match=rf"ratings\.csv, line 2: .*{message}"):
@@ -171,10 +171,76 @@ def test_a_file_has_one_encoding(tmp_path) -> None:
     """Not one per line: a character at the edge of a piece is whole, and one bad byte at the end of 3 MB is found."""
     long = "é" * 700_000
     assert names(tmp_path / "a.dat", "utf-8", ["x" + long, "Amélie"]) == (["x" + long, "Amélie"], {})
-    (tmp_path / "a.dat").write_bytes(f"1::x{long}\n2::".encode() + b"Am\xe9lie\n")
+    (tmp_path / "a.dat").write_bytes(b"1::" + b"x" * 1_400_000 + b"\n2::Am\xe9lie\n")
     notes = Notes()
     found = list(names_by_id(tmp_path / "a.dat", FILMS, "::", notes).values())
-    assert found[1] == "Amélie" and found[0].startswith("xÃ©") and list(notes.remarks.values()) == [1_400_010]
+    assert found[1] == "Amélie" and list(notes.remarks.values()) == [1_400_009]
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        "“Amélie”…".encode("cp1252"), "千と千尋の神隠し".encode("cp932"), "Амели".encode("koi8-r") + b"\x95",
+        "Amélie".encode() + b"\nAm\xe9lie", b"Am\xe9lie" + b" " * (2 << 20) + "Amélie".encode(),
+    ],
+)  # fmt: skip
+def test_what_is_neither_utf8_nor_latin_1_is_refused(tmp_path, blob) -> None:
+    """Read as Latin-1 it would give garbled names, silently: another encoding, or two in one file."""
+    (tmp_path / "a.dat").write_bytes(b"1::" + blob.replace(b"\n", b"\n2::") + b"\n")
+    with pytest.raises(
+        KitError, match=r"a\.dat: is neither UTF-8 \(byte \d+ is not\) nor Latin-1: save it as UTF-8\.$"
+    ):
+        list(names_by_id(tmp_path / "a.dat", FILMS, "::", Notes()))
+
+
+def test_a_file_that_changes_while_it_is_read_is_one_sentence(tmp_path, monkeypatch) -> None:
+    changed = io.TextIOWrapper(
+        io.BytesIO(b"1,2,3,4\n1,2,\xff,4\n"), encoding="utf-8"
+    )  # it was UTF-8 when it was opened
+    monkeypatch.setattr("fgrpo.tasks.tables.open_text", lambda path, newline: (changed, -1))
+    with pytest.raises(KitError, match=r"a\.csv: cannot be read as UTF-8 \(byte 0xff\): save it as UTF-8\."):
+        list(table(tmp_path / "a.csv", RATINGS, ",", Notes()))
+
+
+@pytest.mark.parametrize(
+    ("films", "ratings", "message"),
+    [
+        ("", ",1,4,5", r"ratings\.csv, line 162: column userId is empty"),
+        ("", "1, ,4,5", r"ratings\.csv, line 162: column movieId is empty"),
+        (",Nothing,Drama\n", "1,1,4,5", r"movies\.csv, line 62: column movieId is empty"),
+        ("77, ,Drama\n", "1,1,4,5", r"movies\.csv, line 62: id '77' has no title"),
+        ("77,A,Drama\n 77 ,B,Drama\n", "1,1,4,5", r"movies\.csv, line 63: id '77' appears twice"),
+        ("", f"1,{'9' * 5000},4,5", r"ratings\.csv, line 162: film '9{39} is not in the list of films"),
+    ],
+)
+def test_blank_cells_are_named_and_long_ones_cut(tmp_path, films, ratings, message) -> None:
+    test_movielens.write(tmp_path, "latest")
+    for name, more in (("movies.csv", films), ("ratings.csv", ratings)):
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
+            file.write(more)
+    with pytest.raises(KitError, match=message) as error:
+        load_movielens(tmp_path)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("how", ["{}.0", " {} ", "0{}", "{}."])
+@pytest.mark.parametrize("name", ["ratings.csv", "movies.csv"])
+def test_a_number_is_the_same_however_it_is_written(tmp_path, name, how) -> None:
+    """pandas writes ids as `7.0` if one is missing; half of a user's rows would be another user's."""
+    expected = load_movielens(test_movielens.write(tmp_path, "latest"))
+    head, *lines = (tmp_path / name).read_text().splitlines()
+    rows = [line.split(",", 2) for line in lines]  # the first two cells of a rating, and the first of a film, are ids
+    ids = 2 if name == "ratings.csv" else 1
+    odd = [[how.format(cell) if i < ids else cell for i, cell in enumerate(row)] for row in rows[::2]]
+    rows[::2] = odd
+    (tmp_path / name).write_text("\n".join([head, *(",".join(row) for row in rows)]))
+    assert load_movielens(tmp_path) == expected
+
+
+def test_a_number_that_is_not_whole_is_left_alone() -> None:
+    cells = ["0", "00", "100", "1.50", "0.5", "10.0", "1e3", "A07", "007", "", "-1", "0.0", "1.0.0", "."]
+    expected = ["0", "0", "100", "1.50", "0.5", "10", "1e3", "A07", "7", "", "-1", "0", "1.0.0", "."]
+    assert list(map(_number, cells)) == expected
 
 
 def test_the_encoding_is_reported(tmp_path, capsys) -> None:
