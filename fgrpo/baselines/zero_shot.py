@@ -43,7 +43,7 @@ def zero_shot(
 def free_answers(
     policy: PretrainedPolicy, examples: Sequence[Example], grammar: GrammarConfig, steps: int = 1, batch: int = 8
 ) -> list[Output]:
-    """Free greedy answers, one Output per example; one that is ill-formed has an error and two empty lists.
+    """Free greedy answers, one Output per example; one that is ill-formed has an error, and its slate if it can be read.
 
     In one step the model writes `<SLATE> 7, 12, 3 </SLATE><RANK> 12, 3 </RANK>`. In two steps it first writes the
     slate; then it sees only those candidates, under the same numbers, and writes the ranking. An ill-formed slate ends

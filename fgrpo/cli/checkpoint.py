@@ -26,8 +26,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def trace(args: argparse.Namespace) -> None:
     """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.runs.trace)."""
+    from ..runs.fields import check_pools
     from ..runs.trace import trace_of, trace_policy, write_trace
-    from ..tasks import check_pools
 
     out = Path(args.out)
     check_output(out, "trace")
@@ -103,7 +103,7 @@ def report_metrics(
 ) -> None:
     """Measure a policy and print the metrics."""
     from ..evaluate import evaluate
-    from ..tasks import check_pools
+    from ..runs.fields import check_pools
 
     check_pools(examples, config)
     metrics = {name: x.mean().item() for name, x in evaluate(policy, examples, config).items()}

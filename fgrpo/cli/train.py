@@ -68,12 +68,12 @@ def _check(args: argparse.Namespace, config: Config) -> None:
 def _train(
     args: argparse.Namespace, config: Config, team: "Team", stop: Callable[[], bool]
 ) -> "tuple[Policy, list[Example]]":
+    from ..runs.fields import check_pools
     from ..runs.origin import digest_of, digest_of_policy
     from ..runs.policies import load_policy, new_policy, policy_folder
     from ..runs.run import Run
     from ..runs.sft import sft_stage
     from ..runs.warm_start import tracer, warm_start
-    from ..tasks import check_pools
     from ..trainer import Stopped, batch_of, fit, rl_stage
 
     out = Path(args.out)

@@ -1,8 +1,10 @@
-"""Configurations by flat field names, whichever concern a field belongs to."""
+"""Configurations by flat field names, whichever concern a field belongs to; and whether examples fit one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..config import CONCERNS, Config, KitError
+from ..data import Example
 
 CONCERN_OF = {field: concern for concern, kind in CONCERNS.items() for field in kind.__dataclass_fields__}
 
@@ -24,3 +26,13 @@ def with_fields(config: Config, **values: object) -> Config:
 def config_with(**values: object) -> Config:
     """The default run with some fields replaced: `config_with(steps=50, lam=0.5)`."""
     return with_fields(Config(), **values)
+
+
+def check_pools(examples: Sequence[Example], config: Config) -> None:
+    """Raise KitError if a pool is smaller than the slate."""
+    for e in examples:
+        if len(e.candidates) < config.grammar.slate_size:
+            raise KitError(
+                f"example {e.id!r}: its pool of {len(e.candidates)} candidates is smaller than "
+                f"slate_size {config.grammar.slate_size}: lower --slate-size."
+            )

@@ -17,8 +17,8 @@ from ..lm.loading import loading
 from ..lm.pretrained import RECOMPUTE_FROM, load_config, load_labels
 from ..policy import Policy
 from ..prefix import branches_at_once, sliding_windows
+from ..runs.fields import check_pools
 from ..runs.warm_start import fits_shipped
-from ..tasks import check_pools
 
 KNOWN = {"Qwen/Qwen3-4B-Instruct-2507": Qwen3Config(  # the presets' model, which is planned without the model hub
     hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_key_value_heads=8, tie_word_embeddings=True

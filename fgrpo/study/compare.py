@@ -23,6 +23,7 @@ from ..data import Splits
 from ..evaluate import evaluate, greedy, measure_outputs
 from ..policy import Policy
 from ..prompt import Output
+from ..runs.fields import check_pools
 from ..runs.lock import lock
 from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
@@ -94,6 +95,8 @@ def compare(
         if every > config.rl.steps:
             raise KitError(f"every {every} is above steps {config.rl.steps}: no measurement would be made on the way.")
     loaded = {key: load(config) for key, (_, config) in first.items()}
+    for key, (_, config) in first.items():
+        check_pools(loaded[key][0].train, config)
     init = digest_of_policy(start)
     origins = {key: _origin(splits, init, every) for key, (splits, _) in loaded.items()}
     # every process would hold the pretrained model once more

@@ -1,12 +1,11 @@
 """Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config, KitError
-from ..data import Example, Splits
+from ..data import Splits
 from .jsonl import SUFFIXES, doubts, read_jsonl, with_own_ids
 from .lab import build_lab, lab_catalogue
 from .lastfm import lastfm_task, load_lastfm
@@ -87,13 +86,3 @@ def own_file(path: str, notes: Notes, bad: list[str] | None = None) -> Splits:
     notes.remarks |= doubts(examples, Path(path).name)
     lost = f"{counted(bad).total:,} bad lines: {counted(bad)}" if bad else ""
     return Splits(*map(list, split_by_position(with_own_ids(examples), path, lost)))
-
-
-def check_pools(examples: Sequence[Example], config: Config) -> None:
-    """Raise KitError if a pool is smaller than the slate."""
-    for e in examples:
-        if len(e.candidates) < config.grammar.slate_size:
-            raise KitError(
-                f"example {e.id!r}: its pool of {len(e.candidates)} candidates is smaller than "
-                f"slate_size {config.grammar.slate_size}: lower --slate-size."
-            )

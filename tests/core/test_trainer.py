@@ -122,12 +122,6 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(lab, config) -> None:
         evaluate(Policy.tiny(["a", "b"], config.model), lab.test[:2], config)
 
 
-def test_a_pool_smaller_than_the_slate_is_refused(lab, config, tmp_path) -> None:
-    small = [replace(lab.train[0], candidates=lab.train[0].candidates[:6], relevant=frozenset({0}))]
-    with pytest.raises(KitError, match="pool of 6 candidates is smaller than slate_size 10"):
-        fit(fresh(config), small, config, Run(tmp_path / "a", config), quiet=True)
-
-
 def test_saved_policy_is_the_same_policy(policy, queries, tmp_path) -> None:
     from fgrpo.config import GrammarConfig
     from fgrpo.policy import Sampling

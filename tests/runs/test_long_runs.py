@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from fgrpo.runs.run import Run
 from fgrpo.runs.warm_start import tracer
-from fgrpo.config import Config
+from fgrpo.runs.fields import config_with
 from fgrpo.tasks.lab import build_lab
 from fgrpo.policy import Policy
 from fgrpo.trainer import fit

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgrpo.config import KitError
+from fgrpo.runs.fields import check_pools
 from fgrpo.runs.origin import digest_of, digest_of_policy
 from fgrpo.runs.policies import checkpoints, policy_folder
 from fgrpo.runs.run import Run, read_config, read_metrics
@@ -185,3 +186,10 @@ def test_the_configuration_of_a_model_is_not_overwritten(config, tmp_path) -> No
     with pytest.raises(KitError, match="is not the configuration of a run and would be overwritten"):
         Run(tmp_path, config)
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_pool_smaller_than_the_slate_is_refused(lab, config) -> None:
+    small = [replace(lab.train[0], candidates=lab.train[0].candidates[:6], relevant=frozenset({0}))]
+    check_pools(lab.train, config)
+    with pytest.raises(KitError, match="pool of 6 candidates is smaller than slate_size 10"):
+        check_pools([*lab.train[:3], *small], config)
