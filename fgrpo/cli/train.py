@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +63,8 @@ def _check(args: argparse.Namespace, config: Config) -> None:
         start = check_policy(args.init)
         if config.lm.model and (start / "items.json").is_file():
             raise KitError(f"--model is for a pretrained policy, and --init {args.init} is a tiny one.")
-    check_folder(Path(args.out), config, args.resume)
+    if os.environ.get("RANK", "0") == "0":  # the one process that writes
+        check_folder(Path(args.out), config, args.resume)
 
 
 def _train(

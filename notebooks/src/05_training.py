@@ -61,8 +61,8 @@ from fgrpo.study.plots import name_of, save
 # always the most likely token, without randomness.
 
 # %%
-from fgrpo.runs.fields import config_with
 from fgrpo.credit import with_credit
+from fgrpo.runs.fields import config_with
 from fgrpo.tasks import load_task
 
 METHODS, SEEDS, STEPS = ("grpo", "fgrpo", "reward_to_go"), 2, 80

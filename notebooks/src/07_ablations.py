@@ -136,8 +136,8 @@ Markdown("Recall of the slate:\n\n" + "\n".join(lines))
 import shutil
 from dataclasses import replace
 
-from fgrpo.runs.fields import config_with
 from fgrpo.credit import with_credit
+from fgrpo.runs.fields import config_with
 from fgrpo.study.compare import compare
 from fgrpo.study.report import table
 from fgrpo.tasks import load_task

@@ -372,9 +372,9 @@ SFT_STEPS, RL_STEPS, HELD_OUT = 20, 5, 12  # the last 12 of the 36 pools are fou
 if TRAIN:
     import tempfile
 
-    from fgrpo.runs.fields import config_with
     from fgrpo.evaluate import evaluate
     from fgrpo.lm.pretrained import PretrainedPolicy
+    from fgrpo.runs.fields import config_with
     from fgrpo.runs.run import Run
     from fgrpo.runs.sft import sft_stage
     from fgrpo.tasks.fetch_model import GGUF, fetch_smollm2

@@ -22,7 +22,7 @@ ROW = {"id": "a", "query": "q", "history": [], "candidates": [f"c{n}" for n in r
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a task, a run, a broken file of each kind, and files that must not be overwritten."""
     folder = tmp_path_factory.mktemp("home")
-    rows = [json.dumps(ROW | {"id": str(n)}) + "\n" for n in range(20)]
+    rows = [json.dumps(ROW | {"id": str(n), "query": f"q{n}", "relevant": [n % 12]}) + "\n" for n in range(20)]
     (folder / "task.jsonl").write_text("".join(rows))
     (folder / "broken.jsonl").write_text(rows[0] * 3 + '{"id": 1}\n')
     (folder / "notes.txt").write_text("mine\n")
