@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# one thread for each of as many processes as there are cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
@@ -25,10 +27,10 @@ lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab notebooks
 
 check: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -q -m "not slow" tests/core tests/test_project.py
+	$(PYTEST) -q -m "not slow" tests/core tests/test_project.py
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
