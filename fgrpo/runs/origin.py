@@ -2,7 +2,7 @@
 
     {"stage": "rl", "init": SHA-256 of the initial policy's weights, "train": SHA-256 of the training examples, ...}
 
-config.json keeps it as `made.origin`. A file may be moved, renamed or written anew: its content counts.
+config.json keeps it as `made.origin`. A file may be moved, renamed or rewritten: its content counts.
 """
 
 import hashlib
