@@ -34,7 +34,9 @@ WIDE = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "h
 
 def long_examples(count: int, words: int) -> list[Example]:
     rng = random.Random(0)
-    texts = [" ".join([str(n), *rng.choices(["film", "orbit", "vault", "mesa"], k=words - 1)]) for n in range(20 * count)]
+    texts = [
+        " ".join([str(n), *rng.choices(["film", "orbit", "vault", "mesa"], k=words - 1)]) for n in range(20 * count)
+    ]
     return [Example(f"q{n}", "Which?", (), tuple(texts[20 * n : 20 * n + 20]), frozenset({1, 5})) for n in range(count)]
 
 
