@@ -28,7 +28,7 @@ SECONDS, MEMORY, CHARACTERS = 10, 2**30, 1_000_000
 DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
 """format directives of strftime that a pinned date replaces; the time is midnight"""
 CHANGED = "the chat template of this model changes or leaves out the text of a message: it cannot be used."
-RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")
+RANDOM = re.compile(r"""\|\s*random\b|["']random["']|\blipsum\b""")
 NO_DATE = "date {!r}: the prompt of this model shows no date; leave it out."
 
 
