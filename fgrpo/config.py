@@ -114,7 +114,7 @@ class RLConfig:
     lam: float = 1.0
     """weight lambda of the rank reward"""
     format_penalty: float = 0.5
-    """taken off both phases when an output is ill-formed"""
+    """taken off the reward of the phase at fault when an output is ill-formed"""
     slate_noise: float = 0.0
     """standard deviation of Gaussian noise added to the slate reward: what an unreliable judge does"""
     rank_noise: float = 0.0

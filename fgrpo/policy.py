@@ -53,14 +53,14 @@ class Policy:
     """A model, its tokenizer and its label scheme.
 
     `model` is a Hugging Face causal model, or one wrapped by peft. `share`: the rollouts of a query share its encoded
-    prompt, True until a comparison shows that this model cannot (fgrpo.rollout). `checked`: the largest group and the
-    longest prompt that were compared. `precision`: in which the model computes, if not in the type of its weights.
+    prompt, True until a comparison shows that this model cannot (fgrpo.rollout). `checked`: the group sizes compared so
+    far, each with its largest length of prompt and completion. `precision`: in which the model computes.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, labels: Labels):
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
         self.pad, self.end, self.tags = labels.pad, labels.end, labels.tags
-        self.share, self.checked, self.precision = True, (0, 0), next(model.parameters()).dtype
+        self.share, self.checked, self.precision = True, dict[int, int](), next(model.parameters()).dtype
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
     @classmethod
@@ -174,12 +174,6 @@ class Policy:
             logits = tree.fork().extend(*(x[:, some].flatten(1) for x in (ids[..., :-1], branch, depth)))
             rest.append(logits.view(n_queries, len(some), fed, -1))
         return torch.cat((first, torch.cat(rest, dim=1)), dim=2).flatten(0, 1)
-
-    @property
-    def tolerance(self) -> float:
-        """How far log-probabilities computed in two ways may be apart: 0.001 in float32, 0.27 in bfloat16."""
-        # rounding alone gave 3e-6 and 0.06 (root mean square, SmolLM2-135M, prompts of 350 tokens, November 2026)
-        return 3 * float(torch.finfo(self.precision).eps) ** 0.5
 
     def parameters(self) -> list[Tensor]:
         """The weights that are trained."""

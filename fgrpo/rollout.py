@@ -26,7 +26,8 @@ from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, jo
 from .prefix import KEEP_FROM, PrefixTree, feed_branches, positions
 from .prompt import PHASE_PAD, Output, parse
 
-COMPARED = 2048  # tokens of prompts and completions that the first rollouts are compared on
+COMPARED = 2048  # tokens of prompts and completions on which rollouts are compared
+ROUNDING = 3  # in bfloat16 0.2 (2 layers) to 1.0 (30 layers, SmolLM2-135M) times that of embeddings was found
 
 
 @dataclass(frozen=True)
@@ -86,45 +87,43 @@ def rollout(
         some, given = examples[part], slates and slates[part]
         prompts = policy.encode(some, sampling.grammar)
         draw = partial(_rollout, policy, prompts, some, sampling, group, seed, step, rankings, keep_prompts, given)
-        checked = policy.checked[0] >= group and policy.checked[1] >= prompts.ids.shape[1]
-        done.append(draw() if checked or slates else _compared(policy, draw, some, seed is None))
+        done.append(draw() if slates else _compared(policy, draw, some, seed is None))
     return done[0] if len(done) == 1 else Rollouts.join(done, policy.encode(examples, sampling.grammar), policy.pad)
 
 
 def _compared(policy: Policy, draw: Callable[[], Rollouts], examples: Sequence[Example], greedy: bool) -> Rollouts:
     """Draw rollouts and compare their log-probabilities with those of whole sequences that share nothing.
 
-    Local or position-biased attention, a recurrent state or position scaling by length can make them differ. Then every
-    rollout encodes its own prompt from here on, which is reported on stderr. Raises KitError if they still differ.
+    Only if no group as large was compared at this length. If they differ (local or biased attention, recurrent states),
+    every rollout encodes its own prompt from here on, which is reported. Raises KitError if they still differ.
     """
-    name, unshared = type(getattr(policy.model, "get_base_model", lambda: policy.model)()).__name__, ""
+    name, note = type(getattr(policy.model, "get_base_model", lambda: policy.model)()).__name__, ""
     while True:
         try:
             rollouts, cause = draw(), None
-            gap = _gap(policy, rollouts, examples)
+            group, length = rollouts.group, rollouts.prompts.ids.shape[1] + rollouts.mask.shape[1]
+            if any(g >= group and n >= length for g, n in policy.checked.items()):
+                return rollouts
+            gap, rounding = _gap(policy, rollouts, examples)
             why = f"log-probabilities at sampling and in the loss differ by {gap:.2g} (root mean square)"
         except (KitError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a model that cannot do this may raise anything
             cause, why = error, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
-        if not cause and (gap <= policy.tolerance or (greedy and not policy.share)):
-            length = rollouts.prompts.ids.shape[1]
-            policy.checked = max(policy.checked[0], rollouts.group), max(policy.checked[1], length)
-            if unshared:
-                print(
-                    f"fgrpo: each rollout encodes its own prompt, {name} cannot share it: {unshared}", file=sys.stderr
-                )
+        if not cause and (gap <= rounding or (greedy and not policy.share)):
+            policy.checked[group] = length
+            print(note, end="", file=sys.stderr)
             return rollouts
         if not policy.share:
             raise KitError(f"{name} cannot be sampled from as a policy ({why}); choose another model.") from cause
-        policy.share, unshared = False, why
+        policy.share, note = False, f"fgrpo: each rollout encodes its own prompt, {name} cannot share it: {why}\n"
 
 
-def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> float:
-    """Root mean square difference of drawn tokens' log-probabilities from those computed with nothing shared.
+def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> tuple[float, float]:
+    """Root mean square difference of drawn tokens' log-probabilities from those of whole sequences, and its limit.
 
-    Over the last rollouts of the longest prompt and of the shortest, and as many more as COMPARED tokens hold, those
-    with long completions first.
+    Over the last rollouts of the longest prompt and of the shortest, and as many more as COMPARED tokens hold, longest
+    first. Then what rounding explains, 0.001 to 0.5: ROUNDING times the effect of the embeddings' last digit.
     """
     length, written = rollouts.prompts.mask.sum(1), rollouts.mask.sum(1)
     first = [(int(q) + 1) * rollouts.group - 1 for q in (length.argmax(), length.argmin())]
@@ -132,8 +131,16 @@ def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> flo
     rows = list(dict.fromkeys([*first, *written.argsort(descending=True).tolist()]))[:count]
     alone = policy.encode([examples[row // rollouts.group] for row in rows], rollouts.sampling.grammar)
     ids, mask, old = rollouts.completions[rows], rollouts.mask[rows], rollouts.logprobs[rows]
-    again, _ = policy.logprobs(alone, ids, mask, rollouts.sampling, shared=False)
-    return float(((again - old).square().sum() / (old != 0).sum().clamp(min=1)).sqrt())  # forced tokens have 0
+    again = partial(policy.logprobs, alone, ids, mask, rollouts.sampling, shared=False)
+    drawn = (old != 0).sum().clamp(min=1)  # forced tokens have 0
+    gap = float((((new := again()[0]) - old).square().sum() / drawn).sqrt())
+    if gap <= 0.001:
+        return gap, 0.001
+    digit = 1 + torch.finfo(policy.precision).eps * torch.randn(2**16, generator=torch.Generator().manual_seed(0))
+    embeddings = policy.model.get_input_embeddings()
+    with embeddings.register_forward_hook(lambda module, ids, out: out * digit[: out.shape[-1]].to(out)):
+        rounding = float(((again()[0] - new).square().sum() / drawn).sqrt())
+    return gap, min(max(0.001, ROUNDING * rounding), 0.5)
 
 
 def drawn_tokens(rollouts: Rollouts) -> Tensor:
@@ -185,9 +192,8 @@ def _rollout(
 ) -> Rollouts:  # fmt: skip
     slate_rows = group // rankings  # M
     rows = _Rows(policy, prompts, slate_rows, sampling)
-    tree, begun, drawn = None, 0, None
-    if seed is not None:
-        drawn = uniforms(seed, step, examples, group, rows.completions.shape[1])  # (Q * G, T)
+    tree, begun = None, 0
+    drawn = None if seed is None else uniforms(seed, step, examples, group, rows.completions.shape[1])  # (Q * G, T)
     for row, slate in enumerate(slates or ()):
         for token in rows.choices.slate_ids(row, slate):
             rows.append(torch.tensor([row]), torch.tensor([token]))

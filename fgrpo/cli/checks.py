@@ -105,9 +105,10 @@ def check_device(device: str) -> None:
 def check_policy(path: str) -> Path:
     """The folder of the policy that a path names. Raises KitError if there is none."""
     from ..lm.pretrained import POLICY_FILE
-    from ..runs.policies import policy_folder
+    from ..runs.policies import policy_folder, refuse_adapter
 
     folder = policy_folder(path)
+    refuse_adapter(folder)
     if not any((folder / name).is_file() for name in ("items.json", POLICY_FILE)):
         raise KitError(f"{path}: no policy here; name the folder of a run, or a checkpoint in it.")
     return folder

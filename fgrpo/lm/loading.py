@@ -1,6 +1,7 @@
 """Optional packages and pretrained models: a clear error if one is missing or cannot be loaded."""
 
 import re
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ def reason_of(error: BaseException) -> str:
         NO_CODE: "trust_remote_code" in text,
         f"{getattr(error, 'filename', '')} may not be read (permission denied)": isinstance(error, PermissionError),
         "a file of it is nested too deeply": isinstance(error, RecursionError),
+        f"a file of it is truncated or damaged ({text[:100]})": isinstance(error, struct.error),
+        f"{text[:100]} is not known, or missing in a file of it": type(error) is KeyError,
         "there is not enough memory for it": isinstance(error, MemoryError) or "can't allocate memory" in text,
     }
     known = next((reason for reason, applies in kinds.items() if applies), "")

@@ -215,7 +215,9 @@ class PretrainedPolicy(Policy):
             labels = load_labels(config, shape)
             base = _load_weights(config, shape, config.dtype)
         except KitError as error:
-            raise KitError(f"{folder}: its base model is missing; give its path with --model ({error})") from None
+            raise KitError(
+                f"{folder}: its base model cannot be loaded; if it is elsewhere, name it with --model ({error})"
+            ) from None
         model = with_adapter(base, config)
         try:
             set_weights(model, tensors, TRAINED)

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ..config import Config, KitError, LMConfig
-from ..lm.folder import check_config, check_file
+from ..lm.folder import MERGE, check_config, check_file
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
 from ..policy import Policy
 from ..prompt import ItemLabels
@@ -25,6 +25,12 @@ def policy_folder(path: str | Path) -> Path:
     if (path / "items.json").is_file() or (path / POLICY_FILE).is_file():
         return path
     return next(reversed(checkpoints(path)), path)
+
+
+def refuse_adapter(path: Path) -> None:
+    """Raise KitError, with the way out, on an adapter that was not made here: its base and its prompts are not known."""
+    if any(path.glob("adapter_config.*")) and not (path / POLICY_FILE).is_file():
+        raise KitError(f"{path}: is an adapter of another program (PEFT): {MERGE}.")
 
 
 def checkpoints(folder: Path) -> list[Path]:

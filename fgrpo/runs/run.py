@@ -37,7 +37,7 @@ from ..tasks.atomic import write_text
 from ..tasks.reading import read_object
 from .lock import check_writable, lock
 from .origin import Origin, check_origin
-from .policies import checkpoints, reference_of, reloaded, step_of
+from .policies import checkpoints, reference_of, refuse_adapter, reloaded, step_of
 from .seal import check_seal, seal
 from .signals import processes
 
@@ -294,6 +294,7 @@ def config_of_checkpoint(path: str | Path) -> Config:
         return read_config(path.parents[1])
     if not path.is_dir():
         raise KitError(f"{path}: no policy here; name the folder of a run, or a checkpoint in it.")
+    refuse_adapter(path)
     if (path / "items.json").is_file() or not (path / "config.json").is_file():
         raise KitError(f"{path}: no run here (its config.json is missing); name the folder of a run.")
     return read_config(path)

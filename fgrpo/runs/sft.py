@@ -1,6 +1,7 @@
 """Supervised fine-tuning on demonstrations, the stage before RL: `sft_step`, and `sft_stage` for fgrpo.trainer.fit."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..config import Config
 from ..data import Example
 from ..loss import accumulated
-from ..policy import Policy, slices
+from ..policy import Policy, Sampling, slices
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..rollout import key_of, rollout
 from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
@@ -43,9 +44,7 @@ def sft_step(
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
     targets = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
     ids, mask = policy.spell(queries, targets)  # (Q, T)
-    if policy.checked == (0, 0):
-        # which finds out whether this model can share encoded prompts
-        rollout(policy, queries[:2], sampling_of(config), 2, config.seed, micro=config.lm.micro)
+    _check_sharing(policy, queries, config, ids.shape[1])
     learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
     count = int(team.sum(int(learned.sum())))
 
@@ -60,6 +59,16 @@ def sft_step(
     loss = accumulated(losses(), policy.parameters()) if in_parts else next(losses())
     norm = update(policy, optimizer, loss, 1.0, team)
     return team.reduce({"loss": loss.item()}, None) | {"grad_norm": norm, "tokens": count}
+
+
+def _check_sharing(policy: Policy, queries: Sequence[Example], config: Config, written: int) -> None:
+    """Roll out the longest and the shortest prompt, if none as long was: it shows whether this model can share prompts."""
+    order = sorted(queries, key=lambda e: len(policy.labels.prompt_ids(e, config.grammar)))
+    length = len(policy.labels.prompt_ids(order[-1], config.grammar)) + written
+    if length > max(policy.checked.values(), default=0):
+        longest = Sampling(replace(config.grammar, full=True), temperature=config.rl.temperature)
+        rollout(policy, [order[-1], order[0]], longest, 2, config.seed, micro=config.lm.micro)
+        policy.checked[2] = max(policy.checked[2], length)  # its own completions may be shorter than those written
 
 
 def demonstration(example: Example, config: Config, generator: torch.Generator) -> tuple[list[int], list[int]]:

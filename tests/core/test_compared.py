@@ -14,7 +14,7 @@ from fgrpo.rollout import rollout
 from fgrpo.runs.sft import sft_step
 from fgrpo.trainer import step
 
-from .test_prefix import DENSE, policy_of
+from .test_prefix import ATTENTION, DENSE, policy_of
 
 PLAIN = {"vocab_size": 308, "bos_token_id": None, "eos_token_id": 1}
 GPT = {**PLAIN, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -142,3 +142,61 @@ def test_both_stages_train_such_a_model(do, queries, config: Config) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     logs = do(policy, optimizer, queries[:4], config)
     assert not policy.share and logs["loss"] == logs["loss"] and logs.get("approx_kl", 0.0) < 1e-9
+
+
+@pytest.mark.parametrize("window", [9, 30, 50])
+def test_a_wrong_mask_is_more_than_rounding_in_bfloat16(window, queries, capsys) -> None:
+    """These gaps, 0.1 to 0.3, are those of rounding in a deep model; what rounding makes of this model is measured."""
+    policy = policy_of(gpt_neo(window), dtype=torch.bfloat16)
+    r = rollout(policy, queries, SAMPLING, 4, 0)
+    _, logs = policy_loss(policy, r, torch.ones_like(r.logprobs), RLConfig())
+    assert not policy.share and logs["approx_kl"] < 1e-4 and capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+def test_rounding_at_low_temperature_is_no_difference(name, temperature, queries, capsys) -> None:
+    policy = policy_of(ATTENTION[name], dtype=torch.bfloat16)
+    rollout(policy, queries, replace(SAMPLING, temperature=temperature), 4, 0)
+    assert policy.share and not capsys.readouterr().err
+
+
+def test_a_longer_answer_is_compared_again(queries: list[Example]) -> None:
+    """A policy learns to write more, and crosses the length from which its positions are scaled otherwise."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    policy = policy_of(tf.LlamaConfig(**{**DENSE, "max_position_embeddings": 41}, rope_parameters=rope))
+    same = queries[3:]
+    short, long = (Sampling(GrammarConfig(n, 1, full=True)) for n in (1, 10))
+    assert policy.encode(same).ids.shape[1] == 30
+    rollout(policy, same, short, 4, 0)
+    with pytest.raises(KitError, match="cannot be sampled from"):
+        rollout(policy, same, long, 4, 0)
+
+
+def test_a_long_prompt_alone_does_not_stand_for_a_group(queries: list[Example]) -> None:
+    """Evaluation decodes one rollout of each prompt, and test prompts may be longer than those trained on so far."""
+    policy = policy_of(gpt_neo(window=200))
+    same, long = [queries[0]] * 2, [replace(queries[0], history=queries[0].candidates * 10)] * 2
+    rollout(policy, same, SAMPLING, 4, 0)
+    rollout(policy, long, SAMPLING)
+    assert policy.share
+    r = rollout(policy, long, SAMPLING, 4, 0, 1)
+    assert not policy.share and largest_gap(policy, r) < 1e-5
+
+
+def test_position_tables_that_end_are_one_sentence(queries: list[Example]) -> None:
+    policy = policy_of(tf.GPT2Config(**GPT, n_positions=60))
+    rollout(policy, queries, SAMPLING, 4, 0)
+    with pytest.raises(KitError, match="cannot be sampled from as a policy"):
+        rollout(policy, [replace(q, history=q.candidates * 3) for q in queries], SAMPLING, 4, 0)
+
+
+def test_sft_compares_longer_prompts_too(queries: list[Example], config: Config) -> None:
+    """Nothing is sampled there, but its loss shares prompts as well."""
+    policy = policy_of(gpt_neo(window=40))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    short = [replace(q, history=(), candidates=q.candidates[:8], relevant=frozenset({0})) for q in queries[:3]]
+    sft_step(policy, optimizer, short, config)
+    assert policy.share
+    sft_step(policy, optimizer, queries[:3], config, 1)
+    assert not policy.share

@@ -168,7 +168,7 @@ def test_gradient_checkpointing_changes_nothing(queries, capsys) -> None:
 def test_each_prompt_is_encoded_once_and_forced_tokens_take_no_step(queries, monkeypatch) -> None:
     policy, fed = policy_of(ATTENTION["qwen3"]), []
     sampled(policy, queries)  # the first rollouts are compared, which takes a call more
-    policy.checked = (5, policy.checked[1])
+    policy.checked = {5: 1000}
     forward = policy.model.forward
     monkeypatch.setattr(policy.model, "forward", lambda ids, **k: fed.append(tuple(ids.shape)) or forward(ids, **k))
     sampling = Sampling(GrammarConfig(slate_size=6, rank_size=3, full=True))

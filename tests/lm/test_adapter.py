@@ -78,7 +78,7 @@ OTHER = {
     "policy: huge": (lambda f: (f / "policy.json").write_text(" " * 2**25), "it has 33,554,432 bytes"),
     "policy: a dtype": (policy(dtype="int8"), r"policy\.json: the checkpoint is damaged \(dtype 'int8' is not known"),
     "policy: no base at all": (policy(model=""), r"policy\.json: names no base model; give its path with --model"),
-    "policy: no base": (policy(model="nowhere"), "its base model is missing; give its path with --model"),
+    "policy: no base": (policy(model="nowhere"), "base model cannot be loaded; if it is elsewhere, name it with --model"),
     "weights of another shape": (transposed, "has another shape"),
 }  # fmt: skip
 

@@ -98,6 +98,7 @@ def test_fallbacks(template, between, after) -> None:
         (SHOWN.replace("{% endfor", "{{ m.content }}{% endfor"), "changes or leaves out the text"),
         ("hello", "changes or leaves out the text"),
         ("{{ ['a', 'b'] | random }}" + SHOWN, "draws at random"),
+        ("{{ [['a', 'b']] | map('random') | first }}" + SHOWN, "draws at random"),
         (FOREVER, "takes more than 1 seconds"),
         (SHOWN + "{% if messages|length > 1 %}" + FOREVER + "{% endif %}", "takes more than 1 seconds"),
         ("{{ range(99999) | list | string | length }}{{ 3 ** (3 ** 30) }}", "takes more than 1 seconds|fails: "),

@@ -82,6 +82,7 @@ BROKEN = {
     "gguf beside config": (rename("model.safetensors", "a.Q4.gguf"), r"in GGUF: name the file with --gguf-file a\.Q4\.gguf"),
     "pickled": (rename("model.safetensors", "pytorch_model.bin"), r"pytorch_model\.bin, which .* to safetensors"),
     "pth": (rename("model.safetensors", "consolidated.00.pth"), "convert them to safetensors"),
+    "a name that is none": (change(hidden_act="of_tomorrow"), "'of_tomorrow' is not known"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     "pointer to weights": (write("model.safetensors", LFS), r"model\.safetensors: is a Git LFS pointer.*git lfs pull"),
     "pointer to tokenizer": (write("tokenizer.json", LFS), r"tokenizer\.json: is a Git LFS pointer"),
@@ -158,7 +159,7 @@ def test_a_file_is_not_a_folder(model, name, reason) -> None:
         (b"GGUF", "b.gguf", r"no GGUF file 'b\.gguf' \(it has a\.gguf\)"),
         (LFS.encode(), "a.gguf", r"a\.gguf: is a Git LFS pointer"),
         (b"model", "a.gguf", r"a\.gguf: is not a GGUF file"),
-        (b"GGUF", "a.gguf", "cannot be loaded"),
+        (b"GGUF", "a.gguf", "cannot be loaded: a file of it is truncated or damaged"),
         (b"GGUF\3\0\0\0" + b"\x15llama.block_count\4\0\0\0\xff\xff\xff\xff", "a.gguf", "block_count 4294967295 is more"),
     ],
 )  # fmt: skip
@@ -204,10 +205,20 @@ def test_the_command_line_refuses_an_adapter_as_model(command, model, tmp_path, 
     assert "model 'adapter' cannot be loaded: it holds an adapter (PEFT)" in said[-1]
 
 
+@pytest.mark.parametrize("option", ["train --out run --init", "evaluate --checkpoint", "trace --out t.jsonl --checkpoint",
+                                    "compare --out c --init"])  # fmt: skip
+def test_an_adapter_of_another_program_is_no_checkpoint(option, model, tmp_path, monkeypatch, capsys) -> None:
+    policy_of(model).model.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    assert main([*option.split(), "adapter"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "adapter: is an adapter of another program (PEFT): merge it into its base model first" in line
+
+
 def test_the_base_of_a_checkpoint_may_not_be_an_adapter(model, tmp_path) -> None:
     save_policy(policy_of(model), tmp_path / "p")
     policy_of(model).model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(KitError, match=r"its base model is missing.*--model .*it holds an adapter"):
+    with pytest.raises(KitError, match=r"its base model cannot be loaded.*--model .*it holds an adapter"):
         load_policy(tmp_path / "p", lm=LMConfig(model=str(tmp_path / "adapter")))
     with pytest.raises(KitError, match="is a checkpoint of this kit"):
         load_policy(tmp_path / "p", lm=LMConfig(model=str(tmp_path / "p")))

@@ -328,7 +328,7 @@ def test_a_saved_policy_is_the_same_and_finds_its_base(model, models, tmp_path, 
     with pytest.raises(KitError, match=r"'policy\.json' differs from SHA256SUMS"):
         load_policy(tmp_path / "p")
     seal(tmp_path / "p")
-    with pytest.raises(KitError, match="base model is missing; give its path with --model"):
+    with pytest.raises(KitError, match="base model cannot be loaded; if it is elsewhere, name it with --model"):
         load_policy(tmp_path / "p")
     again = load_policy(tmp_path / "p", lm=LMConfig(model=str(tmp_path / "moved")))
     assert torch.equal(sampled(again).logprobs, a.logprobs)
@@ -392,7 +392,7 @@ def test_the_command_line_trains_evaluates_and_compares(model, tmp_path, monkeyp
     assert {"sft", "grpo", "fgrpo", "random"} <= {r["method"] for r in rows}
     assert main(["evaluate", "--checkpoint", "rl", "--model", "nowhere"]) == 2
     assert main(["trace", "--checkpoint", "rl", "--model", "nowhere", "--out", "t.jsonl"]) == 2
-    assert "its base model is missing" in capsys.readouterr().err
+    assert "its base model cannot be loaded" in capsys.readouterr().err
 
 
 def test_old_configurations_are_still_read() -> None:
