@@ -131,15 +131,16 @@ def _gap(policy: Policy, rollouts: Rollouts, examples: Sequence[Example]) -> tup
     rows = list(dict.fromkeys([*first, *written.argsort(descending=True).tolist()]))[:count]
     alone = policy.encode([examples[row // rollouts.group] for row in rows], rollouts.sampling.grammar)
     ids, mask, old = rollouts.completions[rows], rollouts.mask[rows], rollouts.logprobs[rows]
-    again = partial(policy.logprobs, alone, ids, mask, rollouts.sampling, shared=False)
-    drawn = (old != 0).sum().clamp(min=1)  # forced tokens have 0
-    gap = float((((new := again()[0]) - old).square().sum() / drawn).sqrt())
+    recompute = partial(policy.logprobs, alone, ids, mask, rollouts.sampling, shared=False)
+    drawn, (new, _) = (old != 0).sum().clamp(min=1), recompute()  # forced tokens have 0
+    gap = float(((new - old).square().sum() / drawn).sqrt())
     if gap <= 0.001:
         return gap, 0.001
     digit = 1 + torch.finfo(policy.precision).eps * torch.randn(2**16, generator=torch.Generator().manual_seed(0))
     embeddings = policy.model.get_input_embeddings()
     with embeddings.register_forward_hook(lambda module, ids, out: out * digit[: out.shape[-1]].to(out)):
-        rounding = float(((again()[0] - new).square().sum() / drawn).sqrt())
+        other, _ = recompute()
+    rounding = float(((other - new).square().sum() / drawn).sqrt())
     return gap, min(max(0.001, ROUNDING * rounding), 0.5)
 
 

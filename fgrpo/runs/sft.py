@@ -44,13 +44,13 @@ def sft_step(
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
     targets = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
     ids, mask = policy.spell(queries, targets)  # (Q, T)
-    _check_sharing(policy, queries, config, ids.shape[1])
     learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
     count = int(team.sum(int(learned.sum())))
 
     def losses() -> Iterator[Tensor]:
         for some in slices(len(queries), config.lm.micro):
             prompts = policy.encode(queries[some], config.grammar)
+            _check_sharing(policy, queries[some], config, prompts.mask, ids.shape[1])
             logp, _ = policy.logprobs(prompts, ids[some], mask[some], sampling_of(config))
             # the mean over the tokens of all processes, whose gradients are averaged afterwards
             yield -team.size * (logp * learned[some]).sum() / max(1, count)
@@ -61,13 +61,13 @@ def sft_step(
     return team.reduce({"loss": loss.item()}, None) | {"grad_norm": norm, "tokens": count}
 
 
-def _check_sharing(policy: Policy, queries: Sequence[Example], config: Config, written: int) -> None:
+def _check_sharing(policy: Policy, queries: Sequence[Example], config: Config, prompts: Tensor, written: int) -> None:
     """Roll out the longest and the shortest prompt, if none as long was: it shows whether this model can share prompts."""
-    order = sorted(queries, key=lambda e: len(policy.labels.prompt_ids(e, config.grammar)))
-    length = len(policy.labels.prompt_ids(order[-1], config.grammar)) + written
+    length, lengths = prompts.shape[1] + written, prompts.sum(1)
     if length > max(policy.checked.values(), default=0):
+        some = [queries[int(lengths.argmax())], queries[int(lengths.argmin())]]
         longest = Sampling(replace(config.grammar, full=True), temperature=config.rl.temperature)
-        rollout(policy, [order[-1], order[0]], longest, 2, config.seed, micro=config.lm.micro)
+        rollout(policy, some, longest, 2, config.seed, micro=config.lm.micro)
         policy.checked[2] = max(policy.checked[2], length)  # its own completions may be shorter than those written
 
 
