@@ -56,7 +56,8 @@ def ending() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) != signal.SIG_IGN:  # a terminal that is closed may still send its second SIGHUP
+                signal.signal(number, handler)
 
 
 def _hangup() -> list[signal.Signals]:

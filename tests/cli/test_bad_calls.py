@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "link").symlink_to("notes.txt")
     task = folder / "task.jsonl"
     assert main(["train", "--task", str(task), "--out", str(folder / "run"), "--json", *TINY]) == 0
-    for name in ("odd-step", "odd-metrics"):
+    for name in ("odd-step", "odd-metrics", "alone", "above/warm-start"):
         shutil.copytree(folder / "run", folder / name)
     task.write_text("".join(rows[::-1]))  # the same name, another order
     assert main(["train", "--task", str(task), "--out", str(folder / "changed"), "--json", *TINY]) == 0
@@ -45,6 +45,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.unlink()
     for file in folder.glob("odd-step/checkpoints/*/trainer.json"):
         file.write_text("[" * 100_000)
+    for file in folder.glob("alone/checkpoints/*/trainer.*"):
+        file.unlink()
+    for file in folder.glob("alone/checkpoints/*/SHA256SUMS"):
+        file.unlink()
     (folder / "odd-metrics/metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n')
     return folder
 
@@ -134,7 +138,9 @@ train --out run --resume RUN --seed 3 -> seed = 3
 train --out run --resume RUN --temperature 2 -> rl.temperature
 train --out run --resume RUN --steps 1 -> 2 steps are done
 train --out run --resume SHAPE RL -> another initial policy
-train --out run --resume SHAPE --sft -> cannot resume
+train --out run --resume SHAPE --sft -> cannot resume as sft, it began as rl
+train --out alone --resume RUN -> the policy alone was kept, it cannot be resumed
+train --out above --task task.jsonl -> above/warm-start already holds a run
 train --out run --resume --task task.jsonl --init LAB RL -> model.hidden_size
 train --out changed --resume RUN -> the task's data has changed since it began
 train --out odd-step --resume RUN -> the checkpoint is damaged
