@@ -185,7 +185,7 @@ class Run:
             shutil.rmtree(writing, ignore_errors=True)
             raise KitError(
                 f"{final}: the checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); "
-                f"the last good one is {self.latest()}."
+                f"the last good one is {self.latest() or 'missing'}."
             ) from None
         for old in checkpoints(self.folder)[1:-KEEP]:
             _remove(old)
