@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fgrpo.cli.main import main
 from fgrpo.config import KitError
 from fgrpo.runs.fields import check_pools
 from fgrpo.runs.origin import digest_of, digest_of_policy
@@ -47,7 +48,7 @@ def test_a_truncated_checkpoint_gets_one_clear_line(config, lab, tmp_path, file)
     assert "\n" not in str(error.value)
 
 
-def test_another_process_that_writes_is_refused_and_a_dead_one_is_not(config, lab, tmp_path) -> None:
+def test_another_process_that_writes_is_refused_and_a_dead_one_is_not(config, lab, tmp_path, capsys) -> None:
     """The lock is the system's, so that it ends with its process, however that ends."""
     script = (
         "import sys, time; from pathlib import Path; from fgrpo.runs.lock import lock\n"
@@ -61,6 +62,10 @@ def test_another_process_that_writes_is_refused_and_a_dead_one_is_not(config, la
         ):
             Run(tmp_path / "a", config)
     assert [p.name for p in (tmp_path / "a").iterdir()] == [".lock"]
+    (tmp_path / "a/metrics.jsonl").write_text("")
+    assert main(["trace", "--checkpoint", "no matter", "--out", str(tmp_path / "a/trace.jsonl")]) == 2
+    assert f"process {other.pid} is writing to it" in capsys.readouterr().err
+    (tmp_path / "a/metrics.jsonl").unlink()
     other.kill()
     other.wait()
     run = run_to_end(config, lab, tmp_path / "a")
