@@ -27,10 +27,13 @@ def evaluate(args: argparse.Namespace) -> None:
 def trace(args: argparse.Namespace) -> None:
     """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.runs.trace)."""
     from ..runs.fields import check_pools
+    from ..runs.lock import lock
     from ..runs.trace import trace_of, trace_policy, write_trace
 
     out = Path(args.out)
     check_output(out, "trace")
+    # a run's folder has one writer at a time: this one for as long as `held` exists
+    held = lock(out.parent) if (out.parent / "metrics.jsonl").is_file() else None
     config, splits = of_checkpoint(args)
     examples = chosen(args, splits)
     check_pools(examples, config)
@@ -38,6 +41,7 @@ def trace(args: argparse.Namespace) -> None:
     groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
     name = out.parent.name if out.name == "trace.jsonl" else ""  # a run's own trace is named after the run
     write_trace(out, trace_of(name or out.stem, config, groups))
+    del held
     found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": out.stat().st_size}
     if args.json:
         print(json.dumps(found))

@@ -12,7 +12,8 @@ from ..config import Config, KitError, ModelConfig, SFTConfig
 NEED_DATA = ("movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique")
 MAY_SKIP = ("hotpotqa", "musique")
 """tasks besides JSONL files whose broken rows --skip-bad skips"""
-LM_ONLY = ("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "trust_remote_code", "passage_tokens")
+LM_ONLY = ("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "trust_remote_code", "passage_tokens",
+           "date")  # fmt: skip
 TINY_ONLY = tuple(f.name for f in fields(ModelConfig))
 LAB_ONLY = ("one_relevant", "pool")
 RL_ONLY = ("credit", "steps", "epochs", "lr", "beta", "ratio")
@@ -41,6 +42,11 @@ def check_used(
         (no_data, ("data",), f"is for tasks {', '.join(NEED_DATA)}; {config.task} does not need it"),
         (no_rows, ("skip_bad",), f"is for JSONL files, {' and '.join(MAY_SKIP)}, not for {config.task}"),
         (sft, RL_ONLY, "is for RL, and --sft makes the warm start alone"),
+        (
+            config.rl.decoding == "free" and "decoding" not in vary,
+            ("full",),
+            "is for constrained decoding, not for free",
+        ),
         (init == "base" and not sft, SFT, "is for the warm start, and --init base leaves it out"),
     ]
     for wrong, names, reason in rules:
@@ -114,8 +120,11 @@ def check_policy(path: str) -> Path:
     return folder
 
 
-def check_output(path: Path, kind: str) -> None:
-    """Raise KitError unless a file can be written: a new one, an empty one, or one of the same kind, "trace" or "CSV"."""
+def check_output(path: Path, kind: str, begins: str = "") -> None:
+    """Raise KitError unless a file can be written: a new one, an empty one, or one of the same kind.
+
+    That is a "trace" or "CSV" file, or one that `begins` like the new one.
+    """
     from ..runs.lock import check_writable
 
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -130,7 +139,7 @@ def check_output(path: Path, kind: str) -> None:
     if path.exists():
         with path.open("rb") as file:
             first = file.readline(10_000_000)
-        if first and not _is_ours(first, kind):
+        if first and not (first.startswith(begins.encode()) if begins else _is_ours(first, kind)):
             raise KitError(f"{path}: is not a {kind} file of this kit and would be overwritten; name another --out.")
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..config import KitError
+from .checks import check_output
 
 
 def data_build(args: argparse.Namespace) -> None:
@@ -14,6 +15,8 @@ def data_build(args: argparse.Namespace) -> None:
     from ..tasks.lab import lab_files
 
     files = lab_files(args.out, one_relevant=args.one_relevant)
+    for path, text in files.items():
+        check_output(path, "lab-rec", text[:60])
     for path, text in files.items():
         write_text(path, text)
         print(f"{path}  {len(text.encode()):,} bytes")

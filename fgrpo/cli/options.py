@@ -163,7 +163,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         dest="action", required=True, metavar="ACTION"
     )
     p = command("data build", data)
-    p.add_argument("--out", default="data/lab-rec", help="folder (default data/lab-rec)")
+    p.add_argument("--out", type=_text, default="data/lab-rec", help="folder (default data/lab-rec)")
     p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
@@ -175,11 +175,11 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))
     p = command("data fetch", data)
     p.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
-    p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/NAME)")
+    p.add_argument("--out", type=_text, help="folder to make (default ~/.cache/fgrpo/NAME)")
     p.add_argument("--yes", action="store_true", help="accept the licence without being asked")
     p = command("data fetch-model", data)
     p.add_argument("name", choices=("smollm2",), metavar="NAME", help="smollm2")
-    p.add_argument("--out", help="folder to make (default ~/.cache/fgrpo/smollm2)")
+    p.add_argument("--out", type=_text, help="folder to make (default ~/.cache/fgrpo/smollm2)")
     return parser
 
 
@@ -258,6 +258,8 @@ def _numbers(least: int, most: int) -> Callable[[str], list[int]]:
             raise argparse.ArgumentTypeError(
                 f"{text[:80]!r} must be whole numbers above {least - 1}, separated by commas"
             )
+        if len({*numbers}) < len(numbers):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} has a number twice")
         if max(numbers) > most:
             raise argparse.ArgumentTypeError(f"{text[:80]!r} must be at most {most:,}")
         return numbers

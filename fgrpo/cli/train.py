@@ -11,7 +11,7 @@ from ..config import Config, KitError
 from ..runs.signals import Stop, how_to_resume, processes
 from .checkpoint import report_metrics
 from .checks import check_device, check_policy
-from .errors import say
+from .errors import drop_unwritten, say
 from .options import config_of, load
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def train(args: argparse.Namespace) -> None:
                 say(f"{stopped}; to go on: {how_to_resume(args.argv)}")
             team.leave()
             return
+        finally:
+            if stop.asked:  # by a terminal that is gone, perhaps
+                drop_unwritten()
     team.leave()
     if team.main:
         report_metrics(args, policy, examples, config, f"{args.out}, validation split")
@@ -55,6 +58,7 @@ def _check(args: argparse.Namespace, config: Config) -> None:
     """Raise KitError on whatever can be refused before data and models are loaded."""
     from ..credit import check_credit
     from ..runs.run import check_folder
+    from ..runs.warm_start import check_warm_start
 
     check_credit(config.rl)
     if processes() == 1:  # of several, each gets its own
@@ -64,7 +68,9 @@ def _check(args: argparse.Namespace, config: Config) -> None:
         if config.lm.model and (start / "items.json").is_file():
             raise KitError(f"--model is for a pretrained policy, and --init {args.init} is a tiny one.")
     if os.environ.get("RANK", "0") == "0":  # the one process that writes
-        check_folder(Path(args.out), config, args.resume)
+        check_folder(Path(args.out), config, args.resume, {"stage": "sft" if args.sft else "rl"})
+        if not (args.init or args.sft):
+            check_warm_start(Path(args.out) / "warm-start", config, args.resume)
 
 
 def _train(

@@ -44,6 +44,8 @@ from .signals import processes
 KEEP = 2
 FIRST = LAST = 20
 MAY_DIFFER = ("rl.steps", "device")
+SFT_READS = ("rl.temperature", "rl.decoding")
+"""the RL options that the likelihood of a demonstration is taken under; the others change nothing in SFT"""
 PATHS = ("task", "data", "lm.model")
 """options that hold a path. A run may be resumed with another path, if its last part is the same"""
 
@@ -105,6 +107,8 @@ class Run:
             self._pin(policy)
             return policy, optimizer, 0
         check_seal(folder)
+        if not any(folder.glob("trainer.*")):
+            raise KitError(f"{folder}: the policy alone was kept, it cannot be resumed; start from it with --init.")
         policy = reloaded(policy, folder)
         self._pin(policy)
         optimizer = make_optimizer(policy)
@@ -146,6 +150,8 @@ class Run:
     def reference(self, policy: Policy) -> Policy:
         """The policy that the run started from, for the KL penalty."""
         first = self.folder / "checkpoints" / "step-000000"
+        if not first.is_dir():
+            raise KitError(f"{first}: the reference of the KL penalty is missing; name another --out.")
         check_seal(first)
         return reference_of(policy, first)
 
@@ -179,7 +185,7 @@ class Run:
             shutil.rmtree(writing, ignore_errors=True)
             raise KitError(
                 f"{final}: the checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); "
-                f"the last good one is {self.latest()}."
+                f"the last good one is {self.latest() or 'missing'}."
             ) from None
         for old in checkpoints(self.folder)[1:-KEEP]:
             _remove(old)
@@ -235,16 +241,20 @@ def check_folder(folder: Path, config: Config, resume: bool = False, origin: Ori
     if (folder / "metrics.jsonl").exists():  # training began: before that, the command may simply be repeated
         if not resume:
             raise KitError(f"{folder} already holds a run: pass --resume to continue it, or another --out.")
+        origin = origin or {}
         before, now = flat(read_config(folder).to_dict()), flat(config.to_dict())
+        check_origin(folder, how_made(folder).get("origin"), origin)
         for name, value in now.items():
             was = before.get(name)
             moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
             pinned = name == "lm.date" and not value  # that of the checkpoint is used
-            if was != value and not moved and not pinned and name not in MAY_DIFFER:
+            unread = origin.get("stage") == "sft" and name.startswith("rl.") and name not in SFT_READS
+            if was != value and not (moved or pinned or unread or name in MAY_DIFFER):
                 raise KitError(f"{folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
-        check_origin(folder, how_made(folder).get("origin"), origin or {})
-        done = max(map(step_of, checkpoints(folder)), default=0)
-        if origin and origin.get("stage") == "rl" and done > config.rl.steps:
+        done = max(map(step_of, checkpoints(folder)), default=-1)
+        if done < 0 and (folder / "metrics.jsonl").stat().st_size:
+            raise KitError(f"{folder}: has the metrics of a run, but no checkpoint to go on from; name another --out.")
+        if origin.get("stage") == "rl" and done > config.rl.steps:
             raise KitError(f"{folder}: {done} steps are done, more than --steps {config.rl.steps}: name another --out.")
     elif path.exists() and not how_made(folder):  # of a model, perhaps
         raise KitError(f"{path}: is not the configuration of a run and would be overwritten; name another --out.")

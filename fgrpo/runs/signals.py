@@ -12,10 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from ..config import KitError
+
 
 def processes() -> int:
-    """Number of processes that a launcher started, including this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """Number of processes that a launcher started, including this one. Raises KitError if its variables are odd."""
+    if "RANK" not in os.environ:
+        return 1
+    rank, size = os.environ["RANK"], os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise KitError(f"RANK {rank!r} and WORLD_SIZE {size!r} are not those of a launcher: unset them.")
+    return int(size)
 
 
 class Stop:
@@ -56,7 +63,8 @@ def ending() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) != signal.SIG_IGN:  # a terminal that is closed may still send its second SIGHUP
+                signal.signal(number, handler)
 
 
 def _hangup() -> list[signal.Signals]:

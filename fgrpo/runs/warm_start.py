@@ -11,7 +11,7 @@ from ..tasks import DATA
 from ..trainer import Callback, fit
 from .origin import digest_of
 from .policies import new_policy, policy_folder
-from .run import Run, read_config
+from .run import Run, check_folder, read_config
 from .sft import sft_stage
 from .trace import trace_of, trace_policy, write_trace
 
@@ -21,7 +21,7 @@ SHIPPED = next((p for p in _PLACES if p.is_dir()), _PLACES[0])
 TRACED = 4
 """number of queries of a run that are traced token by token"""
 MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")
-"""fields of a run that its warm start depends on"""
+"""fields of a run that its warm start depends on, besides SFT_READS"""
 
 
 def warm_start(
@@ -48,12 +48,21 @@ def warm_start(
 
 def fits_shipped(config: Config) -> bool:
     """Whether the shipped warm start was made with these options."""
-    return SHIPPED.is_dir() and made_by(read_config(SHIPPED)) == made_by(config)
+    if not SHIPPED.is_dir():
+        return False
+    shipped = read_config(SHIPPED)
+    return all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY)
+
+
+def check_warm_start(folder: Path, config: Config, resume: bool) -> None:
+    """Raise KitError unless `warm_start` may write to a folder. Writes nothing."""
+    if not fits_shipped(config):
+        check_folder(folder, replace(config, seed=0), resume, {"stage": "sft"})
 
 
 def made_by(config: Config) -> tuple[object, ...]:
     """The fields of a configuration that its warm start depends on."""
-    return tuple(getattr(config, part) for part in MADE_BY)
+    return (*(getattr(config, part) for part in MADE_BY), config.rl.temperature, config.rl.decoding)
 
 
 def tracer(run: Run, examples: Sequence[Example]) -> Callback:

@@ -29,7 +29,7 @@ from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
 from ..runs.run import Run, check_folder, read_json
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
-from ..runs.warm_start import TRACED, fits_shipped, made_by, warm_start
+from ..runs.warm_start import TRACED, check_warm_start, made_by, warm_start
 from ..runs.workers import without_ctrl_c, workers
 from ..tasks.atomic import write_text
 from ..trainer import fit, sampling_of
@@ -88,10 +88,9 @@ def compare(
         beside = sum(path.parent == own for path, _ in first.values())
         first.setdefault(made_by(config), (own / f"warm-start{f'-{beside + 1}' if beside else ''}", config))
     for path, config in () if start else first.values():  # what can be refused is, before anything is loaded
-        if not fits_shipped(config):
-            check_folder(path, replace(config, seed=0), resume)
+        check_warm_start(path, config, resume)
     for (setting, method, seed), config in configs.items():
-        check_folder(run_folder(folder, setting, method, seed), config, resume)
+        check_folder(run_folder(folder, setting, method, seed), config, resume, {"stage": "rl", "every": every})
         if every > config.rl.steps:
             raise KitError(f"every {every} is above steps {config.rl.steps}: no measurement would be made on the way.")
     loaded = {key: load(config) for key, (_, config) in first.items()}
@@ -99,6 +98,8 @@ def compare(
         check_pools(loaded[key][0].train, config)
     init = digest_of_policy(start)
     origins = {key: _origin(splits, init, every) for key, (splits, _) in loaded.items()}
+    for (setting, method, seed), config in configs.items():  # and before anything is written
+        check_folder(run_folder(folder, setting, method, seed), config, resume, origins[made_by(config)])
     # every process would hold the pretrained model once more
     one_by_one = any(config.lm.model for config in configs.values())
     jobs = min(jobs or (1 if one_by_one else os.cpu_count()) or 1, len(configs))

@@ -29,6 +29,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "brackets.json").write_text("[" * 100_000)
     (folder / "figure.png").write_text("a figure\n")
     (folder / "empty").mkdir()
+    (folder / "mine").mkdir()
+    (folder / "mine/train.jsonl").write_text(rows[0])
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text('{"model_type": "qwen3"}')
     (folder / "deep").mkdir()
@@ -36,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "link").symlink_to("notes.txt")
     task = folder / "task.jsonl"
     assert main(["train", "--task", str(task), "--out", str(folder / "run"), "--json", *TINY]) == 0
-    for name in ("odd-step", "odd-metrics"):
+    for name in ("odd-step", "odd-metrics", "alone", "above/warm-start"):
         shutil.copytree(folder / "run", folder / name)
     task.write_text("".join(rows[::-1]))  # the same name, another order
     assert main(["train", "--task", str(task), "--out", str(folder / "changed"), "--json", *TINY]) == 0
@@ -45,6 +47,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.unlink()
     for file in folder.glob("odd-step/checkpoints/*/trainer.json"):
         file.write_text("[" * 100_000)
+    for file in folder.glob("alone/checkpoints/*/trainer.*"):
+        file.unlink()
+    for file in folder.glob("alone/checkpoints/*/SHA256SUMS"):
+        file.unlink()
     (folder / "odd-metrics/metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n')
     return folder
 
@@ -101,6 +107,8 @@ train --out x --dtype bfloat16 -> --dtype is for a pretrained policy
 train --out x --passage-tokens 9 -> --passage-tokens is for a pretrained policy
 train --out x --trust-remote-code -> --trust-remote-code is for a pretrained policy
 train --out x --gguf-file x.gguf -> name the folder that holds it with --model
+train --out x --date 2020-01-01 -> --date is for a pretrained policy
+train --out x --decoding free --full -> --full is for constrained decoding
 train --out x --model y --hidden-size 64 -> --hidden-size is for the tiny policy
 train --out x --model LAB --init LAB -> is a tiny one
 train --out x --task task.jsonl --pool 30 -> --pool is for task lab-rec alone
@@ -134,7 +142,9 @@ train --out run --resume RUN --seed 3 -> seed = 3
 train --out run --resume RUN --temperature 2 -> rl.temperature
 train --out run --resume RUN --steps 1 -> 2 steps are done
 train --out run --resume SHAPE RL -> another initial policy
-train --out run --resume SHAPE --sft -> cannot resume
+train --out run --resume SHAPE --sft -> cannot resume as sft, it began as rl
+train --out alone --resume RUN -> the policy alone was kept, it cannot be resumed
+train --out above --task task.jsonl -> above/warm-start already holds a run
 train --out run --resume --task task.jsonl --init LAB RL -> model.hidden_size
 train --out changed --resume RUN -> the task's data has changed since it began
 train --out odd-step --resume RUN -> the checkpoint is damaged
@@ -205,6 +215,8 @@ bench --prompt 1000000000 -> at most 65,536
 bench --prompt 20 -> prompt 20 must be at least 67
 bench --prompt a -> must be whole numbers
 bench --completion 400 -> completion 400 must be from 15 to 74
+bench --group 4,8,4 -> has a number twice
+analyse --groups 2,2 -> has a number twice
 bench --group 1000000000000 -> at most 65,536
 bench --layers 100000 -> at most 1,000
 bench --peers verl -> the one peer is trl
@@ -217,6 +229,8 @@ data -> required: ACTION
 data check -> required: file
 data check none.jsonl -> none.jsonl
 data stats --task task.jsonl --data empty -> --data is for tasks
+data build --out mine -> mine/train.jsonl: is not a lab-rec file of this kit and would be overwritten
+data stats --date 2020-01-01 -> --date is for a pretrained policy
 data stats --skip-bad -> --skip-bad is for JSONL files
 data stats --passage-tokens 4 -> --passage-tokens is for a pretrained policy
 data fetch netflix -> invalid choice
@@ -225,6 +239,8 @@ data fetch-model gpt -> invalid choice
 EMPTY = [
     ["train", "--out", ""], ["train", "--out", "x", "--init", ""], ["train", "--out", "x", "--model", ""],
     ["evaluate", "--checkpoint", " "], ["compare", "--out", ""], ["trace", "--checkpoint", "run", "--out", ""],
+    ["data", "build", "--out", ""], ["data", "fetch", "lastfm", "--out", ""],
+    ["data", "fetch-model", "smollm2", "--out", ""],
 ]  # fmt: skip
 """what an unset variable of a shell leaves of a call"""
 
@@ -249,3 +265,12 @@ def test_a_bad_call_gets_one_line_and_changes_nothing(home: Path, monkeypatch, c
     assert status == 2 and said in err, err
     assert err.startswith("fgrpo: ") and err.count("\n") == 1 and "Traceback" not in err and not out
     assert snapshot(home) == before
+
+
+@pytest.mark.parametrize(("rank", "size"), [("x", "2"), ("0", "y"), ("2", "2"), ("-1", "2"), ("", "1"), ("0", "1e3")])
+def test_variables_that_no_launcher_sets_get_one_line(monkeypatch, capsys, rank, size) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert main(["train", "--out", "x"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"fgrpo: RANK {rank!r} and WORLD_SIZE {size!r} are not") and err.count("\n") == 1

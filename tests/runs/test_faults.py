@@ -5,6 +5,7 @@ Every run is a process of its own, and the whole command line runs in it; a serv
 
 import hashlib
 import os
+import pty
 import resource
 import shlex
 import signal
@@ -154,11 +155,11 @@ def stopped(argv: list[str], said: Path, log: Path, number: int, size: int = 1, 
 )
 def test_a_signal_ends_the_step_and_the_command_it_names_goes_on(whole, tmp_path, number, size, whom) -> None:
     """No checkpoint is due before the end: the signal makes the only one. Of two processes, one alone hears it."""
-    more, run = ("--steps", "60", "--save-every", "100"), tmp_path / "run"
+    more, run = ("--steps", "150", "--save-every", "200"), tmp_path / "run"
     argv = ["train", "--out", str(run), *tiny(tmp_path), *more]
     said = stopped(argv, tmp_path / "said", run / "metrics.jsonl", number, size, whom)
     done = lines_of(run / "metrics.jsonl")
-    assert 2 <= done < 60 and f"fgrpo: {run}: stopped after step {done} of 60; to go on: " in said
+    assert 2 <= done < 150 and f"fgrpo: {run}: stopped after step {done} of 150; to go on: " in said
     assert said.count("\n") == 1 and max(run.glob("checkpoints/*")).name == f"step-{done:06d}"
     command = said.strip().split("to go on: ")[1]
     prefix = "python -m fgrpo " if size == 1 else "under the same launcher, -m fgrpo "
@@ -167,6 +168,25 @@ def test_a_signal_ends_the_step_and_the_command_it_names_goes_on(whole, tmp_path
     assert again == [*argv, "--resume"]
     finish(start(again, tmp_path / "again", size), 0, tmp_path / "again")
     assert result(run) == whole(*more, size=size)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
+@pytest.mark.parametrize("again", [False, True])
+def test_a_closed_terminal_saves_the_run(tmp_path: Path, again: bool) -> None:
+    """The terminal takes stdout and stderr with it; a shell may send SIGHUP a second time, at any later moment."""
+    log = tmp_path / "run/metrics.jsonl"
+    argv = ["train", "--out", str(tmp_path / "run"), *tiny(tmp_path), "--steps", "2000", "--save-every", "2000"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "fgrpo", *argv])
+    while lines_of(log) < 2 and not os.waitpid(pid, os.WNOHANG)[0]:
+        time.sleep(0.01)
+    os.close(terminal)
+    while again and not (done := os.waitpid(pid, os.WNOHANG))[0]:
+        os.kill(pid, signal.SIGHUP)
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode((done if again else os.waitpid(pid, 0))[1]) == 0
+    assert max((tmp_path / "run").glob("checkpoints/*")).name == f"step-{lines_of(log):06d}" != "step-002000"
 
 
 def test_a_signal_in_the_warm_start_is_heard_too(tmp_path: Path) -> None:

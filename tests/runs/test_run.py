@@ -1,6 +1,7 @@
 """A run's folder: it is not overwritten, and damage in a checkpoint is one clear line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fgrpo.cli.main import main
 from fgrpo.config import KitError
 from fgrpo.runs.fields import check_pools
 from fgrpo.runs.origin import digest_of, digest_of_policy
 from fgrpo.runs.policies import checkpoints, policy_folder
 from fgrpo.runs.run import Run, read_config, read_metrics
+from fgrpo.runs.sft import sft_stage
+from fgrpo.runs.warm_start import made_by
 from fgrpo.trainer import fit
 from tests.core.test_trainer import fresh, run_to_end
 
@@ -44,7 +48,7 @@ def test_a_truncated_checkpoint_gets_one_clear_line(config, lab, tmp_path, file)
     assert "\n" not in str(error.value)
 
 
-def test_another_process_that_writes_is_refused_and_a_dead_one_is_not(config, lab, tmp_path) -> None:
+def test_another_process_that_writes_is_refused_and_a_dead_one_is_not(config, lab, tmp_path, capsys) -> None:
     """The lock is the system's, so that it ends with its process, however that ends."""
     script = (
         "import sys, time; from pathlib import Path; from fgrpo.runs.lock import lock\n"
@@ -58,6 +62,10 @@ def test_another_process_that_writes_is_refused_and_a_dead_one_is_not(config, la
         ):
             Run(tmp_path / "a", config)
     assert [p.name for p in (tmp_path / "a").iterdir()] == [".lock"]
+    (tmp_path / "a/metrics.jsonl").write_text("")
+    assert main(["trace", "--checkpoint", "no matter", "--out", str(tmp_path / "a/trace.jsonl")]) == 2
+    assert f"process {other.pid} is writing to it" in capsys.readouterr().err
+    (tmp_path / "a/metrics.jsonl").unlink()
     other.kill()
     other.wait()
     run = run_to_end(config, lab, tmp_path / "a")
@@ -78,6 +86,34 @@ def test_a_run_is_resumed_with_what_it_began_with(config, lab, tmp_path) -> None
     fewer = replace(config, rl=replace(config.rl, steps=2))
     with pytest.raises(KitError, match="4 steps are done, more than --steps 2"):
         Run(tmp_path / "a", fewer, resume=True, origin=origin)
+
+
+def test_a_warm_start_depends_on_two_options_of_rl_alone(config, lab, tmp_path) -> None:
+    rl, origin = config.rl, {"stage": "sft"}
+    fit(fresh(config), lab.train, config, Run(tmp_path / "a", config, origin=origin), sft_stage(config), quiet=True)
+    other = replace(rl, credit="grpo", lam=2.0, group=16, lr=1e-3, steps=1)
+    Run(tmp_path / "a", replace(config, rl=other), resume=True, origin=origin)
+    for change in ({"temperature": 0.5}, {"decoding": "free"}):
+        changed = replace(config, rl=replace(rl, **change))
+        assert made_by(changed) != made_by(config) == made_by(replace(config, rl=other))
+        with pytest.raises(KitError, match=f"cannot resume with rl.{next(iter(change))}"):
+            Run(tmp_path / "a", changed, resume=True, origin=origin)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [("checkpoints/step-000004/trainer.*", "the policy alone was kept"), ("checkpoints", "no checkpoint to go on from"),
+     ("checkpoints/step-000000", "the reference of the KL penalty is missing")],
+)  # fmt: skip
+def test_a_run_that_lacks_what_resuming_needs_is_not_begun_anew(config, lab, tmp_path, lost, said) -> None:
+    config = replace(config, rl=replace(config.rl, beta=0.1))
+    run = run_to_end(config, lab, tmp_path / "a")
+    (run.latest() / "SHA256SUMS").unlink()
+    for path in run.folder.glob(lost):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(KitError, match=said):
+        run_to_end(config, lab, tmp_path / "a", resume=True)
+    assert len(read_metrics(run.folder)) == 4
 
 
 def test_digests_go_by_content(lab, tmp_path) -> None:

@@ -311,9 +311,12 @@ def test_a_comparison_is_not_resumed_with_other_queries_or_another_start(config,
         (small._replace(train=small.train[:32]), {"every": 2}, "the task's data has changed"),
         (small, {"every": 2, "start": SHIPPED}, "another initial policy"),
     ):  # fmt: skip
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
         with pytest.raises(KitError, match=said):
             again(splits, resume=True, **options)
-    again(resume=True, every=2)
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    compare(grid(config, ["fgrpo", "grpo"]), 1, tmp_path, lambda c: (small, items()), {}, jobs=1, quiet=True,
+            resume=True, every=2)  # a warm start made with the credit of another method first  # fmt: skip
 
 
 @pytest.mark.parametrize(
