@@ -27,8 +27,10 @@ def analyse(args: argparse.Namespace) -> None:
     shipped, args.checkpoint = not args.checkpoint, args.checkpoint or str(SHIPPED)
     config, splits = of_checkpoint(args)
     methods = {name: with_credit(config.rl, name) for name in names}
-    for rl in methods.values():
+    for name, rl in methods.items():
         check_credit(rl)
+        if not any(g % rl.rankings == 0 and g >= 2 * rl.rankings for g in args.groups):
+            raise KitError(f"--groups: {name} needs a multiple of {rl.rankings}, {2 * rl.rankings} at least.")
     policy, splits = policy_of(args, config), splits._replace(test=chosen(args, splits))
     rows, apart, real = analyse(policy, splits, methods, config, args.pools, args.batches, args.groups)
     if args.out:

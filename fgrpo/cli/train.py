@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +38,8 @@ def train(args: argparse.Namespace) -> None:
         from ..scale.processes import launched
 
         team = launched(config.device)
+        if team.size > 1 and team.main:
+            _check_folders(args, config)
         try:
             policy, examples = _train(args, config, team, lambda: stop.asked)
         except Stopped as stopped:
@@ -57,20 +58,24 @@ def train(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace, config: Config) -> None:
     """Raise KitError on whatever can be refused before data and models are loaded."""
     from ..credit import check_credit
-    from ..runs.run import check_folder
-    from ..runs.warm_start import check_warm_start
 
     check_credit(config.rl)
-    if processes() == 1:  # of several, each gets its own
+    if processes() == 1:  # of several, each gets its own device, and all are connected before one may refuse
         check_device(config.device)
+        _check_folders(args, config)
     if args.init and args.init != "base":
         start = check_policy(args.init)
         if config.lm.model and (start / "items.json").is_file():
             raise KitError(f"--model is for a pretrained policy, and --init {args.init} is a tiny one.")
-    if os.environ.get("RANK", "0") == "0":  # the one process that writes
-        check_folder(Path(args.out), config, args.resume, {"stage": "sft" if args.sft else "rl"})
-        if not (args.init or args.sft):
-            check_warm_start(Path(args.out) / "warm-start", config, args.resume)
+
+
+def _check_folders(args: argparse.Namespace, config: Config) -> None:
+    from ..runs.run import check_folder
+    from ..runs.warm_start import check_warm_start
+
+    check_folder(Path(args.out), config, args.resume, {"stage": "sft" if args.sft else "rl"})
+    if not (args.init or args.sft):
+        check_warm_start(Path(args.out) / "warm-start", config, args.resume)
 
 
 def _train(

@@ -238,6 +238,9 @@ def check_folder(folder: Path, config: Config, resume: bool = False, origin: Ori
     path = folder / "config.json"
     if folder.exists() and not folder.is_dir():
         raise KitError(f"{folder}: is a file; name a folder with --out.")
+    for name in ("config.json", "metrics.jsonl", "trace.jsonl"):
+        if (folder / name).is_dir():
+            raise KitError(f"{folder / name}: is a folder, where a run writes a file; name another --out.")
     if (folder / "metrics.jsonl").exists():  # training began: before that, the command may simply be repeated
         if not resume:
             raise KitError(f"{folder} already holds a run: pass --resume to continue it, or another --out.")

@@ -29,6 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "brackets.json").write_text("[" * 100_000)
     (folder / "figure.png").write_text("a figure\n")
     (folder / "empty").mkdir()
+    (folder / "filled/trace.jsonl").mkdir(parents=True)
     (folder / "mine").mkdir()
     (folder / "mine/train.jsonl").write_text(rows[0])
     (folder / "model").mkdir()
@@ -206,6 +207,8 @@ analyse --credits zz -> credit 'zz' is not known
 analyse --credits grpo, -> empty name
 analyse --checkpoint nowhere -> no policy here
 analyse --groups 1 -> must be whole numbers above 1
+analyse --groups 3 --credits grpo,nested -> nested needs a multiple of 2, 4 at least
+train --out filled RUN -> is a folder, where a run writes a file
 analyse --groups 1000000000 -> at most 4,096
 analyse --out notes.txt -> is not a CSV file
 analyse --out figure.png -> use the suffix .csv
