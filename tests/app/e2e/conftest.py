@@ -86,3 +86,15 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
 def tab(page: Any, name: str) -> None:
     """Open a tab."""
     page.get_by_role("tab", name=name, exact=True).click()
+
+
+def upload(page: Any, file: Any, shown: Any) -> None:
+    """Choose a file in the tab Files, and once more if nothing happens: a tab just opened may not listen yet."""
+    from playwright.sync_api import TimeoutError as Waited
+
+    page.locator("input[type=file]").set_input_files(file)
+    try:
+        shown.wait_for(timeout=30_000)
+    except Waited:
+        page.locator("input[type=file]").set_input_files(file)
+        shown.wait_for()

@@ -11,7 +11,7 @@ import pytest
 
 from fgrpo.runs.trace import read_trace
 
-from .conftest import Served, tab
+from .conftest import Served, tab, upload
 
 TRACE = Path(__file__).parents[3] / "data" / "checkpoints" / "lab-rec-fgrpo" / "trace.jsonl"
 
@@ -199,8 +199,7 @@ def test_a_bad_upload_is_reported_by_line(visit, tmp_path, lines, message) -> No
     tab(page, "Files")
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b"".join(lines))
-    page.locator("input[type=file]").set_input_files(file)
-    page.locator("#at-uploaded .problem", has_text=message).wait_for()
+    upload(page, file, page.locator("#at-uploaded .problem", has_text=message))
     tab(page, "Inspect")
     assert page.locator("#at-pool tbody tr").count() == 20  # what was shown is still there
 
@@ -210,8 +209,7 @@ def test_good_lines_of_an_upload_are_kept_and_a_cut_one_is_noted(visit, tmp_path
     lines = TRACE.read_bytes().splitlines(keepends=True)[:5]
     (tmp_path / "half.jsonl").write_bytes(b"".join([*lines[:2], b'{"query": 7}\n', *lines[2:4], lines[4][:200]]))
     tab(page, "Files")
-    page.locator("input[type=file]").set_input_files(tmp_path / "half.jsonl")
-    page.locator("#at-uploaded", has_text="3 queries").wait_for()
+    upload(page, tmp_path / "half.jsonl", page.locator("#at-uploaded", has_text="3 queries"))
     assert "line 3: field 'query'" in page.locator("#at-uploaded .problem").inner_text()
     page.locator("#at-problems", has_text="cut short").wait_for()
 
@@ -220,8 +218,7 @@ def test_an_upload_over_20_mb_is_refused(visit, served: Served, tmp_path) -> Non
     page = visit()
     tab(page, "Files")
     (tmp_path / "large.jsonl").write_bytes(b" " * 21_000_000)
-    page.locator("input[type=file]").set_input_files(tmp_path / "large.jsonl")
-    page.get_by_text("exceed the maximum allowed size of 20").wait_for()
+    upload(page, tmp_path / "large.jsonl", page.get_by_text("exceed the maximum allowed size of 20"))
     files = {"files": ("large.jsonl", b" " * 21_000_000)}
     assert httpx.post(f"{served.url}/gradio_api/upload", files=files).status_code == 413  # not by the page alone
 
@@ -356,7 +353,6 @@ def test_examples_without_rollouts_open_too(visit, tmp_path) -> None:
     (tmp_path / "task.jsonl").write_text(row + "\n")
     page = visit()
     tab(page, "Files")
-    page.locator("input[type=file]").set_input_files(tmp_path / "task.jsonl")
-    page.locator("#at-uploaded", has_text="1 queries").wait_for()
+    upload(page, tmp_path / "task.jsonl", page.locator("#at-uploaded", has_text="1 queries"))
     tab(page, "Inspect")
     page.locator("#at-strip", has_text="This query has no rollouts").wait_for()

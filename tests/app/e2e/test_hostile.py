@@ -10,7 +10,7 @@ import pytest
 
 from app.markup import printable
 
-from .conftest import Served, tab
+from .conftest import Served, tab, upload
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "${alert(1)} {{value}} `x` {0} {name}", "**bold** [link](javascript:alert(1)) # t",
@@ -39,8 +39,7 @@ def hostile_trace(folder: Path) -> Path:
 def test_hostile_strings_are_shown_as_text(visit, tmp_path) -> None:
     page = visit()
     tab(page, "Files")
-    page.locator("input[type=file]").set_input_files(hostile_trace(tmp_path))
-    page.locator("#at-uploaded", has_text=f"{len(HOSTILE)} queries").wait_for()
+    upload(page, hostile_trace(tmp_path), page.locator("#at-uploaded", has_text=f"{len(HOSTILE)} queries"))
     tab(page, "Inspect")
     nodes = "document.querySelectorAll('img[src=x], script:not([src]):not([type]), [onerror], [onmouseover]').length"
     before = page.evaluate(nodes)
