@@ -70,7 +70,7 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("console", lambda m: events.append(f"{m.type}: {m.text}") if m.type == "error" else None)
-        page.on("pageerror", lambda e: events.append(f"exception: {e}"))
+        page.on("pageerror", lambda e: events.append(f"exception: {e} {e.stack}"))
         page.on("dialog", lambda d: (events.append(f"dialog: {d.message}"), d.dismiss()))
         page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else events.append(r.url))
         page.goto(f"{served.url}/?{urlencode(asked)}")

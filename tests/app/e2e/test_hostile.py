@@ -41,6 +41,7 @@ def test_hostile_strings_are_shown_as_text(visit, tmp_path) -> None:
     tab(page, "Files")
     upload(page, hostile_trace(tmp_path), page.locator("#at-uploaded", has_text=f"{len(HOSTILE)} queries"))
     tab(page, "Inspect")
+    page.locator("#at-query p", has_text=HOSTILE[0]).wait_for()  # the run is selected after its message is shown
     nodes = "document.querySelectorAll('img[src=x], script:not([src]):not([type]), [onerror], [onmouseover]').length"
     before = page.evaluate(nodes)
     for number, text in enumerate(HOSTILE):
