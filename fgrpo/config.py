@@ -90,9 +90,13 @@ class SFTConfig:
     """peak learning rate (AdamW, linear warm-up over 5 % of the steps, then linear decay to zero)"""
     sft_weight_decay: float = 0.05
     """AdamW weight decay of the warm start"""
+    demonstrations: str = "relevant"
+    """lists to imitate: the relevant candidates alone, or followed by others, drawn at random (filled) or by GRU4Rec's
+    order (ranked)"""
 
     def __post_init__(self) -> None:
-        _check(self, sft_steps=(1, None), sft_batch=(1, 65_536), sft_lr=(1e-12, 1.0), sft_weight_decay=(0.0, 1.0))
+        _check(self, sft_steps=(1, None), sft_batch=(1, 65_536), sft_lr=(1e-12, 1.0), sft_weight_decay=(0.0, 1.0),
+               demonstrations=("relevant", "filled", "ranked"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,13 @@ class RLConfig:
     epochs: int = 1
     """passes over each rollout batch, one optimizer step each"""
     lr: float = 1e-4
-    """learning rate (AdamW, constant)"""
+    """learning rate of the first step (AdamW)"""
+    lr_decay: str = "linear"
+    """linear: the learning rate falls to zero over the steps; none: it is constant"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm"""
+    learn: str = "both"
+    """phases whose tokens are trained: both, slate or rank"""
     temperature: float = 1.0
     """sampling temperature; every log-probability is taken at it"""
     decoding: str = "constrained"
@@ -147,7 +155,8 @@ class RLConfig:
             clip_low=(0.0, 1.0), clip_high=(0.0, None), beta=(0.0, None), epochs=(1, None), lr=(1e-12, 1.0),
             max_grad_norm=(1e-6, None), temperature=(0.01, 100.0),
             slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
-            ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"),
+            ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"), learn=("both", "slate", "rank"),
+            lr_decay=("linear", "none"),
         )  # fmt: skip
         if self.queries * self.group > 2**20:  # before memory is filled with them
             raise KitError(
@@ -172,6 +181,10 @@ class Config:
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     pool: int = 20
     """lab-rec: candidates per query"""
+    taste: float = 1.0
+    """lab-rec: strength of the viewers' tastes (0: chance alone decides what they like)"""
+    hard: float = 0.125
+    """lab-rec: weight of the viewer's taste in half of the other candidates (0: all are drawn uniformly)"""
     skip_bad: bool = False
     """skip broken rows of a JSONL, HotpotQA or MuSiQue task, and count them"""
     seed: int = 0
@@ -185,7 +198,7 @@ class Config:
     rl: RLConfig = field(default_factory=RLConfig)
 
     def __post_init__(self) -> None:
-        _check(self, pool=(5, 200), seed=(0, 2**32 - 1))
+        _check(self, pool=(5, 200), taste=(0.0, 100.0), hard=(0.0, 100.0), seed=(0, 2**32 - 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for JSON."""

@@ -100,6 +100,8 @@ def assign_credit(
         each = advantages[:, 0]  # one number a rollout, with mean 0
         square, count = reduce_sum(float(each.square().sum())), reduce_sum(len(each))
         advantages = advantages / ((square / (count - 1)) ** 0.5 + 1e-4)
+    if config.learn != "both":
+        advantages = advantages * (rollouts.phase == {"slate": PHASE_SLATE, "rank": PHASE_RANK}[config.learn])
     return advantages
 
 

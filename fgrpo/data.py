@@ -3,8 +3,10 @@
 An item is its id where a catalogue has ids of its own, else its text: titles of real catalogues are not unique.
 """
 
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from .config import KitError
 
@@ -45,9 +47,30 @@ class Example:
         return self.candidate_ids or self.candidates
 
 
+class Stream(Sequence[Example]):
+    """Training examples without end, made when they are asked for. As a sequence: a finite sample of them."""
+
+    @abstractmethod
+    def take(self, first: int, count: int, seed: int = 0, use: str = "train") -> list[Example]:
+        """Examples `first` to `first + count - 1`: a pure function of the arguments. Another `use` has other examples."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return self.take(chosen, 1)[0]
+        return self.take(chosen.start, len(chosen)) if chosen.step == 1 else [self[i] for i in chosen]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self[:])
+
+
 class Splits(NamedTuple):
     """Training, validation and test examples of one task."""
 
-    train: list[Example]
+    train: Sequence[Example]  # perhaps a Stream
     validation: list[Example]
     test: list[Example]

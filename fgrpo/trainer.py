@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .config import Config, KitError
 from .credit import assign_credit, check_credit, zero_variance
-from .data import Example
+from .data import Example, Stream
 from .loss import masked_mean, policy_loss
 from .policy import Policy, Sampling
 from .prompt import PHASE_RANK, PHASE_SLATE
@@ -122,8 +122,10 @@ def sampling_of(config: Config) -> Sampling:
     return Sampling(config.grammar, config.rl.decoding == "constrained", config.rl.temperature)
 
 
-def batch_of(examples: Sequence[Example], size: int, number: int, seed: int) -> list[Example]:
-    """Batch `number` of an endless stream of shuffled epochs: a pure function, so that resuming needs no replay."""
+def batch_of(examples: Sequence[Example], size: int, number: int, seed: int, use: str = "rl") -> list[Example]:
+    """Batch `number` of a stream, or of shuffled epochs: a pure function, so that resuming needs no replay."""
+    if isinstance(examples, Stream):
+        return examples.take(number * size, size, seed, use)
     chosen: list[Example] = []
     for position in range(number * size, (number + 1) * size):
         epoch, offset = divmod(position, len(examples))
@@ -165,13 +167,16 @@ class Stage:
     steps: int
     queries: int
     lr: Callable[[int], float]  # number of the step -> learning rate
+    use: str = "rl"  # of a stream of examples: another one has other examples
     weight_decay: float = 0.0
     beta: float = 0.0  # above 0: a reference policy is kept
 
 
 def rl_stage(config: Config) -> Stage:
     """F-GRPO. The other stage is the warm start, fgrpo.runs.sft.sft_stage."""
-    return Stage(step, config.rl.steps, config.rl.queries, lambda number: config.rl.lr, beta=config.rl.beta)
+    rl = config.rl
+    decay = float(rl.lr_decay == "linear")
+    return Stage(step, rl.steps, rl.queries, lambda number: rl.lr * (1 - decay * number / rl.steps), beta=rl.beta)
 
 
 def fit(
@@ -189,7 +194,9 @@ def fit(
     """
     stage = stage or rl_stage(config)
     check_credit(config.rl)
-    team.share(batch_of(examples, stage.queries, 0, config.seed))  # an uneven one is refused before anything is written
+    team.share(
+        batch_of(examples, stage.queries, 0, config.seed, stage.use)
+    )  # an uneven one is refused before anything is written
     policy.to(team.device(config.device))
     with team.first():
         policy, optimizer, start = run.restore(policy, partial(make_optimizer, stage=stage))
@@ -208,7 +215,7 @@ def fit(
         if team.sum(stop()):
             run.save(policy, optimizer, number, number * stage.queries)
             raise Stopped(f"{run.folder}: stopped after step {number} of {stage.steps}")
-        queries, began = batch_of(examples, stage.queries, number, config.seed), time.perf_counter()
+        queries, began = batch_of(examples, stage.queries, number, config.seed, stage.use), time.perf_counter()
         optimizer.param_groups[0]["lr"] = stage.lr(number)
         try:
             logs = stage.step(policy, optimizer, team.share(queries), config, number, reference, team)

@@ -1,12 +1,16 @@
 """Baselines to compare a policy with. To add one, write a function of the splits and name it in BASELINES."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from ..config import KitError
+from ..config import Config, KitError
+from ..data import Splits
 from ..prompt import Output
+from ..runs.sft import Demonstrate, demonstration
+from .ceilings import attributes, taste
 from .decoupled import decoupled
 from .rankers import bm25, cross_encoder, dense, popularity, random_order
-from .sequential import gru4rec, unisrec
+from .sequential import gru4rec, gru4rec_ranker, unisrec
 from .zero_shot import zero_shot
 
 Baseline = Callable[..., Sequence[Output] | Sequence[Sequence[int]]]
@@ -23,6 +27,8 @@ BASELINES: dict[str, Baseline] = {
     "gru4rec": gru4rec,
     "unisrec": unisrec,
     "decoupled": decoupled,
+    "attributes": attributes,
+    "taste": taste,
 }
 """Baselines that need nothing but the task: names on the command line"""
 
@@ -40,3 +46,10 @@ def baselines_by_name(names: Sequence[str]) -> dict[str, Baseline]:
         if name not in BASELINES:
             raise KitError(f"baseline {name!r} is not known; choose from {', '.join(BASELINES)}.")
     return {name: BASELINES[name] for name in names}
+
+
+def demonstrator(splits: Splits, config: Config) -> Demonstrate | None:
+    """What writes the demonstrations of a warm start, if it has to be trained: GRU4Rec for the kind `ranked`."""
+    if config.sft.demonstrations != "ranked":
+        return None
+    return partial(demonstration, ranker=gru4rec_ranker(splits))

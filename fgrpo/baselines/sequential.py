@@ -14,6 +14,7 @@ are kept.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ..config import KitError
 from ..data import Example, Splits
 from ..rewards import ndcg, pad, pool_gains
+from ..runs.sft import Ranker
 from ..tasks.reading import catalogue
 from .encoders import PACKAGED, embed
 
@@ -125,12 +127,17 @@ def gru4rec(splits: Splits, *, seed: int = 0) -> list[list[int]]:
     TOP1 or BPR on sampled negatives, tied embeddings, a start input, and sequences in random order, not in parallel
     sessions. Items are known by key, never by text. Raises KitError if a split is empty.
     """
+    return gru4rec_ranker(splits, seed)(splits.test)
+
+
+def gru4rec_ranker(splits: Splits, seed: int = 0) -> Ranker:
+    """Train GRU4Rec; the function it returns orders the pools of any examples of the catalogue."""
     index = {key: n for n, key in enumerate(catalogue(splits))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GRU4Rec(len(index))
         _fit(model, splits, index)
-    return _order(model, splits.test, index)
+    return partial(_order, model, index=index)
 
 
 def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[list[int]]:
@@ -155,15 +162,16 @@ def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[lis
 
 
 def _fit(model: SequenceModel, splits: Splits, index: dict[str, int]) -> None:
-    if not all(splits):
+    train = list(splits.train)
+    if not all((train, splits.validation, splits.test)):
         raise KitError("a sequential recommender needs training, validation and test examples; a split is empty.")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
     gains, best, waited = pool_gains(splits.validation), -1.0, 0
-    targets, kept = _targets(splits.train, index), copy.deepcopy(model.state_dict())
+    targets, kept = _targets(train, index), copy.deepcopy(model.state_dict())
     for _ in range(MAX_EPOCHS):
         model.train()
-        for chosen in torch.randperm(len(splits.train)).split(BATCH):
-            ids, _ = _sequences([splits.train[i] for i in chosen.tolist()], index)
+        for chosen in torch.randperm(len(train)).split(BATCH):
+            ids, _ = _sequences([train[i] for i in chosen.tolist()], index)
             found = [(row, *target) for row, i in enumerate(chosen.tolist()) for target in targets[i]]
             rows, positions, items = torch.tensor(found).T  # (P,) each
             loss = F.cross_entropy(model(ids, rows, positions), items)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import CONCERNS, Config, KitError
-from ..data import Example
+from ..data import Example, Stream
 
 CONCERN_OF = {field: concern for concern, kind in CONCERNS.items() for field in kind.__dataclass_fields__}
 
@@ -30,7 +30,7 @@ def config_with(**values: object) -> Config:
 
 def check_pools(examples: Sequence[Example], config: Config) -> None:
     """Raise KitError if a pool is smaller than the slate."""
-    for e in examples:
+    for e in examples[:1] if isinstance(examples, Stream) else examples:
         if len(e.candidates) < config.grammar.slate_size:
             raise KitError(
                 f"example {e.id!r}: its pool of {len(e.candidates)} candidates is smaller than "

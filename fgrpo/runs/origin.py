@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..config import KitError
-from ..data import Example
+from ..data import Example, Stream
 from .policies import policy_folder
 
 Origin = Mapping[str, object]
@@ -20,6 +20,7 @@ OTHER = {
     "init": "from another initial policy: give the --init that it began with",
     "train": "on other examples: the task's data has changed since it began",
     "test": "with other queries to measure on: give the --split, --limit and data that it began with",
+    "start": "from warm start {now}, it began from {was}: give the --starts that it began with",
     "every": "with --every {now}, it began with {was}",
 }
 """what is wrong with each part, to follow `cannot resume`"""
@@ -47,8 +48,11 @@ def digest_of_policy(path: str | Path | None) -> str:
 
 
 def digest_of(examples: Iterable[Example]) -> str:
-    """SHA-256 of examples, field by field."""
+    """SHA-256 of examples, field by field; of a stream of its options and first examples."""
     digest = hashlib.sha256()
+    if isinstance(examples, Stream):
+        digest.update(repr(examples).encode())
+        examples = examples[:64]
     for example in examples:
         values = [sorted(x) if isinstance(x, frozenset) else x for x in vars(example).values()]
         digest.update(repr(values).encode("utf-8", "surrogatepass"))

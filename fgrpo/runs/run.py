@@ -43,7 +43,7 @@ from .signals import processes
 
 KEEP = 2
 FIRST = LAST = 20
-MAY_DIFFER = ("rl.steps", "device")
+MAY_DIFFER = ("device",)
 SFT_READS = ("rl.temperature", "rl.decoding")
 """the RL options that the likelihood of a demonstration is taken under; the others change nothing in SFT"""
 PATHS = ("task", "data", "lm.model")
@@ -252,7 +252,8 @@ def check_folder(folder: Path, config: Config, resume: bool = False, origin: Ori
             moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
             pinned = name == "lm.date" and not value  # that of the checkpoint is used
             unread = origin.get("stage") == "sft" and name.startswith("rl.") and name not in SFT_READS
-            if was != value and not (moved or pinned or unread or name in MAY_DIFFER):
+            longer = name == "rl.steps" and config.rl.lr_decay == "none"  # otherwise the learning rates depend on it
+            if was != value and not (moved or pinned or unread or longer or name in MAY_DIFFER):
                 raise KitError(f"{folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
         done = max(map(step_of, checkpoints(folder)), default=-1)
         if done < 0 and (folder / "metrics.jsonl").stat().st_size:

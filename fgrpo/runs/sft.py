@@ -18,6 +18,8 @@ from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
 BOTH = (PHASE_SLATE, PHASE_RANK)
 Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
 """(example, config, generator) -> slate and rank to imitate, as pool indices."""
+Ranker = Callable[[Sequence[Example]], Sequence[Sequence[int]]]
+"""examples -> the order of each pool, best first"""
 
 
 def sft_stage(config: Config, demonstrate: Demonstrate | None = None, learn: Sequence[int] = BOTH) -> Stage:
@@ -29,7 +31,7 @@ def sft_stage(config: Config, demonstrate: Demonstrate | None = None, learn: Seq
         return sft.sft_lr * min((number + 1) / warmup, (sft.sft_steps - number) / max(1, sft.sft_steps - warmup))
 
     do_step = partial(sft_step, demonstrate=demonstrate, learn=learn)
-    return Stage(do_step, sft.sft_steps, sft.sft_batch, lr, sft.sft_weight_decay)
+    return Stage(do_step, sft.sft_steps, sft.sft_batch, lr, "sft", sft.sft_weight_decay)
 
 
 def sft_step(
@@ -39,8 +41,9 @@ def sft_step(
 ) -> Logs:  # fmt: skip
     """Step `number` of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
 
-    The loss is over the tokens of the phases `learn`. A demonstration depends only on (seed, step, query id).
+    Demonstrations may be short, so `full` is not asked of them. The loss is over the tokens of the phases `learn`. A demonstration depends only on (seed, step, query id).
     """
+    config = without_full(config)
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
     targets = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
     ids, mask = policy.spell(queries, targets)  # (Q, T)
@@ -71,24 +74,38 @@ def _check_sharing(policy: Policy, queries: Sequence[Example], config: Config, p
         policy.checked[2] = max(policy.checked[2], length)  # its own completions may be shorter than those written
 
 
-def demonstration(example: Example, config: Config, generator: torch.Generator) -> tuple[list[int], list[int]]:
-    """One good output for the warm start: (slate, rank) as pool indices.
+def demonstration(
+    example: Example, config: Config, generator: torch.Generator, ranker: Ranker | None = None
+) -> tuple[list[int], list[int]]:
+    """One good output for the warm start, (slate, rank) as pool indices, of the kind `config.sft.demonstrations`.
 
-    The slate holds the relevant candidates and a random number of others, in random order; the rank puts the relevant
-    ones first (graded ones by falling gain), then others of the slate. The length is uniform, so that RL can move it
-    either way.
+    relevant: the relevant candidates alone, in random order in the slate, in another one in the rank (graded ones by
+    falling gain). filled: a random number of others follows, drawn uniformly, so that RL can move the length either
+    way; the slate's order is random, the rank has the relevant ones first. ranked: the best others by the order of
+    `ranker` fill both lists.
     """
-    grammar, pool = config.grammar, len(example.candidates)
+    grammar, pool, kind = config.grammar, len(example.candidates), config.sft.demonstrations
     order = torch.randperm(pool, generator=generator).tolist()
+    if kind == "ranked":
+        assert ranker is not None, "demonstrations 'ranked' need a ranker (fgrpo.baselines.sequential.gru4rec_ranker)"
+        (order,) = ranker([example])
     relevant = [i for i in order if i in example.relevant]
     if example.gains:
         relevant.sort(key=lambda i: -example.gains[i])
     relevant = relevant[: grammar.slate_size]
-    others = [i for i in order if i not in example.relevant]
-    room = min(grammar.slate_size, pool) - len(relevant)
-    slate = relevant + others[: int(torch.randint(room + 1, (), generator=generator))]
+    others = [i for i in order if i not in example.relevant][: grammar.slate_size - len(relevant)]
+    if kind == "relevant":
+        others = []
+    elif kind == "filled":
+        others = others[: int(torch.randint(len(others) + 1, (), generator=generator))]
+    slate = relevant + others
     shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
-    return shuffled, slate[: grammar.rank_size]
+    return slate if kind == "ranked" else shuffled, slate[: grammar.rank_size]
+
+
+def without_full(config: Config) -> Config:
+    """The run with lists of free length."""
+    return replace(config, grammar=replace(config.grammar, full=False))
 
 
 def generator_of(*names: object) -> torch.Generator:

@@ -12,7 +12,7 @@ from ..trainer import Callback, fit
 from .origin import digest_of
 from .policies import new_policy, policy_folder
 from .run import Run, check_folder, read_config
-from .sft import sft_stage
+from .sft import Demonstrate, sft_stage, without_full
 from .trace import trace_of, trace_policy, write_trace
 
 _PLACES = (DATA / "checkpoints" / "lab-rec", Path(__file__).parent / "shipped" / "lab-rec")
@@ -20,48 +20,57 @@ SHIPPED = next((p for p in _PLACES if p.is_dir()), _PLACES[0])
 """the warm start of the lab task that is shipped with the kit: in the repository, or as installed (pyproject.toml)"""
 TRACED = 4
 """number of queries of a run that are traced token by token"""
-MADE_BY = ("task", "data", "one_relevant", "pool", "model", "lm", "sft", "grammar")
+MADE_BY = ("task", "data", "one_relevant", "pool", "taste", "hard", "model", "lm", "sft", "grammar")
 """fields of a run that its warm start depends on, besides SFT_READS"""
+
+Demonstrator = Callable[[Splits, Config], Demonstrate | None]
+"""makes what writes the demonstrations of a run, where that needs training of its own: fgrpo.baselines.demonstrator"""
+
+
+def _usual(splits: Splits, config: Config) -> None:
+    """Demonstrations that need no ranker."""
 
 
 def warm_start(
     config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False,
-    stop: Callable[[], bool] = lambda: False, writes: bool = True,
+    stop: Callable[[], bool] = lambda: False, writes: bool = True, seed: int = 0, demonstrator: Demonstrator = _usual,
 ) -> Path:  # fmt: skip
     """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here.
 
-    Of several processes one `writes`; the others call this when it is done.
+    Another `seed` gives an independent one: other initial weights, other training queries of a stream. Of several
+    processes one `writes`; the others call this when it is done.
     """
-    if fits_shipped(config):
+    if fits_shipped(config, seed):
         return policy_folder(SHIPPED)
     if not writes:
         return policy_folder(folder)
     origin = {"stage": "sft", "train": digest_of(splits.train)}
-    run = Run(folder, replace(config, seed=0), resume=resume, save_every=250, origin=origin)
+    run = Run(folder, replace(without_full(config), seed=seed), resume=resume, save_every=250, origin=origin)
     callback = tracer(run, splits.validation)
-    policy, stage = new_policy(items, config), sft_stage(config)
+    policy, stage = new_policy(items, config, seed), sft_stage(config, demonstrator(splits, config))
     fit(policy, splits.train, run.config, run, stage, quiet, after_save=callback, stop=stop)
     latest = run.latest()
     assert latest is not None
     return latest
 
 
-def fits_shipped(config: Config) -> bool:
+def fits_shipped(config: Config, seed: int = 0) -> bool:
     """Whether the shipped warm start was made with these options."""
     if not SHIPPED.is_dir():
         return False
-    shipped = read_config(SHIPPED)
-    return all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY)
+    shipped, config = read_config(SHIPPED), without_full(config)
+    return seed == shipped.seed and all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY)
 
 
-def check_warm_start(folder: Path, config: Config, resume: bool) -> None:
+def check_warm_start(folder: Path, config: Config, resume: bool, seed: int = 0) -> None:
     """Raise KitError unless `warm_start` may write to a folder. Writes nothing."""
-    if not fits_shipped(config):
-        check_folder(folder, replace(config, seed=0), resume, {"stage": "sft"})
+    if not fits_shipped(config, seed):
+        check_folder(folder, replace(without_full(config), seed=seed), resume, {"stage": "sft"})
 
 
 def made_by(config: Config) -> tuple[object, ...]:
     """The fields of a configuration that its warm start depends on."""
+    config = without_full(config)
     return (*(getattr(config, part) for part in MADE_BY), config.rl.temperature, config.rl.decoding)
 
 

@@ -1,5 +1,9 @@
-"""Train the runs of a comparison: the same warm start, queries and seeds for every method; then greedy decoding."""
+"""Train the runs of a comparison: the same warm starts, queries and seeds for every method; then greedy decoding.
 
+The run of seed s starts from warm start s mod W, of W independent ones (`starts`), so that seeds vary the start too.
+"""
+
+import itertools
 import json
 import os
 import re
@@ -15,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..baselines import Baseline
+from ..baselines import Baseline, demonstrator
 from ..baselines.rankers import popularity, random_order
 from ..config import Config, KitError
 from ..credit import check_credit
@@ -28,18 +32,23 @@ from ..runs.lock import lock
 from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
 from ..runs.run import Run, check_folder, read_json
+from ..runs.sft import sft_stage
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, check_warm_start, made_by, warm_start
 from ..runs.workers import without_ctrl_c, workers
 from ..tasks.atomic import write_text
-from ..trainer import fit, sampling_of
+from ..trainer import Callback, fit, sampling_of
 from .experiments import Experiments
+from .sft_more import continued
 
 T = TypeVar("T")
 
 WARM_START, WARM_START_FULL = "sft", "sft_full"
-"""rows of the warm start itself, and of the warm start made to fill both lists"""
-TASK = ("task", "data", "one_relevant", "pool")
+"""rows of the warm start itself, and of the warm start made to fill both lists: what length alone gives"""
+SFT_MORE, SFT_ONCE = "sft_more", "sft_once"
+"""rows of SFT that goes on on RL's queries, for RL's compute and for one pass (fgrpo.study.sft_more); lists filled"""
+SFT_ROWS = (WARM_START_FULL, SFT_ONCE, SFT_MORE, WARM_START)
+TASK = ("task", "data", "one_relevant", "pool", "taste", "hard")
 """fields that the methods of one setting share: they are compared query by query"""
 
 
@@ -57,20 +66,20 @@ class Result:
 
 
 Results = dict[str, dict[str, list[Result]]]
-"""Results by setting and method, one per seed (one in all for rows that RL did not train)."""
+"""Results by setting and method: one per seed; of rows that RL did not train one per warm start, of baselines one."""
 
 
 def compare(
     experiments: Experiments, seeds: int, folder: Path, load: Callable[[Config], tuple[Splits, list[str]]],
     baselines: Mapping[str, Baseline] | None = None, start: Path | None = None, jobs: int | None = None,
-    quiet: bool = False, resume: bool = False, every: int = 0,
+    quiet: bool = False, resume: bool = False, every: int = 0, starts: int = 1, sft_more: bool = True,
 ) -> Results:  # fmt: skip
     """Train experiments[setting][method], a whole Config each, with seeds 0 to `seeds` - 1. Methods have free names.
 
-    The first rows of a setting are the `baselines` by name (random and popularity unless given) and the warm start,
-    also made to fill both lists (`sft_full`: the part of RL's gain that is length alone). `load` gives the splits and
-    the catalogue of a run (fgrpo.tasks.load_task). `start` names a policy to start from in place of a warm start;
-    `jobs` runs go on at a time; `every` N steps a run is measured on the test split. Runs are written to
+    The first rows of a setting are the `baselines` by name (random and popularity unless given) and those of SFT_ROWS,
+    with options of the setting's first method; without `sft_more`, SFT does not go on. `load` gives the splits and
+    the catalogue of a run (fgrpo.tasks.load_task). `start` names a policy to start from in place of `starts` warm
+    starts; `jobs` runs go on at a time; `every` N steps a run is measured on the test split. Runs are written to
     folder/SETTING/METHOD-seedN, and continued from there with `resume`.
 
     Raises KitError on options that do not fit a method, and on names that would be mixed up.
@@ -78,17 +87,22 @@ def compare(
     if baselines is None:
         baselines = {"random": random_order, "popularity": popularity}
     check_experiments(experiments, baselines)
+    starts = 1 if start else min(starts, seeds)
     configs = {
         (setting, method, seed): replace(config, seed=seed)
         for setting, methods in experiments.items() for method, config in methods.items() for seed in range(seeds)
     }  # fmt: skip
-    first: dict[tuple[object, ...], tuple[Path, Config]] = {}  # warm start of all runs that begin alike: folder, config
+    first: dict[tuple[object, ...], tuple[Path, Config]] = {}  # warm starts of runs that begin alike: folder, config
     for (setting, _, _), config in configs.items():
         own = folder / slug(setting)
         beside = sum(path.parent == own for path, _ in first.values())
         first.setdefault(made_by(config), (own / f"warm-start{f'-{beside + 1}' if beside else ''}", config))
-    for path, config in () if start else first.values():  # what can be refused is, before anything is loaded
-        check_warm_start(path, config, resume)
+    making = {
+        (key, w): (path.with_name(f"{path.name}{f'-seed{w}' if w else ''}"), config)
+        for key, (path, config) in first.items() for w in range(starts)
+    }  # fmt: skip
+    for (_, w), (path, config) in {} if start else making.items():  # what can be refused is, before anything is loaded
+        check_warm_start(path, config, resume, w)
     for (setting, method, seed), config in configs.items():
         check_folder(run_folder(folder, setting, method, seed), config, resume, {"stage": "rl", "every": every})
         if every > config.rl.steps:
@@ -99,44 +113,49 @@ def compare(
     init = digest_of_policy(start)
     origins = {key: _origin(splits, init, every) for key, (splits, _) in loaded.items()}
     for (setting, method, seed), config in configs.items():  # and before anything is written
-        check_folder(run_folder(folder, setting, method, seed), config, resume, origins[made_by(config)])
+        origin = {**origins[made_by(config)], "start": seed % starts}
+        check_folder(run_folder(folder, setting, method, seed), config, resume, origin)
     # every process would hold the pretrained model once more
     one_by_one = any(config.lm.model for config in configs.values())
     jobs = min(jobs or (1 if one_by_one else os.cpu_count()) or 1, len(configs))
     quiet_runs = quiet or jobs > 1
 
     with lock(folder):
-        if start:
-            starts = dict.fromkeys(first, start)
-        else:
-            making: list[Callable[[], Path]] = [
-                partial(warm_start, config, *loaded[key], path, quiet_runs, resume)
-                for key, (path, config) in first.items()
-            ]  # fmt: skip
-            starts = dict(zip(first, _run_all(making, jobs, True), strict=True))
+        paths = dict.fromkeys(making, start) if start else dict(zip(making, _run_all([
+            partial(
+                warm_start, config, *loaded[key], path, quiet_runs, resume, seed=w, demonstrator=demonstrator,
+            )
+            for (key, w), (path, config) in making.items()
+        ], jobs, True), strict=True))  # fmt: skip
 
-        results: Results = {}
+        calls: dict[tuple[str, str, int], Callable[[], Result]] = {}
         for setting, methods in experiments.items():
             config = next(iter(methods.values()))
-            splits, items = loaded[made_by(config)]
-            own = folder / slug(setting) / "baselines"
-            results[setting] = {}
+            (splits, items), own = loaded[made_by(config)], folder / slug(setting)
             for name, baseline in baselines.items():
-                results[setting][name] = [run_baseline(baseline, splits, items, config, own, quiet, resume)]
-            policy = load_policy(starts[made_by(config)], config.device, config.lm)
-            filled = replace(config, grammar=replace(config.grammar, full=True))
-            results[setting][WARM_START_FULL] = [Result(evaluate(policy, splits.test, filled))]
-            results[setting][WARM_START] = [Result(evaluate(policy, splits.test, config))]
+                calls[setting, name, 0] = partial(
+                    run_baseline, baseline, splits, items, config, own / "baselines", quiet_runs, resume
+                )  # fmt: skip
+            for row, w in itertools.product(SFT_ROWS, range(starts)):
+                path, go_on = paths[made_by(config), w], row in (SFT_MORE, SFT_ONCE)
+                if sft_more or not go_on:
+                    seeded = replace(config, seed=w)
+                    calls[setting, row, w] = partial(
+                        measure_sft, seeded, splits, path, own / f"{row}-start{w}" if go_on else None, row, quiet_runs,
+                        resume, every,
+                    )  # fmt: skip
+        for (setting, method, seed), config in configs.items():
+            key, w = made_by(config), seed % starts
+            calls[setting, method, seed] = partial(
+                train_and_test, config, loaded[key][0], paths[key, w], run_folder(folder, setting, method, seed),
+                quiet_runs, resume, every, {**origins[key], "start": w},
+            )  # fmt: skip
+        longest_first = sorted(calls, key=lambda call: call[1] in baselines)  # the sort is stable
+        done = dict(zip(longest_first, _run_all([calls[c] for c in longest_first], jobs, quiet), strict=True))
 
-        training: list[Callable[[], Result]] = [
-            partial(
-                train_and_test, config, loaded[made_by(config)][0], starts[made_by(config)],
-                run_folder(folder, setting, method, seed), quiet_runs, resume, every, origins[made_by(config)],
-            )
-            for (setting, method, seed), config in configs.items()
-        ]  # fmt: skip
-        for (setting, method, _), result in zip(configs, _run_all(training, jobs, quiet), strict=True):
-            results[setting].setdefault(method, []).append(result)
+    results: Results = {setting: {} for setting in experiments}
+    for setting, name, number in calls:
+        results[setting].setdefault(name, []).append(done[setting, name, number])
     return results
 
 
@@ -154,7 +173,7 @@ def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline
     for names in (list(experiments), methods):
         if len({slug(name) for name in names}) < len(names):
             raise KitError(f"of {', '.join(names)}, two give a folder of the same name: rename one.")
-    if taken := [m for m in methods if not slug(m) or m in (*baselines, WARM_START, WARM_START_FULL)]:
+    if taken := [m for m in methods if not slug(m) or m in (*baselines, *SFT_ROWS)]:
         raise KitError(f"method {taken[0]!r} needs another name: this one is empty, or that of another row.")
     for setting, configs in experiments.items():
         if list(configs) != methods:
@@ -174,20 +193,10 @@ def train_and_test(
     The run's trace.jsonl gets these lists, and for the first few queries greedy and sampled rollouts token by token.
     """
     run = Run(folder, config, resume=resume, save_every=every or config.rl.steps, origin=origin)
-    measured = folder / "curve.json"
-
-    def callback(policy: Policy, step: int) -> None:
-        if every and step % every == 0:
-            ndcg = evaluate(policy, splits.test, config)["ndcg@5"].tolist()
-            points = {**read_curve(measured), str(step): (int(run.total("tokens")), ndcg)}
-            write_text(measured, json.dumps(points))
-
+    at = range(every, config.rl.steps + 1, every) if every else ()
     policy = load_policy(start, lm=config.lm)
-    policy = fit(policy, splits.train, config, run, quiet=quiet, after_step=callback)
-    points = read_curve(measured).values() if every else ()
-    if every and len(points) != config.rl.steps // every:
-        raise KitError(f"{measured}: {len(points)} of {config.rl.steps // every} points; delete the run's folder.")
-    curve = [(tokens, torch.tensor(ndcg, dtype=torch.float64)) for tokens, ndcg in points]
+    policy = fit(policy, splits.train, config, run, quiet=quiet, after_step=_measure_at(at, run, splits, config))
+    curve = _curve(run, at)
     outputs = greedy(policy, splits.test, sampling_of(config))
     groups = trace_policy(policy, splits.test[:TRACED], config, TRACED, config.rl.steps, config.seed)
     for example, output in list(zip(splits.test, outputs, strict=True))[TRACED:]:
@@ -195,6 +204,43 @@ def train_and_test(
     write_trace(run.trace, trace_of(run.name, config, groups))
     metrics = measure_outputs(outputs, splits.test, config.grammar)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
+
+
+def measure_sft(
+    config: Config, splits: Splits, start: Path, folder: Path | None, row: str, quiet: bool, resume: bool, every: int
+) -> Result:
+    """A row of SFT_ROWS: the policy `start` as it is, or after SFT went on in `folder`."""
+    filled = config if row == WARM_START else replace(config, grammar=replace(config.grammar, full=True))
+    if folder is None:
+        return Result(evaluate(load_policy(start, config.device, config.lm), splits.test, filled))
+    policy, queries, run = continued(config, splits, start, folder, row == SFT_ONCE, resume)
+    steps, points = run.config.sft.sft_steps, config.rl.steps // every if every and row == SFT_MORE else 0
+    at = [steps * (i + 1) // points for i in range(points)]
+    stage = sft_stage(run.config, demonstrator(splits, config))
+    policy = fit(policy, queries, run.config, run, stage, quiet, after_step=_measure_at(at, run, splits, filled))
+    metrics = evaluate(policy, splits.test, filled)
+    return Result(metrics, int(run.total("tokens")), run.total("seconds"), _curve(run, at))
+
+
+def _measure_at(steps: Sequence[int], run: Run, splits: Splits, config: Config) -> Callback:
+    """A callback for `fit` that measures the policy on the test split after some steps, and keeps it in curve.json."""
+    measured = run.folder / "curve.json"
+
+    def callback(policy: Policy, step: int) -> None:
+        if step in steps:
+            ndcg = evaluate(policy, splits.test, config)["ndcg@5"].tolist()
+            points = {**read_curve(measured), str(step): (int(run.total("tokens")), ndcg)}
+            write_text(measured, json.dumps(points))
+
+    return callback
+
+
+def _curve(run: Run, steps: Sequence[int]) -> list[tuple[int, Tensor]]:
+    """What `_measure_at` kept."""
+    points = read_curve(run.folder / "curve.json") if steps else {}
+    if list(points) != [str(step) for step in steps]:
+        raise KitError(f"{run.folder / 'curve.json'}: a point of {len(steps)} is missing; delete the run's folder.")
+    return [(tokens, torch.tensor(ndcg, dtype=torch.float64)) for tokens, ndcg in points.values()]
 
 
 def read_curve(path: Path) -> dict[str, tuple[int, list[float]]]:

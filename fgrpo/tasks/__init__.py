@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config import Config, KitError
 from ..data import Splits
 from .jsonl import SUFFIXES, doubts, read_jsonl, with_own_ids
-from .lab import build_lab, lab_catalogue
+from .lab import lab_catalogue, lab_task
 from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
@@ -32,8 +32,11 @@ def resolved(config: Config) -> Config:
 def check_options(config: Config, skip: bool) -> None:
     """Raise KitError if the config sets what its task has no use for, so that no choice is ignored."""
     task, default = config.task, Config()
-    if task != "lab-rec" and (config.pool != default.pool or config.one_relevant):
-        name = "--one-relevant" if config.one_relevant else "--pool"
+    of_lab = [
+        name for name in ("one_relevant", "pool", "taste", "hard") if getattr(config, name) != getattr(default, name)
+    ]
+    if task != "lab-rec" and of_lab:
+        name = "--" + of_lab[0].replace("_", "-")
         raise KitError(f"{name} is for lab-rec; the pools of {task} are those of its data: leave it out.")
     if config.data and (task not in TASKS or task == "lab-rec"):
         raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
@@ -51,10 +54,8 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     """
     check_options(config, bad is not None)
     if config.task == "lab-rec":
-        items = [film.title for film in lab_catalogue()]
-        if config.one_relevant or config.pool != 20 or not (DATA / "lab-rec").is_dir():  # the files are only faster
-            return build_lab(config.one_relevant, pool=config.pool), items
-        return Splits(*(read_jsonl(DATA / "lab-rec" / f"{split}.jsonl") for split in Splits._fields)), items
+        splits = lab_task(config.one_relevant, config.pool, config.taste, config.hard)
+        return splits, [film.title for film in lab_catalogue()]
     lost = Notes() if notes is None else notes
     if config.task in TASKS and not config.data:
         raise KitError(f"task {config.task} needs its data: name the folder or file with --data.")
