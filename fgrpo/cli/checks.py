@@ -15,8 +15,8 @@ MAY_SKIP = ("hotpotqa", "musique")
 LM_ONLY = ("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "trust_remote_code", "passage_tokens",
            "date")  # fmt: skip
 TINY_ONLY = tuple(f.name for f in fields(ModelConfig))
-LAB_ONLY = ("one_relevant", "pool")
-RL_ONLY = ("credit", "steps", "epochs", "lr", "beta", "ratio")
+LAB_ONLY = ("one_relevant", "pool", "taste", "hard")
+RL_ONLY = ("credit", "steps", "epochs", "lr", "lr_decay", "learn", "beta", "ratio")
 """fields that no step of SFT uses, nor a later command on its checkpoint"""
 MADE = ("lora_rank", "lora_alpha", "lora_targets", *TINY_ONLY, *(f.name for f in fields(SFTConfig)))
 """fields that a policy was made with, and that therefore --init brings along"""

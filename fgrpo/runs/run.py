@@ -254,7 +254,8 @@ def check_folder(folder: Path, config: Config, resume: bool = False, origin: Ori
             unread = origin.get("stage") == "sft" and name.startswith("rl.") and name not in SFT_READS
             longer = name == "rl.steps" and config.rl.lr_decay == "none"  # otherwise the learning rates depend on it
             if was != value and not (moved or pinned or unread or longer or name in MAY_DIFFER):
-                raise KitError(f"{folder}: cannot resume with {name} = {value!r}, it began with {was!r}.")
+                why = " (its learning rates fall to zero over them)" if name == "rl.steps" else ""
+                raise KitError(f"{folder}: cannot resume with {name} = {value!r}, it began with {was!r}{why}.")
         done = max(map(step_of, checkpoints(folder)), default=-1)
         if done < 0 and (folder / "metrics.jsonl").stat().st_size:
             raise KitError(f"{folder}: has the metrics of a run, but no checkpoint to go on from; name another --out.")

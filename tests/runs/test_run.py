@@ -31,7 +31,11 @@ def test_a_run_folder_is_not_overwritten_and_resume_checks_the_options(config, l
         run_to_end(config, lab, tmp_path / "a")
     with pytest.raises(KitError, match=r"rl.lam = 2.0, it began with 1.0"):
         Run(tmp_path / "a", replace(config, rl=replace(config.rl, lam=2.0)), resume=True)
-    longer = run_to_end(replace(config, rl=replace(config.rl, steps=6)), lab, tmp_path / "a", resume=True)
+    with pytest.raises(KitError, match=r"rl.steps = 6, it began with 4 \(its learning rates fall to zero over them\)"):
+        Run(tmp_path / "a", replace(config, rl=replace(config.rl, steps=6)), resume=True)
+    config = replace(config, rl=replace(config.rl, lr_decay="none"))
+    run_to_end(config, lab, tmp_path / "b")
+    longer = run_to_end(replace(config, rl=replace(config.rl, steps=6)), lab, tmp_path / "b", resume=True)
     assert len(read_metrics(longer.folder)) == 6
     assert json.loads((longer.latest() / "trainer.json").read_text()) == {"step": 6, "position": 24, "shared": True}
 
@@ -83,9 +87,11 @@ def test_a_run_is_resumed_with_what_it_began_with(config, lab, tmp_path) -> None
             Run(tmp_path / "a", config, resume=True, origin={**origin, **change})
     Run(tmp_path / "a", config, resume=True, origin=origin)
     Run(tmp_path / "a", config, resume=True, origin={"every": 0})  # a part that an older kit did not record
-    fewer = replace(config, rl=replace(config.rl, steps=2))
+    constant = replace(config, rl=replace(config.rl, lr_decay="none"))
+    run = Run(tmp_path / "b", constant, origin=origin)
+    fit(fresh(config), lab.train, constant, run, quiet=True)
     with pytest.raises(KitError, match="4 steps are done, more than --steps 2"):
-        Run(tmp_path / "a", fewer, resume=True, origin=origin)
+        Run(tmp_path / "b", replace(constant, rl=replace(constant.rl, steps=2)), resume=True, origin=origin)
 
 
 def test_a_warm_start_depends_on_two_options_of_rl_alone(config, lab, tmp_path) -> None:
@@ -132,7 +138,8 @@ def test_digests_go_by_content(lab, tmp_path) -> None:
 
 
 def test_a_linked_checkpoint_is_neither_rotated_away_nor_emptied(config, lab, tmp_path) -> None:
-    run = run_to_end(replace(config, rl=replace(config.rl, steps=6)), lab, tmp_path / "a", save_every=1)
+    config = replace(config, rl=replace(config.rl, steps=6, lr_decay="none"))
+    run = run_to_end(config, lab, tmp_path / "a", save_every=1)
     kept = tmp_path / "disk/step-000005"
     kept.parent.mkdir()
     (run.folder / "checkpoints/step-000005").rename(kept)
