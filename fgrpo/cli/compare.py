@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
 from ..runs.fields import config_with
-from .checks import check_device, check_output, check_policy, names_of
+from .checks import check_device, check_output, check_policy, flag, names_of
 from .options import PRESETS, config_of, load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..baselines import Baseline
+    from ..study.compare import Results
     from ..study.experiments import Experiments
+
+CREDITS = "grpo,fgrpo,reward_to_go"
+BASELINES, LAB_BASELINES = "random,popularity", "random,gru4rec,attributes,taste"
+STARTS = 3
+"""independent warm starts, unless --starts or --init is given"""
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -40,54 +49,96 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Train every credit method from the same warm start on the same queries, and print one table."""
+    """Train every credit method from the same warm starts on the same queries, and print one table."""
     from ..study.experiments import grid, parse_vary
 
-    credits = names_of(args.credits, "--credits")
+    if args.control:
+        _control(args)
+        return
+    credits = names_of(CREDITS if args.credits is None else args.credits, "--credits")
     if not credits:
         raise KitError("name at least one method with --credits.")
     if args.against and args.against not in credits:
         raise KitError(f"--against {args.against!r} must be one of the methods in --credits.")
-    if args.resume and not args.out:
-        raise KitError("--resume continues the comparison in --out: name its folder.")
     vary = parse_vary(args.vary)
     config = config_of(args, vary)
     if "nested" not in credits and ("rankings" in vary or getattr(args, "rankings", 1) > 1):
         raise KitError("--rankings is for credit 'nested', which is not among --credits.")
-    experiments = grid(config, credits, vary)
+    _compare_and_report(args, config, grid(config, credits, vary))
+
+
+def _control(args: argparse.Namespace) -> None:
+    """The positive control: exit status 1 if it fails."""
+    from ..study.control import OPTIONS, control_experiments, control_found
+
+    given = [name for name in OPTIONS if hasattr(args, name)]
+    given += [name for name in ("credits", "vary", "against", "baselines", "every") if getattr(args, name)]
+    if given:
+        raise KitError(f"{flag(given[0])} is set by --control: leave it out.")
+    config = config_of(args)
+    experiments = control_experiments(config)
+    began = time.perf_counter()
+    results, starts, groups, folder = _compare(args, experiments, {}, sft_more=False)
+    found = control_found(results, starts, groups)
+    if args.json:
+        row = {"task": config.task, "start": found.start, "holds": found.holds, "seeds": found.seeds}
+        for name, gain in (("joint", found.joint), ("own", found.own)):
+            low, high = gain.interval()
+            row[name] = {"gain": gain.mean, "low": low, "high": high}
+        print(json.dumps({**row, "seconds": round(time.perf_counter() - began, 1)}))
+    else:
+        print("\n".join(found.sentences), f"All files are in {folder}.", sep="\n")
+    if not found.holds:
+        raise SystemExit(1)
+
+
+def _compare(
+    args: argparse.Namespace, experiments: "Experiments", baselines: "Mapping[str, Baseline]", sft_more: bool
+) -> "tuple[Results, list[int], dict[str, list[str]], Path]":
+    """Train and measure; the results, the warm start of each seed, the groups of the queries, and the folder."""
+    from ..study.compare import compare, groups_of, loaded_once, starts_of
+
+    if args.resume and not args.out:
+        raise KitError("--resume continues the comparison in --out: name its folder.")
+    if args.init and args.starts:
+        raise KitError("--starts counts warm starts that are made here, and --init names one: leave out one of them.")
     start = check_policy(args.init) if args.init else None
     folder = Path(args.out) if args.out else _new_folder("compare")
     args.out = str(folder)  # what resumes a comparison that is stopped
-    _compare_and_report(args, config, experiments, folder, start, args.resume)
-
-
-def _compare_and_report(
-    args: argparse.Namespace, config: Config, experiments: "Experiments", folder: Path, start: Path | None = None,
-    resume: bool = False,
-) -> None:  # fmt: skip
-    from ..baselines import baselines_by_name
-    from ..study.compare import compare
-    from ..study.report import format_table, write_report
-
-    began = time.perf_counter()
-    baselines = baselines_by_name(names_of(args.baselines, "--baselines"))
+    starts = 1 if start else min(args.starts or STARTS, args.seeds)
     for device in {c.device for methods in experiments.values() for c in methods.values()}:
         check_device(device)
     check_output(folder / "comparison.csv", "CSV")
+    read = loaded_once(partial(load, args))
     results = compare(
-        experiments, args.seeds, folder, partial(load, args), baselines, start, args.jobs, args.json, resume, args.every,
+        experiments, args.seeds, folder, read, baselines, start, args.jobs, args.json, args.resume, args.every or 0,
+        starts, sft_more,
     )  # fmt: skip
-    rows = write_report(results, experiments, folder, args.against)
+    return results, starts_of(args.seeds, starts), groups_of(experiments, read), folder
+
+
+def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "Experiments") -> None:
+    from ..baselines import baselines_by_name
+    from ..study.check import manipulation
+    from ..study.report import format_table, reading, write_report
+
+    began = time.perf_counter()
+    usual = LAB_BASELINES if config.task == "lab-rec" else BASELINES
+    baselines = baselines_by_name(names_of(usual if args.baselines is None else args.baselines, "--baselines"))
+    results, starts, groups, folder = _compare(args, experiments, baselines, not args.no_sft_more)
+    rows = write_report(results, experiments, folder, args.against, starts, groups)
     seconds = round(time.perf_counter() - began, 1)
     runs = [run for by_method in results.values() for some in by_method.values() for run in some]
+    checks = manipulation(results, starts, groups)
     if args.json:
         tokens = sum(run.tokens for run in runs)
-        print(json.dumps({"task": config.task, "rows": rows, "tokens": tokens, "seconds": seconds}))
+        learns = [check.sentence for check in checks]
+        print(json.dumps({"task": config.task, "rows": rows, "check": learns, "tokens": tokens, "seconds": seconds}))
         return
+    print("Does RL learn here?", *(f"  {check.sentence}" for check in checks), "", sep="\n")
     print(format_table(rows))
     print(
-        f"\n{len(runs[0].metrics['ndcg@5'])} queries ({args.split}), greedy; means over {args.seeds} seeds; [95 %]: paired "
-        "bootstrap over queries and seeds; p and verdict: corrected by Holm over the differences of the whole table. "
+        f"\n{len(runs[0].metrics['ndcg@5'])} queries ({args.split}), greedy. {reading(rows)} "
         f"{seconds:.0f} s in all. All files are in {folder}."
     )
 

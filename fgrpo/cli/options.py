@@ -104,12 +104,17 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("evaluate")
     _add_checkpoint(p)
     p = command("compare", config=True)
-    p.add_argument("--credits", default="grpo,fgrpo,reward_to_go", help="credit methods, separated by commas (default "
-                   "grpo,fgrpo,reward_to_go)")  # fmt: skip
+    p.add_argument("--credits", help="credit methods, separated by commas (default grpo,fgrpo,reward_to_go)")
+    p.add_argument("--control", action="store_true", help="instead the positive control: rank tokens alone learn, and the "
+                   "slate's reward is noise; grpo must fall and fgrpo rise, or the instrument is broken")  # fmt: skip
     p.add_argument("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="repeat everything for each value "
                    "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
-    p.add_argument("--baselines", default="random,popularity", help="baselines beside the policies, separated by commas: "
-                   "random, popularity, bm25, dense, gru4rec, unisrec, decoupled (default random,popularity)")  # fmt: skip
+    p.add_argument("--baselines", help="baselines beside the policies, separated by commas: random, popularity, bm25, "
+                   "dense, gru4rec, unisrec, decoupled; of lab-rec also attributes and taste (default random,popularity; of "
+                   "lab-rec random,gru4rec,attributes,taste)")  # fmt: skip
+    p.add_argument("--no-sft-more", action="store_true", help="leave out SFT that goes on for as long as RL")
+    p.add_argument("--starts", type=_count(1000), metavar="N", help="independent warm starts; seed S starts from number "
+                   "S mod N (default 3, or the number of seeds)")  # fmt: skip
     p.add_argument("--against", default="", metavar="METHOD", help="method that differences are taken to (default: grpo, "
                    "or the first one)")  # fmt: skip
     p.add_argument("--limit", type=_count(), metavar="N", help="measure on the first N queries only")

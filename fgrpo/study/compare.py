@@ -42,6 +42,8 @@ from .experiments import Experiments
 from .sft_more import continued
 
 T = TypeVar("T")
+Load = Callable[[Config], tuple[Splits, list[str]]]
+"""gives the splits and the catalogue of a run, as fgrpo.tasks.load_task does"""
 
 WARM_START, WARM_START_FULL = "sft", "sft_full"
 """rows of the warm start itself, and of the warm start made to fill both lists: what length alone gives"""
@@ -70,7 +72,7 @@ Results = dict[str, dict[str, list[Result]]]
 
 
 def compare(
-    experiments: Experiments, seeds: int, folder: Path, load: Callable[[Config], tuple[Splits, list[str]]],
+    experiments: Experiments, seeds: int, folder: Path, load: Load,
     baselines: Mapping[str, Baseline] | None = None, start: Path | None = None, jobs: int | None = None,
     quiet: bool = False, resume: bool = False, every: int = 0, starts: int = 1, sft_more: bool = True,
 ) -> Results:  # fmt: skip
@@ -278,6 +280,32 @@ def run_baseline(
 def run_folder(folder: Path, setting: str, method: str, seed: int) -> Path:
     """Folder of one run of a comparison."""
     return folder / slug(setting) / f"{slug(method)}-seed{seed}"
+
+
+def starts_of(seeds: int, starts: int) -> list[int]:
+    """The warm start of each seed."""
+    return [seed % starts for seed in range(seeds)]
+
+
+def loaded_once(load: Load) -> Load:
+    """The same function, which reads each task once."""
+    kept: dict[tuple[object, ...], tuple[Splits, list[str]]] = {}
+
+    def call(config: Config) -> tuple[Splits, list[str]]:
+        key = tuple(getattr(config, name) for name in (*TASK, "skip_bad"))
+        if key not in kept:
+            kept[key] = load(config)
+        return kept[key]
+
+    return call
+
+
+def groups_of(experiments: Experiments, load: Load) -> dict[str, list[str]]:
+    """`Example.group` of the test queries, by setting."""
+    return {
+        setting: [e.group for e in load(next(iter(methods.values())))[0].test]
+        for setting, methods in experiments.items()
+    }
 
 
 def slug(name: str) -> str:
