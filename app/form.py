@@ -15,8 +15,8 @@ from markupsafe import Markup
 from fgrpo.config import KitError
 from fgrpo.data import Example
 from fgrpo.runs.trace import Group, trace_of, write_trace
-from fgrpo.tasks import DATA
 from fgrpo.tasks.jsonl import read_jsonl
+from fgrpo.tasks.lab import lab_task
 
 from . import views
 from .library import Library
@@ -36,8 +36,7 @@ RAW: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 @cache
 def presets() -> dict[str, Example]:
     """Queries to start from, by name."""
-    path = DATA / "lab-rec" / "test.jsonl"
-    lab = {f"lab-rec, {e.id}": e for e in read_jsonl(path)[:8]} if path.is_file() else {}
+    lab = {f"lab-rec, {e.id}": e for e in lab_task().test[:8]}
     return lab | {e.id: e for e in read_jsonl(Path(__file__).parent / "presets.jsonl")}
 
 

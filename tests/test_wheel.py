@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo.runs.policies import policy_folder
+from fgrpo.tasks.jsonl import to_json
+from fgrpo.tasks.lab import lab_task
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
@@ -120,12 +124,13 @@ def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) 
     ]  # fmt: skip
     printed = [process.communicate(timeout=400)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in printed)
-    for text, some in zip(printed, ("Angles in degrees", "4,000 examples"), strict=True):
+    for text, some in zip(printed, ("Angles in degrees", "16,384 examples"), strict=True):
         assert some in text and str(ROOT) not in text
     assert {p.name for p in rest.iterdir()} == {"runs", "trace.jsonl"} and (rest / "runs/two/comparison.csv").is_file()
     assert not (rest / "runs/mine/checkpoints/sft").exists() and not list(analysis.iterdir())
-    shipped = (ROOT / "data/checkpoints/lab-rec/checkpoints/step-000200/model.safetensors").read_bytes()
-    assert (next(python.parents[1].rglob("step-000200")) / "model.safetensors").read_bytes() == shipped
+    shipped = policy_folder(ROOT / "data/checkpoints/lab-rec")
+    installed = next(python.parents[1].rglob(f"shipped/lab-rec/checkpoints/{shipped.name}"))
+    assert (installed / "model.safetensors").read_bytes() == (shipped / "model.safetensors").read_bytes()
 
 
 def test_the_lab_is_made_as_it_is_in_the_repository(python: Path, tmp_path: Path) -> None:
@@ -135,7 +140,7 @@ def test_the_lab_is_made_as_it_is_in_the_repository(python: Path, tmp_path: Path
         "for e in load_task(Config())[0].test: print(to_json(e))"
     )
     out, _ = start(python, tmp_path, "-c", script).communicate(timeout=120)
-    assert out == (ROOT / "data/lab-rec/test.jsonl").read_text(encoding="utf-8")
+    assert out == "".join(f"{to_json(e)}\n" for e in lab_task().test)
 
 
 def test_the_app_says_where_it_runs(python: Path, tmp_path: Path) -> None:

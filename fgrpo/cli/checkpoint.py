@@ -85,7 +85,7 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
 
 def chosen(args: argparse.Namespace, splits: "Splits") -> "list[Example]":
     """The examples of --split, at most --limit of them."""
-    examples = [e for part in splits for e in part] if args.split == "all" else getattr(splits, args.split)
+    examples = [e for part in splits for e in part] if args.split == "all" else list(getattr(splits, args.split))
     return examples[: args.limit]
 
 

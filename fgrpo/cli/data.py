@@ -10,7 +10,7 @@ from .checks import check_output
 
 
 def data_build(args: argparse.Namespace) -> None:
-    """Write the files of the lab task: training, validation and test split, and the catalogue."""
+    """Write the lab task as files to look at: 1,000 training viewers, validation and test split, and the catalogue."""
     from ..tasks.atomic import write_text
     from ..tasks.lab import lab_files
 

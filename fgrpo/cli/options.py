@@ -168,7 +168,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         dest="action", required=True, metavar="ACTION"
     )
     p = command("data build", data)
-    p.add_argument("--out", type=_text, default="data/lab-rec", help="folder (default data/lab-rec)")
+    p.add_argument("--out", type=_text, default="runs/lab-rec", help="folder (default runs/lab-rec)")
     p.add_argument("--one-relevant", action="store_true", help="exactly one relevant film per pool")
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")

@@ -44,11 +44,10 @@ FIGURES = ROOT / "runs" / "notebooks"
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo.tasks import DATA
-from fgrpo.tasks.jsonl import read_jsonl
+from fgrpo.tasks.lab import lab_task
 
 generator = torch.Generator().manual_seed(SEED)
-test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
+test = lab_task().test
 example = test[int(torch.randint(len(test), (), generator=generator))]
 
 pool = [f"**★ {i} {c}**" if i in example.relevant else f"{i} {c}" for i, c in enumerate(example.candidates)]

@@ -47,10 +47,9 @@ from notebooks import checks
 # list. (After a bad slate, a "good" ranked list is as good as that slate allows.)
 
 # %%
-from fgrpo.tasks import DATA
-from fgrpo.tasks.jsonl import read_jsonl
+from fgrpo.tasks.lab import lab_task
 
-test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
+test = lab_task().test
 example = next(e for e in test[SEED:] + test if len(e.relevant) == 2)
 a, b = sorted(example.relevant)
 x, y, z = [i for i in range(len(example.candidates)) if i not in example.relevant][:3]

@@ -163,14 +163,13 @@ from fgrpo.rewards import score
 from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
-from fgrpo.tasks import DATA
-from fgrpo.tasks.jsonl import read_jsonl
+from fgrpo.tasks.lab import lab_task
 from fgrpo.trainer import sampling_of
 
 config = Config()
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
-test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
+test = lab_task().test
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
 rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, SEED)
 rewards = score(rollouts, queries, config.rl)

@@ -112,12 +112,11 @@ from fgrpo.rewards import pad, pool_gains
 from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
-from fgrpo.tasks import DATA
-from fgrpo.tasks.jsonl import read_jsonl
+from fgrpo.tasks.lab import lab_task
 
 config = Config(seed=SEED)
 policy = load_policy(SHIPPED)
-test = read_jsonl(DATA / "lab-rec" / "test.jsonl")
+test = lab_task().test
 found = {}
 for name, grammar in (("warm start", config.grammar), ("full lists", replace(config.grammar, full=True))):
     outputs = rollout(policy, test, Sampling(grammar)).outputs

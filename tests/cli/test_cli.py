@@ -12,6 +12,8 @@ from fgrpo.cli.options import config_of, parser_of
 from fgrpo.runs.run import read_config, read_metrics
 from fgrpo.runs.trace import read_trace
 from fgrpo.study.analysis import format_analysis
+from fgrpo.tasks.jsonl import write_jsonl
+from fgrpo.tasks.lab import lab_task
 
 ROOT = Path(__file__).parents[2]
 SIZE = ["--hidden-size", "32", "--layers", "1", "--heads", "2"]
@@ -64,7 +66,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_train_evaluate_resume(capsys) -> None:
     status, out, err = call(capsys, "train", "--out", "runs/a", "--json", *TINY)
     report = json.loads(out)
-    assert status == 0 and err == "" and report["task"] == "lab-rec" and report["queries"] == 512
+    assert status == 0 and err == "" and report["task"] == "lab-rec" and report["queries"] == 1024
     assert len(read_metrics("runs/a")) == 3 and len(read_metrics("runs/a/warm-start")) == 3
     assert all({g.step for g in read_trace(f"runs/{x}/trace.jsonl").groups} == {3} for x in ("a", "a/warm-start"))
     made = json.loads(Path("runs/a/config.json").read_text())["made"]
@@ -137,8 +139,7 @@ def test_another_task_or_part_of_one_may_be_measured(capsys) -> None:
     lab = str(ROOT / "data/checkpoints/lab-rec")
     out = call(capsys, "evaluate", "--checkpoint", lab, "--split", "all", "--limit", "7", "--json")[1]
     assert json.loads(out)["queries"] == 7
-    rows = (ROOT / "data/lab-rec/test.jsonl").read_text().splitlines(keepends=True)[:20]
-    Path("mine.jsonl").write_text("".join(rows))
+    write_jsonl("mine.jsonl", lab_task().test[:20])
     out = call(capsys, "evaluate", "--checkpoint", lab, "--task", "mine.jsonl", "--json")[1]
     assert json.loads(out)["task"] == "mine.jsonl" and json.loads(out)["queries"] == 2
 

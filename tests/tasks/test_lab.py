@@ -61,7 +61,7 @@ def test_training_never_repeats_a_query_and_its_batches_are_the_stream(lab) -> N
     """Batch n holds the viewers n * size on, whatever came before; SFT and RL have different ones."""
     batches = [batch_of(lab.train, 16, n, 7) for n in range(20)]
     assert [e.id for e in batches[3]] == [f"rl-7-{i}" for i in range(48, 64)]
-    assert sum(batches[4:8], []) == batch_of(lab.train, 64, 1, 7)
+    assert [e for batch in batches[4:8] for e in batch] == batch_of(lab.train, 64, 1, 7)
     histories = [e.history for n in range(20) for use in ("rl", "sft") for e in batch_of(lab.train, 16, n, 7, use)]
     assert len(set(histories)) == 640
 

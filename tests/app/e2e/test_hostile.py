@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.markup import printable
+from fgrpo.tasks.lab import lab_catalogue
 
 from .conftest import Served, tab, upload
 
@@ -95,7 +96,7 @@ def test_twenty_users_at_once_each_see_their_own(served: Served) -> None:
         )  # fmt: skip
 
     making, looking = event("at-status", "Temperature"), event("Run", "Rollout")
-    catalogue = [json.loads(x)["title"] for x in Path("data/lab-rec/catalogue.jsonl").read_text().splitlines()]
+    catalogue = [film.title for film in lab_catalogue()]
     problems: list[str] = []
 
     def ask(session: str, dependency: dict, values: dict[str, object]) -> list[dict]:
