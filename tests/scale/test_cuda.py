@@ -73,7 +73,7 @@ def test_shared_loss_and_gradients_equal_unshared_ones(name, constrained, querie
 
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2", "gemma3", "mistral"])
 def test_bfloat16(name, queries) -> None:
-    """The shared gradients differ from the plain ones by no more than rounding moves the plain ones."""
+    """The shared gradients are as near to those of float32 as the plain ones."""
     policy = policy_of(ATTENTION[name], spread=0.02, dtype=torch.bfloat16).to(DEVICE)
     r, advantages = sampled(policy, queries)
     config = RLConfig(clip_low=1.0, clip_high=1e9)  # rounding must not decide which tokens are clipped
@@ -84,10 +84,13 @@ def test_bfloat16(name, queries) -> None:
     exact.model.load_state_dict({k: v.float() for k, v in policy.model.state_dict().items()})
     _, truth = loss_and_gradients(exact, r, advantages, config, shared=False)
     whole, plain_whole, true = (torch.cat([g.float().flatten() for g in x.values()]) for x in (grads, plain, truth))
-    apart, rounding = relative_error(whole, plain_whole), relative_error(plain_whole, true)
-    print(f"loss {relative_error(loss, plain_loss):.1e}, gradients {apart:.1e}, rounding {rounding:.1e}")
+    error, plain_error = relative_error(whole, true), relative_error(plain_whole, true)
+    apart = relative_error(whole, plain_whole)
+    print(
+        f"loss {relative_error(loss, plain_loss):.1e}, gradients {error:.1e}, plain {plain_error:.1e}, apart {apart:.1e}"
+    )
     assert policy.share and relative_error(loss, plain_loss) < 1e-3
-    assert apart < max(1e-2, rounding)
+    assert error < max(1e-2, 1.5 * plain_error)
 
 
 @pytest.mark.parametrize("constrained", [True, False])
