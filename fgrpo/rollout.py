@@ -197,7 +197,7 @@ def _rollout(
     drawn = None if seed is None else uniforms(seed, step, examples, group, rows.completions.shape[1])  # (Q * G, T)
     for row, slate in enumerate(slates or ()):
         for token in rows.choices.slate_ids(row, slate):
-            rows.append(torch.tensor([row]), torch.tensor([token]))
+            rows.append(*torch.tensor([[row], [token]], device=prompts.ids.device))
     with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
         if policy.share:
             if slates is None:  # the forced tokens that all rows of a query begin with are encoded with the prompt

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import Config, GrammarConfig, KitError, RLConfig
 from ..credit import CREDITS
 from ..data import Example
-from ..policy import Policy, Sampling
+from ..policy import Policy, Prompts, Sampling
 from ..prompt import PHASE_RANK, PHASE_SLATE, Output
 from ..rewards import Rewards, score
 from ..rollout import Rollouts
@@ -142,11 +142,20 @@ def enumerate_outputs(policy: Policy, example: Example, config: Config) -> Oracl
     phase = policy.labels.phases(completions, mask)
     rollouts = Rollouts(prompts, completions, mask, phase, logprobs, outputs, len(outputs), sampling)
     decision, where = _decisions(completions, (logprobs < 0) & mask)
+    gram, rollouts = _gram(policy, rollouts, where).cpu(), _on_cpu(rollouts)
     rows, columns = where.T
     return Oracle(
-        rollouts, score(rollouts, [example], config.rl), logprobs.double().sum(1).exp(), decision,
-        phase[rows, columns], _gram(policy, rollouts, where),
+        rollouts, score(rollouts, [example], config.rl), rollouts.logprobs.double().sum(1).exp(), decision,
+        rollouts.phase[rows, columns], gram,
     )  # fmt: skip
+
+
+def _on_cpu(rollouts: Rollouts) -> Rollouts:
+    """The rollouts on the CPU, where all that an oracle counts and draws is done: these tensors are small."""
+    prompts = rollouts.prompts
+    here = Prompts(prompts.ids.cpu(), prompts.mask.cpu(), prompts.choices.to(torch.device("cpu")))
+    tensors = {name: getattr(rollouts, name).cpu() for name in ("completions", "mask", "phase", "logprobs")}
+    return replace(rollouts, prompts=here, **tensors)
 
 
 def small_pool(example: Example, size: int, relevant: int = 2) -> Example:
