@@ -72,7 +72,7 @@ def differences(rows: Rows, digits: int = 3) -> str:
 
 
 def bracket(row: Mapping[str, Any]) -> tuple[float, float]:
-    """The interval of a row's difference: the simultaneous one, where older tables have one at Holm's level, else its own."""
+    """Interval of a row's difference: the simultaneous one (in older tables one at Holm's level) if there is one."""
     for kind in ("simultaneous", "holm", "diff"):
         low, high = row.get(f"{kind}_low"), row.get(f"{kind}_high")
         if isinstance(low, (int, float)) and isinstance(high, (int, float)):

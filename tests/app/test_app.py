@@ -1,5 +1,6 @@
 """The app without a browser: its texts, its numbers, what it refuses."""
 
+import math
 import os
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from app.measures import (
 from app.playground import Form, config_of, example_from, form_of, generate, typed
 from app.show import SLOTS, Chosen, queries_of_bar, show, training
 from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
-from app.views import fate_bars, group_panel, pool_table, side_by_side
+from app.views import fate_bars, group_panel, metrics_table, pool_table, side_by_side
 from fgrpo.config import Config, GrammarConfig, KitError
 from fgrpo.data import Example
 from fgrpo.evaluate import evaluate, greedy, measure_outputs
