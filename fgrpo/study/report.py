@@ -125,7 +125,7 @@ def write_report(
     Verdicts are withheld where the manipulation check fails (`not_learned`), all of them if `withheld` says why.
     Learning curves and errors go by setting.
     """
-    checks = manipulation(results, starts, groups)
+    checks = manipulation(results, starts, groups, CURVE if primary == AREA else primary)
     reasons = withheld or not_learned(checks, against or baseline_of(trained_methods(results)))
     rows, made = table(results, against, starts, groups, primary, margin, reasons), made_of(experiments)
     write_text(folder / "comparison.csv", to_csv(rows, made))
