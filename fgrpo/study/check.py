@@ -77,7 +77,7 @@ def not_learned(checks: Iterable[Check], baseline: str) -> dict[tuple[str, str],
     return {
         (setting, method): f"neither {method} nor {baseline} is shown to beat {WARM_START_FULL}"
         for (setting, method), beats in learned.items()
-        if not beats and not learned[setting, baseline]
+        if not beats and not learned.get((setting, baseline))
     }
 
 
@@ -106,8 +106,10 @@ def starts_of(results: Results, starts: Sequence[int] | None = None) -> list[int
 def by_seed(runs: Sequence[Result], metric: str, starts: Sequence[int]) -> Tensor:
     """A metric (S, Q) for each seed of a row that has one result, one per warm start or one per seed.
 
-    Raises KitError on any other number of results.
+    Raises KitError on any other number of results, and on a metric that was not measured.
     """
+    if metric not in runs[0].metrics:
+        raise KitError(f"metric {metric!r} was not measured; choose from {', '.join(runs[0].metrics)}.")
     values = torch.stack([run.metrics[metric] for run in runs]).double()
     return values[_places(len(runs), starts)]
 

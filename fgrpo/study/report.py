@@ -46,12 +46,17 @@ def table(
     that all hold together with 95 % (Bonferroni). The rows of other metrics, and of methods that RL did not train, are
     descriptive. `detectable` is the difference that a test at level 0.05 / m finds with a probability of 80 %.
 
-    Raises KitError on an unknown baseline or metric, and on methods that were not trained equally often.
+    Raises KitError on an unknown baseline, metric or setting, on methods that were not trained equally often, and on a
+    margin that is not positive.
     """
     trained = trained_methods(results)
     baseline = against or baseline_of(trained)
     if baseline not in trained:
         raise KitError(f"{baseline!r} was not trained here: compare against one of {', '.join(trained)}.")
+    if unknown := [name for name in groups or {} if name not in results]:
+        raise KitError(f"groups of setting {unknown[0]!r}, but settings are {', '.join(map(repr, results))}.")
+    if not margin > 0:
+        raise KitError(f"margin {margin} must be above 0: the largest difference that does not matter.")
     starts = starts_of(results, starts)
     results = with_area(results, starts)
     metrics = list(next(iter(results.values()))[baseline][0].metrics)

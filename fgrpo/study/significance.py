@@ -16,7 +16,11 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 from torch import Tensor
 
+from ..config import KitError
+
 SMALLEST_P = 1e-12
+ROUNDING = 1e-12
+"""two equal methods may differ by this much"""
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,11 @@ def paired(differences: Tensor, starts: Sequence[int] | None = None, groups: Seq
         Var(row means) + Var(column means) - Var(interaction);  (MS_runs + MS_queries - MS_rest) / (S Q) without clusters
 
     The last two terms together are the part of the queries and are never negative. The first one is taken as it is: it
-    holds warm starts / W + seeds / S + rest / (S Q). To replace it by its expectation without seed effects where it is
-    smaller would lose coverage.
+    holds warm starts / W + seeds / S + rest / (S Q). Replacing it by its expectation without seed effects where it is
+    smaller would lose coverage. Raises KitError if there is not one start for each seed and one group for each query.
     """
     x = differences.double()
+    x = x.where(x.abs() > ROUNDING, 0.0)
     several = starts is not None and len(set(starts)) > 1
     x, p = _cluster(x, starts if several and starts is not None else range(len(x)))  # (R, Q), (R,)
     x, q = _cluster(x.T, range(len(x.T)) if groups is None else [g or i for i, g in enumerate(groups)])  # (C, R), (C,)
@@ -120,7 +125,7 @@ def paired(differences: Tensor, starts: Sequence[int] | None = None, groups: Seq
 def _cluster(x: Tensor, labels: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
     """The mean of the rows (N, M) of each label, and the share of rows that have it: (K, M) and (K,)."""
     if len(labels) != len(x):
-        raise ValueError(f"{len(x)} rows, {len(labels)} labels")
+        raise KitError(f"{len(labels)} warm starts or groups for {len(x)} seeds or queries: give one for each.")
     number = {label: k for k, label in enumerate(dict.fromkeys(labels))}
     index = torch.tensor([number[label] for label in labels])
     count = index.bincount().double()

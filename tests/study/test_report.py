@@ -176,13 +176,22 @@ def test_rows_stand_for_seeds_by_warm_start() -> None:
         by_seed(three, "ndcg@5", [0, 1, 0, 1])
 
 
-def test_warm_starts_must_fit_the_runs() -> None:
+def test_warm_starts_and_other_options_must_fit_the_runs() -> None:
     found = results(5, item=0.0)
     assert starts_of(found) == [0] * 5 and starts_of(found, range(5)) == list(range(5))
     for starts, said in (([0, 1], "2 seeds, but methods with 5 runs"), ([0, 2, 0, 2, 0], "numbered from 0 without gaps"),
                          ([1] * 5, "numbered from 0 without gaps"), ([0, -1, 0, 0, 0], "numbered from 0")):  # fmt: skip
         with pytest.raises(KitError, match=said):
             table(found, starts=starts)
+    for options, said in (
+        ({"groups": {"lam=1": ["a"] * QUERIES}}, "groups of setting 'lam=1', but settings are ''"),
+        ({"groups": {"": ["a"] * 3}}, "3 warm starts or groups for 200"),
+        ({"margin": 0.0}, "margin 0.0 must be above 0"), ({"margin": math.nan}, "must be above 0"),
+    ):  # fmt: skip
+        with pytest.raises(KitError, match=said):
+            table(found, **options)
+    with pytest.raises(KitError, match="metric 'hit@9' was not measured"):
+        manipulation(found, metric="hit@9")
     found[""]["item"] = found[""]["item"][:3]
     with pytest.raises(KitError, match="methods with 3, 5 runs: train each as often"):
         table(found)

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from fgrpo.config import KitError
 from fgrpo.study.significance import Estimate, holm, paired
 
 from .coverage import Cell, expected_coverage, measured, trials_of
@@ -76,7 +77,7 @@ def test_queries_of_a_group_are_a_cluster_and_no_group_is_none() -> None:
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     for starts, groups in (([0, 1], None), (None, ["a"] * 5), ([0, 1, 2, 3], None)):
-        with pytest.raises(ValueError, match="labels"):
+        with pytest.raises(KitError, match="give one for each"):
             paired(noise(3, 4), starts, groups)
 
 
@@ -84,6 +85,8 @@ def test_without_noise_there_is_no_doubt_and_one_number_leaves_all() -> None:
     constant = paired(torch.full((3, 5), 0.02))
     assert constant.interval() == pytest.approx((0.02, 0.02)) and constant.p < 1e-6 and constant.detectable() < 1e-6
     assert paired(torch.zeros(3, 5)).p == 1 and paired(torch.zeros(3, 5)).interval() == (0, 0)
+    rounded = paired(0.3 - torch.full((3, 5), 0.1, dtype=torch.float64) - 0.2)
+    assert rounded.mean == 0 and rounded.p == 1
     single = paired(torch.ones(1, 1))
     assert single.interval() == (-math.inf, math.inf) and single.p == 1 and single.detectable() == math.inf
 
