@@ -8,6 +8,7 @@ clusters of queries), and a rest of SD 0.14. tests/study/test_significance.py ru
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,9 +49,12 @@ class Cell:
 
     @property
     def sd(self) -> float:
-        """SD of the mean difference of a balanced design without clusters."""
-        over_runs = self.start_sd**2 / self.starts + self.seed_sd**2 / self.seeds
-        return math.sqrt(over_runs + self.query_sd**2 / QUERIES + REST**2 / QUERIES / self.seeds)
+        """SD of the mean difference."""
+        starts = [s % self.starts for s in range(self.seeds)]
+        groups = self.groups() or [str(q) for q in range(QUERIES)]
+        by_start = self.start_sd**2 * sum((n / self.seeds) ** 2 for n in Counter(starts).values())
+        by_query = self.query_sd**2 * sum((n / QUERIES) ** 2 for n in Counter(groups).values())
+        return math.sqrt(by_start + self.seed_sd**2 / self.seeds + by_query + REST**2 / QUERIES / self.seeds)
 
 
 def trials_of(cell: Cell, count: int, seed: int = 0) -> Iterator[list[Estimate]]:
@@ -74,14 +78,14 @@ def measured(cell: Cell, count: int, seed: int = 0) -> dict[str, float]:
     A family has an error if any simultaneous interval excludes 0, which is also when Holm's smallest p is below 0.05.
     `width`: mean width of the interval, over that with all SDs known. `detectable`: mean over trials.
     """
-    total = dict.fromkeys(("coverage", "one_of_four", "width", "detectable", "family_error"), 0.0)
+    sd, total = cell.sd, dict.fromkeys(("coverage", "one_of_four", "width", "detectable", "family_error"), 0.0)
     for found in trials_of(cell, count, seed):
         first = found[0]
         low, high = first.interval()
         far_low, far_high = first.simultaneous(4)
         total["coverage"] += low <= 0 <= high
         total["one_of_four"] += far_low <= 0 <= far_high
-        total["width"] += (high - low) / (2 * 1.96 * cell.sd)
+        total["width"] += (high - low) / (2 * 1.96 * sd)
         total["detectable"] += first.detectable(len(found))
         total["family_error"] += not all(low <= 0 <= high for low, high in (x.simultaneous(len(found)) for x in found))
     return {name: x / count for name, x in total.items()}
@@ -92,8 +96,8 @@ def expected_coverage(cell: Cell, count: int, alpha: float = 0.05, seed: int = 0
 
     Holds for balanced designs without clusters.
     """
-    halves = [0.5 * (high - low) for (x,) in trials_of(cell, count, seed) for low, high in [x.interval(alpha)]]
-    return sum(math.erf(half / cell.sd / 2**0.5) for half in halves) / count
+    sd, halves = cell.sd, [x.interval(alpha)[1] - x.mean for (x,) in trials_of(cell, count, seed)]
+    return sum(math.erf(half / sd / 2**0.5) for half in halves) / count
 
 
 def cells() -> list[Cell]:
