@@ -14,7 +14,7 @@ from fgrpo.evaluate import FATES, fates, measure_outputs
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, Output
 from fgrpo.rewards import SLATE_REWARDS, Rewards, ndcg, pad, pool_gains
 from fgrpo.runs.trace import Group, credit_of
-from fgrpo.study.significance import RESAMPLES, paired_bootstrap
+from fgrpo.study.significance import paired
 
 from .library import Opened
 
@@ -23,8 +23,6 @@ METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "mrr@5", "slate_recall", "sl
 PHASE_NAMES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 CELLS = 20_000_000
 """maximum size of a batch of queries in `measure_in_batches`: slate places x candidates, which bounds its memory"""
-DRAWS, LEAST = 6_000_000, 500
-"""maximum of resamples x queries of a comparison, which bounds its memory, and the least number of resamples"""
 FATE_WORDS = {
     "right": "ranked above every irrelevant candidate",
     "slate_miss": "slate miss: not in the slate",
@@ -125,7 +123,8 @@ class Comparison:
     """Two traces compared on the Q queries for which both have a greedy rollout.
 
     keys: names of these queries in the first trace (Q).
-    rows: metric, mean of a, mean of b, difference b - a and its 95 % interval (paired bootstrap over queries).
+    rows: metric, mean of a, mean of b, difference b - a and its 95 % interval. Only queries vary (clustered by
+        `Example.group`): these are two runs, so nothing is known about other seeds of their methods.
     fates: per run the fates met by the relevant candidates of each query (Q).
     shares: per run the share of relevant candidates by fate, averaged over queries.
     """
@@ -142,7 +141,7 @@ class Comparison:
 
 @lru_cache(maxsize=4)
 def compare_traces(a: Opened, b: Opened) -> Comparison:
-    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some, or too many."""
+    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some."""
     others = {(g.example.id, g.example.candidates): g for g in b.trace.groups if g.greedy}
     keys, examples = [], []
     outputs: tuple[list[Output], list[Output]] = ([], [])
@@ -156,10 +155,9 @@ def compare_traces(a: Opened, b: Opened) -> Comparison:
             outputs[1].append(theirs.greedy.output)
     if not keys:
         raise KitError("these two runs have no greedy rollouts on the same query and pool: choose runs of one task.")
-    if len(keys) > DRAWS // LEAST:
-        raise KitError(f"these two runs share {len(keys):,} queries; the app compares up to {DRAWS // LEAST:,}.")
     values = [measure_in_batches(some, examples, fitting(a.config.grammar, some, examples)) for some in outputs]
-    rows = [_row(metric, values[0][metric], values[1][metric]) for metric in METRICS]
+    groups = [example.group for example in examples]
+    rows = [_row(metric, values[0][metric], values[1][metric], groups) for metric in METRICS]
     met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(keys))] for v in values]
     shares = [{fate: float(v[fate].mean()) for fate in FATES} for v in values]
     return Comparison(keys, rows, (met[0], met[1]), (shares[0], shares[1]))
@@ -175,10 +173,8 @@ def measure_in_batches(
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
-def _row(metric: str, a: Tensor, b: Tensor) -> tuple[str, float, float, float, float, float]:
-    resamples = min(RESAMPLES, DRAWS // len(a))
-    both = {"a": a.unsqueeze(0), "b": b.unsqueeze(0)}
-    (_, _), (_, difference) = paired_bootstrap(both, "a", resamples).values()
+def _row(metric: str, a: Tensor, b: Tensor, groups: list[str]) -> tuple[str, float, float, float, float, float]:
+    difference = paired((b.double() - a.double()).unsqueeze(0), groups=groups)
     low, high = difference.interval()
     return metric, float(a.double().mean()), float(b.double().mean()), difference.mean, low, high
 

@@ -183,8 +183,8 @@ def metrics_table(found: Comparison, names: tuple[str, str]) -> Markup:
         interval = f"{signed(difference, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
         rows.append((metric, f"{a:.3f}", f"{b:.3f}", interval, verdict))
     caption = (
-        f"{len(found.keys)} queries, greedy decoding. Intervals: paired bootstrap over queries; they do not cover the "
-        "variation between training seeds."
+        f"{len(found.keys)} queries, greedy decoding. Intervals: over queries alone. These are two single runs: other seeds "
+        "of the same methods may differ more, so a difference here says nothing about the methods."
     )
     return html_table(
         caption, ("Metric", f"A: {names[0]}", f"B: {names[1]}", "B \N{MINUS SIGN} A [95 %]", "Verdict"), rows

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fgrpo.config import KitError
 from fgrpo.evaluate import FATES
-from fgrpo.study.plots import STYLES, interval, name_of, style_of, tidy
+from fgrpo.study.plots import STYLES, interval, name_of, spread_of, style_of, tidy
 from fgrpo.tasks import DATA
 
 Rows = list[dict[str, Any]]
@@ -53,19 +53,31 @@ def pick(rows: Rows, **wanted: Any) -> Rows:
 
 
 def differences(rows: Rows, digits: int = 3) -> str:
-    """Rows of one metric as a Markdown table: mean, difference to the baseline at Holm's level, p-value, verdict.
+    """Rows of one metric as a Markdown table: mean, difference to the baseline, p-value and verdict (report.table).
 
-    The verdict is "higher" or "lower" if the corrected p-value is below 0.05, else "no difference shown".
+    Brackets hold together for all comparisons of the table where the row has a p-value, else they hold one by one.
     """
     metric, baseline, wide = rows[0]["metric"], rows[0]["baseline"], any(r["setting"] for r in rows)
     lines = [f"| {'setting | ' * wide}method | {metric} | difference to {baseline} | p (Holm) | verdict |"]
     lines.append("|---" * (5 + wide) + "|")
     for r in rows:
-        diff, low, high = (f"{r[key]:+.{digits}f}" for key in ("diff", "holm_low", "holm_high"))
-        apart = f"{diff} [{low}, {high}] | {r['p_holm']:.3f} | {r['verdict']}" if r["method"] != baseline else " | | "
+        low, high = (f"{x:+.{digits}f}" for x in bracket(r))
+        p = f"{r['p_holm']:.3f}" if r["p_holm"] not in ("", None) else ""
+        apart = (
+            f"{r['diff']:+.{digits}f} [{low}, {high}] | {p} | {r['verdict']}" if r["method"] != baseline else " | | "
+        )
         name = f"{r['setting']} | " * wide + name_of(r["method"])
         lines.append(f"| {name} | {r['mean']:.{digits}f} | {apart} |")
     return "\n".join(lines)
+
+
+def bracket(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Interval of a row's difference: the simultaneous one (in older tables one at Holm's level) if there is one."""
+    for kind in ("simultaneous", "holm", "diff"):
+        low, high = row.get(f"{kind}_low"), row.get(f"{kind}_high")
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+            return low, high
+    return float("-inf"), float("inf")
 
 
 def value_of(setting: str) -> float:
@@ -74,13 +86,13 @@ def value_of(setting: str) -> float:
 
 
 def small_multiples(tables: Mapping[str, Rows], metric: Mapping[str, str]) -> Figure:
-    """One column per varied field. Rows: `metric[field]`, recall of the slate, `metric[field]` minus the baseline (Holm)."""
+    """One column per varied field. Rows: `metric[field]`, recall of the slate, `metric[field]` minus the baseline."""
     figure = Figure(figsize=(3.1 * len(tables), 8), layout="constrained")
     every = figure.subplots(3, len(tables), squeeze=False)
     for column, (field, rows) in zip(every.T, tables.items(), strict=True):
-        kinds = ((metric[field], ""), ("slate_recall", ""), (metric[field], "holm_"))
-        for axes, (name, bounds) in zip(column, kinds, strict=True):
-            _lines(axes, pick(rows, metric=name), bounds)
+        kinds = ((metric[field], "mean"), ("slate_recall", "mean"), (metric[field], "diff"))
+        for axes, (name, key) in zip(column, kinds, strict=True):
+            _lines(axes, pick(rows, metric=name), key)
             axes.set_ylabel("recall of the slate" if name == "slate_recall" else name.upper())
         column[-1].set(xlabel=AXES.get(field, field), ylabel=f"{metric[field].upper()}, minus {rows[0]['baseline']}")
         column[-1].axhline(0, color="0.4", linewidth=1)
@@ -89,15 +101,16 @@ def small_multiples(tables: Mapping[str, Rows], metric: Mapping[str, str]) -> Fi
     return figure
 
 
-def _lines(axes: Axes, rows: Rows, bounds: str) -> None:
-    key, values = "diff" if bounds else "mean", sorted({value_of(r["setting"]) for r in rows})
+def _lines(axes: Axes, rows: Rows, key: str) -> None:
+    values = sorted({value_of(r["setting"]) for r in rows})
     names = ["sft_full", *(r["method"] for r in rows if r["seeds"])] if key == "mean" else [
         r["method"] for r in rows if r["seeds"] and r["method"] != r["baseline"]]  # fmt: skip
     for number, method in enumerate(names := list(dict.fromkeys(names))):
         own = sorted(pick(rows, method=method), key=lambda r: value_of(r["setting"]))
         x = [values.index(value_of(r["setting"])) + 0.1 * (number - (len(names) - 1) / 2) for r in own]
-        spread = [[r[key] - r[f"{bounds}low"] for r in own], [r[f"{bounds}high"] - r[key] for r in own]]
-        axes.errorbar(x, [r[key] for r in own], yerr=np.maximum(spread, 0), capsize=2, markersize=5, **style_of(method, 1),
+        ends = [(r["low"], r["high"]) if key == "mean" else bracket(r) for r in own]
+        spread = [spread_of(r[key], *end) for r, end in zip(own, ends, strict=True)]
+        axes.errorbar(x, [r[key] for r in own], yerr=np.transpose(spread), capsize=2, markersize=5, **style_of(method, 1),
                       label="warm start, full lists" if method == "sft_full" else name_of(method))  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
     tidy(axes)

@@ -114,7 +114,7 @@ def comparison(rows: list[Row], metric: str = "ndcg@5") -> Figure:
 
 
 def _panels(rows: list[Row], metric: str) -> Figure:
-    """Means with 95 % intervals; differences to the baseline with 95 % intervals (thick) and at Holm's level (thin)."""
+    """Means with 95 % intervals; differences to the baseline with 95 % (thick) and simultaneous intervals (thin)."""
     settings = list(dict.fromkeys(r["setting"] for r in rows))
     count = max(sum(r["setting"] == s for r in rows) for s in settings)
     figure = Figure(figsize=(9, (0.9 + 0.3 * count) * len(settings)), layout="constrained")
@@ -125,14 +125,15 @@ def _panels(rows: list[Row], metric: str) -> Figure:
             look: Style = {**style_of(row["method"], number), "linestyle": "none", "markersize": 5}
             interval(left, number, row["mean"], row["low"], row["high"], look)
             if row["seeds"] and row["method"] != row["baseline"]:
-                interval(right, number, row["diff"], row["holm_low"], row["holm_high"], look)
-                ends = [row["diff_low"], row["diff_high"]]
-                right.plot(ends, [number] * 2, color=look["color"], linewidth=3, alpha=0.5)
+                interval(right, number, row["diff"], row["simultaneous_low"], row["simultaneous_high"], look)
+                if row["diff_low"] is not None:
+                    ends = [row["diff_low"], row["diff_high"]]
+                    right.plot(ends, [number] * 2, color=look["color"], linewidth=3, alpha=0.5)
         right.axvline(0, color="0.5", linewidth=1)
         left.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen])
         left.set_title(setting, fontsize=10, loc="left")
         left.set_xlabel(f"{metric}, 95 % interval")
-        right.set_xlabel(f"difference to {rows[0]['baseline']}: 95 % (thick), at Holm's level (thin)")
+        right.set_xlabel(f"difference to {rows[0]['baseline']}: 95 % (thick), simultaneous (thin)")
         for axes in (left, right):
             tidy(axes)
             axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -153,8 +154,8 @@ def _sweep(rows: list[Row], values: dict[str, float], metric: str) -> Figure:
             if axes is right and (method == own[0]["baseline"] or not own[0]["seeds"]):
                 continue
             x, y = [position[r["setting"]] + shift for r in own], [r[key] for r in own]
-            spread = [[r[key] - r[low] for r in own], [r[high] - r[key] for r in own]]
-            axes.errorbar(x, y, yerr=np.maximum(spread, 0), label=name_of(method), capsize=2, markersize=5,
+            spread = [spread_of(r[key], r[low], r[high]) for r in own]
+            axes.errorbar(x, y, yerr=np.transpose(spread), label=name_of(method), capsize=2, markersize=5,
                           **style_of(method, number))  # fmt: skip
     right.axhline(0, color="0.5", linewidth=1)
     left.set_ylabel(f"{metric}, 95 % interval")
@@ -294,9 +295,14 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def interval(axes: Axes, y: float, mean: float, low: float, high: float, look: Style) -> None:
-    """A mean with its interval, at height `y`."""
-    axes.errorbar(mean, y, xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]], capsize=3, **look)
+def interval(axes: Axes, y: float, mean: float, low: float | None, high: float | None, look: Style) -> None:
+    """A mean with its interval, if there is one, at height `y`."""
+    axes.errorbar(mean, y, xerr=np.transpose([spread_of(mean, low, high)]), capsize=3, **look)
+
+
+def spread_of(mean: float, low: float | None, high: float | None) -> tuple[float, float]:
+    """Lengths of an error bar below and above a mean, 0 where there is no interval."""
+    return (0.0, 0.0) if low is None or high is None else (max(0.0, mean - low), max(0.0, high - mean))
 
 
 def tidy(axes: Axes) -> None:

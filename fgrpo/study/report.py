@@ -1,66 +1,119 @@
-"""A comparison as rows: one table with paired intervals and Holm's correction, sample efficiency, settling; CSV and text."""
+"""A comparison as rows: one table with paired intervals and verdicts, sample efficiency, settling; CSV and text."""
 
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config import KitError
 from ..runs.run import flat, provenance, read_metrics
 from ..tasks.atomic import write_text
 from . import plots
+from .check import LEAST_SEEDS, Check, Groups, by_seed, manipulation, not_learned, starts_of, trained_methods
 from .compare import WARM_START, Results, run_folder, slug
 from .experiments import Experiments
 from .plots import Row
-from .significance import Bootstrap, holm, paired_bootstrap
+from .significance import Estimate, holm, paired
 
 WITH_HEADLINE = ("recall@5", "slate_recall", "slate_length")
 """metrics beside the chosen one in the printed table"""
+PRIMARY, MARGIN, ALPHA = "ndcg@5", 0.01, 0.05
+"""the metric that verdicts are about, the largest difference that does not matter, and the error rate of a family"""
+CURVE = "ndcg@5"
+"""the metric of learning curves"""
+AREA = "ndcg@5_area"
+"""area under a run's learning curve over drawn tokens, divided by these tokens: mean NDCG@5 on the way"""
 
 
-def table(results: Results, against: str = "") -> list[Row]:
-    """One row per setting, method and metric: mean over seeds and queries, its interval, the difference to the baseline.
+def table(
+    results: Results, against: str = "", starts: Sequence[int] | None = None, groups: Groups | None = None,
+    primary: str = PRIMARY, margin: float = MARGIN, withheld: str | Mapping[tuple[str, str], str] = "",
+) -> list[Row]:  # fmt: skip
+    """One row per metric, setting and method: mean and difference to the baseline, with intervals (see `paired`).
 
-    The baseline is the method `against`, else grpo, else the first one trained. The difference has a plain 95 %
-    interval, one at Holm's level, and a p-value corrected by Holm, metric by metric, over all trained methods and
-    settings of the table (rows that RL did not train are a family of their own). `verdict` goes by that p-value.
+    The baseline is the method `against`, else grpo, else the first one trained. `starts` numbers the warm start of each
+    seed, `groups` holds the `Example.group` of the test queries by setting, `withheld` says why verdicts are withheld,
+    all or those of some (setting, method).
+
+    The family of tests is named beforehand: every other trained method in every setting on the metric `primary`. Only
+    these m rows have a p-value, adjusted by Holm; a verdict; and simultaneous intervals, each of level 1 - 0.05 / m, so
+    that all hold together with 95 % (Bonferroni). The rows of other metrics, and of methods that RL did not train, are
+    descriptive. `detectable` is the difference that a test at level 0.05 / m finds with a probability of 80 %.
+
+    Raises KitError on an unknown baseline, metric or setting, on methods that were not trained equally often, and on a
+    margin that is not positive.
     """
     trained = trained_methods(results)
     baseline = against or baseline_of(trained)
     if baseline not in trained:
         raise KitError(f"{baseline!r} was not trained here: compare against one of {', '.join(trained)}.")
-    rows = []
-    for metric in next(iter(results.values()))[baseline][0].metrics:
-        found: dict[tuple[str, str], tuple[Bootstrap, Bootstrap]] = {}
+    if unknown := [name for name in groups or {} if name not in results]:
+        raise KitError(f"groups of setting {unknown[0]!r}, but settings are {', '.join(map(repr, results))}.")
+    if not margin > 0:
+        raise KitError(f"margin {margin} must be above 0: the largest difference that does not matter.")
+    starts = starts_of(results, starts)
+    results = with_area(results, starts)
+    metrics = list(next(iter(results.values()))[baseline][0].metrics)
+    if primary not in metrics:
+        raise KitError(f"metric {primary!r} was not measured; choose from {', '.join(metrics)}.")
+    family = [(setting, method) for setting in results for method in trained if method != baseline]
+    rows: list[Row] = []
+    differences: dict[tuple[str, str], Estimate] = {}
+    for metric in metrics:
         for setting, by_method in results.items():
-            values = {m: torch.stack([r.metrics[metric] for r in runs]) for m, runs in by_method.items()}  # (S, Q)
-            seeds = max(map(len, values.values()))
-            values = {m: x.expand(seeds, -1) if len(x) == 1 else x for m, x in values.items()}
-            found |= {(setting, m): pair for m, pair in paired_bootstrap(values, baseline).items()}
-        corrected: dict[tuple[str, str], tuple[float, float]] = {}
-        for by_rl in (True, False):
-            family = [key for key in found if (key[1] in trained) == by_rl and key[1] != baseline]
-            corrected |= zip(family, holm([found[key][1].p for key in family]), strict=True)
-        for (setting, method), (mean, diff) in found.items():
-            runs = results[setting][method]
-            p, level = corrected.get((setting, method), (1.0, 0.05))
-            rows.append({
-                "setting": setting, "method": method, "metric": metric, "mean": mean.mean,
-                **_bounds("", mean), "diff": diff.mean, **_bounds("diff_", diff), **_bounds("holm_", diff, level),
-                "p_holm": p, "seeds": len(runs) if method in trained else 0, "baseline": baseline,
-                "verdict": "" if method == baseline else verdict(diff.mean, p),
-                "tokens": sum(r.tokens for r in runs), "seconds": round(sum(r.seconds for r in runs), 2),
-            })  # fmt: skip
+            own = (groups or {}).get(setting)
+            for method, runs in by_method.items():
+                if metric not in runs[0].metrics:
+                    continue
+                values = by_seed(runs, metric, starts)
+                mean = paired(values, starts, own) if len(runs) > 1 else paired(values[:1], None, own)
+                diff = paired(values - by_seed(by_method[baseline], metric, starts), starts, own)
+                tested = (setting, method) in family
+                if tested and metric == primary:
+                    differences[setting, method] = diff
+                rows.append({
+                    "setting": setting, "method": method, "metric": metric, "mean": mean.mean, **_bounds("", mean),
+                    "diff": diff.mean, **_bounds("diff_", diff), "simultaneous_low": None, "simultaneous_high": None,
+                    "p_holm": None, "verdict": "",
+                    "detectable": _finite(diff.detectable(len(family))) if tested and len(starts) > 1 else None,
+                    "seeds": len(runs) if method in trained else 0, "starts": max(starts) + 1, "baseline": baseline,
+                    "tokens": sum(r.tokens for r in runs), "seconds": round(sum(r.seconds for r in runs), 2),
+                })  # fmt: skip
+    reasons = dict.fromkeys(family, withheld) if isinstance(withheld, str) else withheld
+    adjusted = dict(zip(differences, holm([diff.p for diff in differences.values()]), strict=True))
+    for row in rows:
+        key = (row["setting"], row["method"])
+        if row["metric"] == primary and key in adjusted:
+            found, p = differences[key], adjusted[key]
+            words = verdict(found, p, len(family), margin, len(starts), reasons.get(key, ""))
+            low, high = map(_finite, found.simultaneous(len(family)))
+            row |= {"simultaneous_low": low, "simultaneous_high": high, "p_holm": p, "verdict": words}
     return rows
 
 
-def trained_methods(results: Results) -> list[str]:
-    """The methods that RL trained: the rows after the warm start."""
-    methods = list(next(iter(results.values())))
-    return methods[methods.index(WARM_START) + 1 :]
+def verdict(found: Estimate, p: float, family: int, margin: float, seeds: int, withheld: str = "") -> str:
+    """A difference in words. p is adjusted for its family, of `family` differences.
+
+    "higher" or "lower" where p < 0.05; else "no difference larger than X" where the simultaneous interval lies within
+    -X and X, the margin (two one-sided tests: Schuirmann, J. Pharmacokin. Biopharm. 15:657, 1987);
+    else "undecided", with the difference that would have been found with a probability of 80 %.
+    """
+    if seeds < LEAST_SEEDS:
+        return f"no verdict: fewer than {LEAST_SEEDS} seeds"
+    if withheld:
+        return f"withheld: {withheld}"
+    if p < ALPHA:
+        return "higher" if found.mean > 0 else "lower"
+    low, high = found.simultaneous(family)
+    if -margin <= low and high <= margin:
+        return f"no difference larger than {margin:g}"
+    return f"undecided: only differences above {found.detectable(family):.2g} would have been seen"
 
 
 def baseline_of(trained: Sequence[str]) -> str:
@@ -68,13 +121,24 @@ def baseline_of(trained: Sequence[str]) -> str:
     return "grpo" if "grpo" in trained else trained[0]
 
 
-def write_report(results: Results, experiments: Experiments, folder: Path, against: str = "") -> list[Row]:
-    """The table as comparison.csv, and its figures; returns the rows. Learning curves and errors go by setting."""
-    rows, made = table(results, against), made_of(experiments)
+def write_report(
+    results: Results, experiments: Experiments, folder: Path, against: str = "", starts: Sequence[int] | None = None,
+    groups: Groups | None = None, primary: str = PRIMARY, margin: float = MARGIN, withheld: str = "",
+) -> list[Row]:  # fmt: skip
+    """The table as comparison.csv, the manipulation check as manipulation.csv, and figures; returns the table's rows.
+
+    Verdicts are withheld where the manipulation check fails (`not_learned`), all of them if `withheld` says why.
+    Learning curves and errors go by setting.
+    """
+    checks = manipulation(results, starts, groups, CURVE if primary == AREA else primary)
+    reasons = withheld or not_learned(checks, against or baseline_of(trained_methods(results)))
+    rows, made = table(results, against, starts, groups, primary, margin, reasons), made_of(experiments)
     write_text(folder / "comparison.csv", to_csv(rows, made))
-    plots.save(plots.comparison(rows), folder / "comparison.png")
+    if checks:
+        write_text(folder / "manipulation.csv", to_csv(check_rows(checks), made))
+    plots.save(plots.comparison(rows, primary), folder / "comparison.png")
     if any(r.curve for by_method in results.values() for runs in by_method.values() for r in runs):
-        points, reached = efficiency(results)
+        points, reached = efficiency(results, starts, groups)
         write_text(folder / "efficiency.csv", to_csv(points, made))
         write_text(folder / "reached.csv", to_csv(reached, made))
         plots.save(plots.efficiency(points, reached), folder / "efficiency.png")
@@ -89,6 +153,15 @@ def write_report(results: Results, experiments: Experiments, folder: Path, again
         plots.save(errors, folder / slug(setting) / "errors.png")
     write_text(folder / "settling.csv", to_csv(settled, made))
     return rows
+
+
+def check_rows(checks: Sequence[Check]) -> list[Row]:
+    """The manipulation check as a table."""
+    return [
+        {"setting": c.setting, "method": c.method, "reference": c.reference, "diff": c.difference.mean,
+         **_bounds("diff_", c.difference), "beats": c.beats, "seeds": c.seeds, "sentence": c.sentence}
+        for c in checks
+    ]  # fmt: skip
 
 
 def logged(run: Path, steps: int) -> list[Row]:
@@ -111,41 +184,88 @@ def made_of(experiments: Experiments) -> dict[str, object]:
     return {**provenance(), "config": configs[0][2].to_dict(), "changes": changes}
 
 
-def efficiency(results: Results) -> tuple[list[Row], list[Row]]:
-    """NDCG@5 against sampled tokens, and the tokens that each method needs to reach the baseline's last value.
+def with_area(results: Results, starts: Sequence[int]) -> Results:
+    """The results with the metric AREA, where runs were measured on the way (`compare(..., every=N)`).
+
+    Runs of one setting are measured over the same tokens, those of the shortest run; the warm start's curve is flat.
+    """
+    found: Results = {}
+    for setting, by_method in results.items():
+        found[setting] = dict(by_method)
+        curved = {m: runs for m, runs in by_method.items() if runs[0].curve}
+        horizon = min((run.curve[-1][0] for runs in curved.values() for run in runs), default=0)
+        if not horizon:
+            continue
+        begin = by_seed(by_method[WARM_START], CURVE, starts)
+        for method, runs in curved.items():
+            areas = [area(first, run.curve, horizon) for first, run in zip(begin, runs, strict=True)]
+            found[setting][method] = [
+                replace(run, metrics={**run.metrics, AREA: x}) for run, x in zip(runs, areas, strict=True)
+            ]
+        found[setting][WARM_START] = [
+            replace(run, metrics={**run.metrics, AREA: run.metrics[CURVE]}) for run in by_method[WARM_START]
+        ]
+    return found
+
+
+def area(begin: Tensor, curve: Sequence[tuple[int, Tensor]], horizon: int) -> Tensor:
+    """Mean over the first `horizon` tokens of a curve per query (Q,), by straight lines; `begin` is its value at 0."""
+    tokens, values = [0.0], [begin.double()]
+    for spent, value in curve:
+        if spent >= horizon:
+            share = (horizon - tokens[-1]) / (spent - tokens[-1])
+            values.append(values[-1] + share * (value - values[-1]))
+            tokens.append(float(horizon))
+            break
+        tokens.append(float(spent))
+        values.append(value.double())
+    return torch.trapezoid(torch.stack(values), torch.tensor(tokens).double(), dim=0) / horizon
+
+
+def efficiency(
+    results: Results, starts: Sequence[int] | None = None, groups: Groups | None = None
+) -> tuple[list[Row], list[Row]]:
+    """NDCG@5 against drawn tokens, and the tokens that each method needs to reach the baseline's last value.
 
     From `compare(..., every=N)`. The first rows are the points of the mean curves, with 95 % intervals. The second rows
-    hold where a mean curve first crosses that level, by straight lines between measurements. Their intervals are
-    paired: in every resample of seeds and queries the level is the baseline's own. `reached` is the share of resamples
-    that cross at all; the bounds of those that do not are infinite.
+    hold where a mean curve first crosses that level, by straight lines between measurements. `low` to `high` are all
+    amounts of tokens at which the paired 95 % interval of method minus the baseline's last value includes 0, and what is
+    between them, so they cover the true crossing with 95 % (a test, inverted); `high` is infinite if the method may not
+    have reached the level. Between measurements the bounds of these intervals follow straight lines, too.
     """
     curves, crossings = [], []
+    starts = starts_of(results, starts)
     for setting, by_method in results.items():
-        runs = {m: r for m, r in by_method.items() if r[0].curve}
-        start = by_method[WARM_START][0].metrics["ndcg@5"]
-        values = {  # (S, points, Q)
-            m: torch.stack([torch.stack([start, *(v for _, v in run.curve)]) for run in r]) for m, r in runs.items()
+        own, runs = (groups or {}).get(setting), {m: r for m, r in by_method.items() if r[0].curve}
+        begin = by_seed(by_method[WARM_START], CURVE, starts)
+        values = {  # (points, S, Q)
+            m: torch.stack(
+                [torch.stack([x, *(v for _, v in run.curve)]) for x, run in zip(begin, r, strict=True)], dim=1
+            )
+            for m, r in runs.items()
         }
         tokens = {
             m: [0.0, *torch.tensor([[t for t, _ in run.curve] for run in r]).double().mean(0).tolist()]
             for m, r in runs.items()
         }
-        count = next(iter(values.values())).shape[1]
-        points = [paired_bootstrap({m: x[:, i] for m, x in values.items()}, next(iter(values))) for i in range(count)]
-        target = points[-1][baseline_of(list(runs))][0]
-        for method in runs:
-            means = [p[method][0] for p in points]
-            for spent, mean in zip(tokens[method], means, strict=True):
-                point = {"setting": setting, "method": method, "tokens": round(spent), "mean": mean.mean}
+        baseline = baseline_of(list(runs))
+        target = values[baseline][-1]
+        for method, spent in tokens.items():
+            for count, value in zip(spent, values[method], strict=True):
+                mean = paired(value, starts, own)
+                point = {"setting": setting, "method": method, "tokens": round(count), "mean": mean.mean}
                 curves.append(point | _bounds("", mean))
-            resampled = torch.stack([m.resampled for m in means], dim=1)  # (R, points)
-            levels = zip(resampled.tolist(), target.resampled.tolist(), strict=True)
-            found = torch.tensor([crossing(tokens[method], row, level) for row, level in levels])
-            low, high = found.sort().values[[int(0.025 * len(found)), int(0.975 * len(found))]].tolist()
+            bounds = [paired(value - target, starts, own).interval() for value in values[method]]
+            if method == baseline:
+                low = high = spent[-1]
+            else:
+                low = crossing(spent, [high for _, high in bounds], 0.0)
+                below = crossing(spent[::-1], [-low for low, _ in bounds][::-1], 0.0)
+                high = math.inf if below == spent[-1] and bounds[-1][0] < 0 else below
             crossings.append({
-                "setting": setting, "method": method, "target": target.mean,
-                "tokens": crossing(tokens[method], [m.mean for m in means], target.mean), "low": low, "high": high,
-                "reached": float(found.isfinite().float().mean()), "seeds": len(runs[method]),
+                "setting": setting, "method": method, "target": float(target.mean()),
+                "tokens": crossing(spent, values[method].mean((1, 2)).tolist(), float(target.mean())),
+                "low": low, "high": high, "seeds": len(starts),
             })  # fmt: skip
     return curves, crossings
 
@@ -178,16 +298,14 @@ def crossing(tokens: Sequence[float], values: Sequence[float], target: float) ->
     return float("inf")
 
 
-def _bounds(prefix: str, found: Bootstrap, alpha: float = 0.05) -> dict[str, float]:
-    low, high = found.interval(alpha)
+def _bounds(prefix: str, found: Estimate) -> dict[str, float | None]:
+    low, high = map(_finite, found.interval())
     return {f"{prefix}low": low, f"{prefix}high": high}
 
 
-def verdict(difference: float, p: float) -> str:
-    """A corrected p-value in words."""
-    if p >= 0.05:
-        return "no difference shown"
-    return "higher" if difference > 0 else "lower"
+def _finite(x: float) -> float | None:
+    """A number for CSV and JSON: nothing where one query of one run leaves no interval."""
+    return x if math.isfinite(x) else None
 
 
 def to_csv(rows: list[Row], made: Mapping[str, object]) -> str:
@@ -199,29 +317,53 @@ def to_csv(rows: list[Row], made: Mapping[str, object]) -> str:
     return f"# {json.dumps(made)}\n{text.getvalue()}"
 
 
-def format_table(rows: list[Row], metric: str = "ndcg@5") -> str:
-    """The comparison on one metric as text, with the other headline metrics beside it."""
+def format_table(rows: list[Row], metric: str = PRIMARY) -> str:
+    """The comparison on one metric as text, with the other headline metrics beside it. `reading` explains it."""
     cells = {(r["setting"], r["method"], r["metric"]): r for r in rows}
     if not any(r["metric"] == metric for r in rows):
         raise KitError(f"metric {metric!r} is not in the table.")
     baseline = rows[0]["baseline"]
     lines: list[tuple[str, ...]] = [
-        ("setting", "method", f"{metric} [95 %]", f"difference to {baseline} [95 %]", "p (Holm)", "", "recall@5",
-         "slate recall", "slate length", "tokens", "seconds")
+        ("setting", "method", f"{metric} [95 %]", f"difference to {baseline} [95 %]", "simultaneous", "p (Holm)",
+         "detectable", "verdict", "recall@5", "slate recall", "slate length", "tokens", "seconds")
     ]  # fmt: skip
     for row in (r for r in rows if r["metric"] == metric):
         recall, slate_recall, length = (cells[row["setting"], row["method"], m]["mean"] for m in WITH_HEADLINE)
-        diff = f"{row['diff']:+.3f} [{row['diff_low']:+.3f}, {row['diff_high']:+.3f}]"
-        is_baseline = row["method"] == baseline
+        diff = f"{row['diff']:+.3f} {_bracket(row, 'diff_', '+.3f')}" if row["method"] != baseline else ""
+        p, detectable = row["p_holm"], row["detectable"]
         lines.append((
-            row["setting"], row["method"], f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-            "" if is_baseline else diff, "" if is_baseline else f"{row['p_holm']:.3f}", row["verdict"],
-            f"{recall:.3f}", f"{slate_recall:.3f}", f"{length:.1f}",
-            f"{row['tokens']:,}" if row["tokens"] else "", f"{row['seconds']:.0f}" if row["seconds"] else "",
+            row["setting"], row["method"], f"{row['mean']:.3f} {_bracket(row, '', '.3f')}", diff,
+            _bracket(row, "simultaneous_", "+.3f"), "" if p is None else f"{p:.3f}",
+            "" if detectable is None else f"{detectable:.3f}", row["verdict"], f"{recall:.3f}", f"{slate_recall:.3f}",
+            f"{length:.1f}", f"{row['tokens']:,}" if row["tokens"] else "",
+            f"{row['seconds']:.0f}" if row["seconds"] else "",
         ))  # fmt: skip
-    if not any(r["setting"] for r in rows):
-        lines = [line[1:] for line in lines]
-    return columns(lines)
+    empty = [not any(line[i] for line in lines[1:]) for i in range(len(lines[0]))]
+    return columns([tuple(cell for cell, drop in zip(line, empty, strict=True) if not drop) for line in lines])
+
+
+def reading(rows: list[Row], margin: float = MARGIN) -> str:
+    """How to read the printed table: what intervals speak about, and the family that verdicts are corrected for."""
+    family = [r for r in rows if r["p_holm"] is not None]
+    seeds, starts = max(r["seeds"] for r in rows), rows[0]["starts"]
+    varied = "queries (one seed: the spread of training is unknown)" if seeds == 1 else f"queries and {seeds} seeds"
+    if starts > 1:
+        varied += f" from {starts} warm starts"
+    elif seeds > 1:
+        varied += " from one warm start, so they speak about this start alone"
+    text = f"[95 %]: intervals of one row, over {varied}."
+    if family:
+        text += (
+            f" Verdicts: {family[0]['metric']}, corrected for {len(family)} comparison{'s' * (len(family) > 1)} (trained "
+            f"methods x settings; Holm's p < 0.05). The simultaneous intervals hold together with 95 %; a difference of at "
+            f"most {margin:g} is taken as none. detectable: true difference found with 80 % probability."
+        )
+    return text
+
+
+def _bracket(row: Row, prefix: str, digits: str) -> str:
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return "" if low is None else f"[{low:{digits}}, {high:{digits}}]"
 
 
 def columns(lines: Sequence[tuple[str, ...]]) -> str:

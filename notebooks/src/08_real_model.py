@@ -186,14 +186,14 @@ def ceiling(n, pool, relevant):
 # ## Does it transfer?
 #
 # Every policy on both kinds of query: recall of the slate next to the chance level for slates of *its* length, and NDCG@5
-# next to that of random lists of five. The three orders of a query are averaged, and the intervals (95 %, bootstrap) are
+# next to that of random lists of five. The three orders of a query are averaged, and the intervals (95 %) are
 # over the twelve queries, so they are wide. A policy that was trained on questions and does well on films too would have
 # learned the general task. A policy that does well only on its own kind of query would have learned only that kind.
 
 # %%
 from fgrpo.evaluate import measure_outputs
 from fgrpo.prompt import Output
-from fgrpo.study.significance import paired_bootstrap
+from fgrpo.study.significance import paired
 
 
 def measured(outputs, task, key):
@@ -217,7 +217,7 @@ for (name, task), trace in traces.items():
     length = sum(len(o.slate) for o in outputs) / len(outputs)
     cells = [f"{length:.1f}"]
     for key, by_chance in (("slate_recall", length / 20), ("ndcg@5", by_luck[task])):
-        mean, _ = paired_bootstrap({"own": measured(outputs, task, key).unsqueeze(0)}, "own")["own"]
+        mean = paired(measured(outputs, task, key).unsqueeze(0))
         low, high = mean.interval()
         cells += [f"{mean.mean:.2f} [{low:.2f}, {high:.2f}]", f"{by_chance:.2f}"]
     lines.append(f"| {name} | {task} | {' | '.join(cells)} |")

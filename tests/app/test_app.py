@@ -1,5 +1,6 @@
 """The app without a browser: its texts, its numbers, what it refuses."""
 
+import math
 import os
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from app.measures import (
 from app.playground import Form, config_of, example_from, form_of, generate, typed
 from app.show import SLOTS, Chosen, queries_of_bar, show, training
 from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
-from app.views import fate_bars, group_panel, pool_table, side_by_side
+from app.views import fate_bars, group_panel, metrics_table, pool_table, side_by_side
 from fgrpo.config import Config, GrammarConfig, KitError
 from fgrpo.data import Example
 from fgrpo.evaluate import evaluate, greedy, measure_outputs
@@ -496,15 +497,31 @@ def test_sizes_of_a_header_change_no_number(library) -> None:
         assert all(row[3:] == (0.0, 0.0, 0.0) for row in found.rows)
 
 
-def test_more_queries_than_a_comparison_can_hold_are_refused(library) -> None:
-    opened = library.trace("lab-rec", {})
-    group = opened.trace.groups[0]
-    groups = [replace(group, example=replace(group.example, id=str(n))) for n in range(12_001)]
-    many = replace(
-        opened, trace=replace(opened.trace, groups=groups), keys={g.example.id: n for n, g in enumerate(groups)}
-    )
-    with pytest.raises(KitError, match=r"share 12,001 queries; the app compares up to 12,000\."):
-        compare_traces(many, many)
+def test_queries_of_one_group_count_as_one_in_an_interval(library) -> None:
+    """Each query four times: the interval is that of the queries once, if their group says so, else about half as wide."""
+    names = ("lab-rec-grpo", "lab-rec-fgrpo")
+
+    def width(copies: int, grouped: bool) -> float:
+        runs = []
+        for opened in (cut(library.trace(name, {}), 40) for name in names):
+            groups = [
+                replace(g, example=replace(g.example, id=f"{n}-{c}", group=str(n) if grouped else ""))
+                for n, g in enumerate(opened.trace.groups) for c in range(copies)
+            ]  # fmt: skip
+            keys = {g.example.id: n for n, g in enumerate(groups)}
+            runs.append(replace(opened, trace=replace(opened.trace, groups=groups), keys=keys))
+        *_, low, high = compare_traces(*runs).rows[0]
+        return high - low
+
+    assert width(4, grouped=True) == pytest.approx(width(1, grouped=False))
+    assert width(4, grouped=False) == pytest.approx(width(1, grouped=False) / 2, rel=0.05)
+
+
+def test_one_query_alone_gives_no_interval(library) -> None:
+    a, b = (cut(library.trace(name, {}), 1) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
+    found = compare_traces(a, b)
+    assert all(row[4:] == (-math.inf, math.inf) for row in found.rows)
+    assert "no difference found" in metrics_table(found, ("a", "b"))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

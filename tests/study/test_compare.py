@@ -1,4 +1,4 @@
-"""Experiments as Configs, the corrected table, sample efficiency, baselines beside the policies."""
+"""Experiments as Configs, settling, baselines beside the policies."""
 
 import json
 import os
@@ -23,14 +23,8 @@ from fgrpo.runs.workers import workers
 from fgrpo.study.compare import Result, check_experiments, compare, read_curve, run_baseline, slug
 from fgrpo.study.experiments import grid, parse_vary
 from fgrpo.study.plots import name_of, style_of, sweep_of
-from fgrpo.study.report import crossing, efficiency, format_table, logged, made_of, settling_step, table
+from fgrpo.study.report import logged, made_of, settling_step
 from fgrpo.tasks.lab import lab_catalogue
-
-NAMES = ("ndcg@5", "recall@5", "slate_recall", "slate_length")
-
-
-def result(values: torch.Tensor, curve: list[tuple[int, torch.Tensor]] | None = None) -> Result:
-    return Result(dict.fromkeys(NAMES, values), 10, 1.0, curve or [])
 
 
 @pytest.fixture
@@ -147,63 +141,6 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
         "by_hand-seed0",
         "other-seed0",
     }
-
-
-def test_table_says_when_no_difference_is_shown() -> None:
-    noise = torch.rand(50, generator=torch.Generator().manual_seed(0)).double()
-    results = {
-        "": {
-            "sft": [result(noise - 0.1)], "grpo": [result(noise)] * 2, "fgrpo": [result(noise + 0.02)] * 2,
-            "reward_to_go": [result(noise)] * 2,
-        }
-    }  # fmt: skip
-    rows = {r["method"]: r for r in table(results) if r["metric"] == "ndcg@5"}
-    assert {m: r["verdict"] for m, r in rows.items()} == {
-        "sft": "lower", "grpo": "", "fgrpo": "higher", "reward_to_go": "no difference shown",
-    }  # fmt: skip
-    rows = {r["method"]: r for r in table(results, "fgrpo") if r["metric"] == "ndcg@5"}
-    assert rows["grpo"]["verdict"] == "lower" and rows["grpo"]["diff"] == pytest.approx(-0.02)
-    text = format_table(table(results))
-    assert "no difference shown" in text and "difference to grpo" in text and len(text.splitlines()) == 5
-
-
-def test_one_lucky_setting_among_many_is_not_a_finding() -> None:
-    """A difference that one comparison would show is not shown among twenty, and its corrected interval covers zero."""
-    generator = torch.Generator().manual_seed(2)
-
-    def cell(shift: float) -> dict[str, list[Result]]:
-        base, noise = torch.rand(2, 3, 200, generator=generator).double()
-        other = base + 0.3 * (noise - noise.mean()) + shift
-        return {"sft": [result(base[0])], "grpo": [result(x) for x in base], "fgrpo": [result(x) for x in other]}
-
-    lucky = cell(0.02)
-    (alone,) = [r for r in table({"a": lucky}) if (r["method"], r["metric"]) == ("fgrpo", "ndcg@5")]
-    others = {f"other={i}": cell(0.0) for i in range(19)}
-    rows = [r for r in table({"a": lucky, **others}) if (r["method"], r["metric"]) == ("fgrpo", "ndcg@5")]
-    assert alone["verdict"] == "higher" and alone["holm_low"] == alone["diff_low"] > 0
-    assert rows[0]["diff_low"] == alone["diff_low"] and rows[0]["p_holm"] > 0.05 and rows[0]["holm_low"] < 0
-    assert {r["verdict"] for r in rows} == {"no difference shown"}
-
-
-def test_tokens_to_reach_a_level() -> None:
-    assert crossing([0, 100, 200], [0.2, 0.4, 0.8], 0.6) == 150
-    assert crossing([0, 100], [0.5, 0.6], 0.4) == 0 and crossing([0, 100], [0.1, 0.2], 0.3) == float("inf")
-    start = torch.full((20,), 0.2).double()
-    slow = [(100, start + 0.1), (200, start + 0.2)]
-    fast = [(50, start + 0.2), (100, start + 0.3)]
-    results = {"": {"sft": [result(start)], "grpo": [result(start, slow)] * 2, "fgrpo": [result(start, fast)] * 2}}
-    points, reached = efficiency(results)
-    assert [(r["method"], r["tokens"], r["target"]) for r in reached] == [
-        ("grpo", pytest.approx(200), pytest.approx(0.4)), ("fgrpo", pytest.approx(50), pytest.approx(0.4)),
-    ]  # fmt: skip
-    assert [p["tokens"] for p in points if p["method"] == "fgrpo"] == [0, 50, 100]
-    uneven = torch.linspace(0, 0.4, 20).double()  # queries differ much, methods by a constant: pairing sees through it
-    slow, fast = ([(t, uneven + t / k) for t in (100, 200)] for k in (1000, 500))
-    results = {"": {"sft": [result(uneven)], "grpo": [result(uneven, slow)] * 2, "fgrpo": [result(uneven, fast)] * 2}}
-    assert [(r["low"], r["high"]) for r in efficiency(results)[1]] == [
-        pytest.approx((200, 200)),
-        pytest.approx((100, 100)),
-    ]
 
 
 def test_settling_step() -> None:
