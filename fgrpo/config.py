@@ -82,7 +82,7 @@ class LMConfig:
 class SFTConfig:
     """Supervised warm start on demonstrations; every RL run starts from it, as in the paper."""
 
-    sft_steps: int = 200
+    sft_steps: int = 1000
     """optimizer steps of the warm start"""
     sft_batch: int = 64
     """demonstrations per step"""
@@ -135,7 +135,7 @@ class RLConfig:
     """weight of the k3 KL penalty against the warm start (0: no reference is kept)"""
     epochs: int = 1
     """passes over each rollout batch, one optimizer step each"""
-    lr: float = 1e-4
+    lr: float = 4e-4
     """learning rate of the first step (AdamW)"""
     lr_decay: str = "linear"
     """linear: the learning rate falls to zero over the steps; none: it is constant"""

@@ -1,4 +1,4 @@
-"""The commands that compare credit methods: `demo` and `compare`."""
+"""The command `compare`."""
 
 import argparse
 import json
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config, KitError
-from ..runs.fields import config_with
 from .checks import check_device, check_output, check_policy, flag, names_of
-from .options import PRESETS, config_of, load
+from .options import config_of, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,29 +22,6 @@ CREDITS = "grpo,fgrpo,reward_to_go"
 BASELINES, LAB_BASELINES = "random,popularity", "random,gru4rec,attributes,taste"
 STARTS = 3
 """independent warm starts, unless --starts or --init is given"""
-
-
-def demo(args: argparse.Namespace) -> None:
-    """Compare credit methods on the lab task from the shipped warm start; table, figures, one example."""
-    from ..study.experiments import grid
-
-    config = config_with(task="lab-rec", **{**PRESETS["lab-rec"], "steps": args.steps})
-    if not args.json:
-        print(
-            "Task lab-rec: a history of 8 films, a pool of 20, 2 to 4 of them relevant. From the shipped SFT policy, "
-            f"each\ncredit method gets {args.steps} RL steps of 16 queries x 8 rollouts, {args.seeds} seeds.\n",
-            flush=True,
-        )
-    folder = _new_folder("demo")
-    _compare_and_report(args, config, grid(config, ["grpo", "fgrpo", "reward_to_go"]), folder)
-    if not args.json:
-        _show_example(config, folder)
-        print(f"\nLook next: {folder}/comparison.png, {folder}/learning.png, {folder}/errors.png;")
-        print(
-            "in a clone of the repository `make app` opens these runs beside the shipped ones: rollouts, credit of every "
-            "token;\nchange one line in fgrpo/credit.py there and run `make demo` again, or try another slate reward:"
-        )
-        print("  python -m fgrpo compare --slate-reward f1 --credits grpo,fgrpo,reward_to_go --seeds 3")
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -96,14 +72,14 @@ def _compare(
     args: argparse.Namespace, experiments: "Experiments", baselines: "Mapping[str, Baseline]", sft_more: bool
 ) -> "tuple[Results, list[int], dict[str, list[str]], Path]":
     """Train and measure; the results, the warm start of each seed, the groups of the queries, and the folder."""
-    from ..study.compare import compare, groups_of, loaded_once, starts_of
+    from ..study.compare import compare, groups_of, loaded_once, seed_starts
 
     if args.resume and not args.out:
         raise KitError("--resume continues the comparison in --out: name its folder.")
     if args.init and args.starts:
         raise KitError("--starts counts warm starts that are made here, and --init names one: leave out one of them.")
     start = check_policy(args.init) if args.init else None
-    folder = Path(args.out) if args.out else _new_folder("compare")
+    folder = Path(args.out) if args.out else new_folder("compare")
     args.out = str(folder)  # what resumes a comparison that is stopped
     starts = 1 if start else min(args.starts or STARTS, args.seeds)
     for device in {c.device for methods in experiments.values() for c in methods.values()}:
@@ -114,7 +90,7 @@ def _compare(
         experiments, args.seeds, folder, read, baselines, start, args.jobs, args.json, args.resume, args.every or 0,
         starts, sft_more,
     )  # fmt: skip
-    return results, starts_of(args.seeds, starts), groups_of(experiments, read), folder
+    return results, seed_starts(args.seeds, starts), groups_of(experiments, read), folder
 
 
 def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "Experiments") -> None:
@@ -143,26 +119,7 @@ def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "
     )
 
 
-def _show_example(config: Config, folder: Path) -> None:
-    from ..policy import Sampling
-    from ..rollout import rollout
-    from ..runs.policies import load_policy
-    from ..runs.warm_start import SHIPPED
-    from ..tasks import load_task
-
-    example = load_task(config)[0].test[0]
-    print(f"\nOne viewer: {', '.join(example.history)}")
-    for name, path in (("SFT", SHIPPED), ("fgrpo", folder / "fgrpo-seed0")):
-        output = rollout(load_policy(path), [example], Sampling(config.grammar)).outputs[0]
-        slate, rank = (
-            ", ".join(example.candidates[i] + "*" * (i in example.relevant) for i in part) for part in output[:2]
-        )
-        print(f"{name:>6} slate: {slate}\n       rank:  {rank}")
-    missed = [example.candidates[i] for i in sorted(example.relevant)]
-    print(f"       (* relevant; all relevant: {', '.join(missed)})")
-
-
-def _new_folder(kind: str) -> Path:
+def new_folder(kind: str) -> Path:
     now = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [now, *(f"{now}-{n}" for n in range(2, 100))]  # two calls within one second
     return next(f for name in names if not (f := Path("runs") / name).exists())

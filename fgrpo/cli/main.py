@@ -12,8 +12,9 @@ from typing import NoReturn
 from ..config import KitError
 from ..runs.signals import ending, how_to_resume, processes
 from .checkpoint import evaluate, trace
-from .compare import compare, demo
+from .compare import compare
 from .data import data_build, data_check, data_fetch, data_fetch_model, data_stats
+from .demo import demo
 from .errors import drop_unwritten, explain, make_printable, say
 from .measure import analyse, bench
 from .options import parser_of

@@ -41,7 +41,8 @@ def sft_step(
 ) -> Logs:  # fmt: skip
     """Step `number` of the warm start: maximum likelihood of one demonstration per query, under the same grammar.
 
-    Demonstrations may be short, so `full` is not asked of them. The loss is over the tokens of the phases `learn`. A demonstration depends only on (seed, step, query id).
+    Demonstrations may be short, so `full` is not asked of them.
+    The loss is over the tokens of the phases `learn`. A demonstration depends only on (seed, step, query id).
     """
     config = without_full(config)
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]

@@ -282,7 +282,7 @@ def run_folder(folder: Path, setting: str, method: str, seed: int) -> Path:
     return folder / slug(setting) / f"{slug(method)}-seed{seed}"
 
 
-def starts_of(seeds: int, starts: int) -> list[int]:
+def seed_starts(seeds: int, starts: int) -> list[int]:
     """The warm start of each seed."""
     return [seed % starts for seed in range(seeds)]
 

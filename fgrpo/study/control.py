@@ -16,7 +16,7 @@ from .experiments import Experiments, grid
 from .significance import Estimate, paired
 
 JOINT, OWN = "grpo", "fgrpo"
-OPTIONS = {"learn": "rank", "slate_noise": 1.0, "full": True, "steps": 120, "lr": 1e-3, "lr_decay": "none"}
+OPTIONS = {"learn": "rank", "slate_noise": 1.0, "full": True, "steps": 120, "lr": 3e-4, "lr_decay": "none"}
 
 
 def control_experiments(config: Config) -> Experiments:

@@ -1,7 +1,7 @@
 """Figures. Every function returns a matplotlib Figure; `save` writes it as PNG."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -282,6 +282,50 @@ def _named_ticks(axes: Axes, values: list[int]) -> None:
     axes.margins(y=0.1)
     axes.legend(frameon=False)
     tidy(axes)
+
+
+def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int) -> Figure:
+    """Three panels: RL learns; the control of credit; differences between credit methods, and what could be seen.
+
+    rows: of the table; by_method: fgrpo.study.compare.Result per method; control: fgrpo.study.control.Control.
+    """
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    learns, must, known = figure.subplots(1, 3)
+    means = {r["method"]: r for r in rows if r["metric"] == "ndcg@5"}
+    trained = [m for m, r in means.items() if r["seeds"]]
+    begin = means["sft"]["mean"]
+    for number, method in enumerate(trained):
+        points = [float(np.mean([float(run.curve[i][1].mean()) for run in by_method[method]]))
+                  for i in range(len(by_method[method][0].curve))]  # fmt: skip
+        at = np.linspace(0, steps, len(points) + 1)
+        learns.plot(at, [begin, *points], label=name_of(method), markersize=5, **style_of(method, number))
+    more = [begin, *(float(value.mean()) for _, value in by_method["sft_more"][0].curve)]
+    learns.plot(np.linspace(0, steps, len(more)), more, color="0.35", linestyle=":", label="SFT goes on, same compute")
+    learns.axhline(means["sft_full"]["mean"], color="0.5", linewidth=1)
+    learns.annotate("warm start, lists filled", (steps, means["sft_full"]["mean"]), (0, 3), textcoords="offset points",
+                    ha="right", fontsize=8, color="0.35")  # fmt: skip
+    learns.set(title="RL learns", xlabel="RL steps", ylabel="NDCG@5")
+    learns.legend(frameon=False, fontsize=8)
+    for number, (name, found) in enumerate((("fgrpo", control.own), ("grpo", control.joint))):
+        interval(must, number, found.mean, *found.interval(), {**style_of(name, number), "linestyle": "none"})
+    must.axvline(0, color="0.5", linewidth=1)
+    must.set_yticks([0, 1], ["own reward\n(fgrpo)", "joint reward\n(grpo)"])
+    must.set(
+        title="Where credit must matter", ylim=(-0.6, 1.6), xlabel="gain of NDCG@5: ranker alone, noisy slate judge"
+    )
+    others = [m for m in trained if m != means[m]["baseline"]]
+    for number, method in enumerate(others):
+        row, look = means[method], {**style_of(method, number), "linestyle": "none"}
+        interval(known, number, row["diff"], row["diff_low"], row["diff_high"], look)
+        if row["detectable"] is not None:
+            known.plot([-row["detectable"], row["detectable"]], [number - 0.25] * 2, color="0.6", linewidth=3)
+    known.axvline(0, color="0.5", linewidth=1)
+    known.set_yticks(range(len(others)), [name_of(m) for m in others])
+    known.set(title="The full task", ylim=(-0.7, len(others) - 0.4),
+              xlabel=f"difference to {means[trained[0]]['baseline']} (grey: could not be seen)")  # fmt: skip
+    for axes in (learns, must, known):
+        tidy(axes)
+    return figure
 
 
 def save(figure: Figure, path: str | Path) -> Path:

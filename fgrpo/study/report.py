@@ -192,7 +192,7 @@ def with_area(results: Results, starts: Sequence[int]) -> Results:
     found: Results = {}
     for setting, by_method in results.items():
         found[setting] = dict(by_method)
-        curved = {m: runs for m, runs in by_method.items() if runs[0].curve}
+        curved = {m: by_method[m] for m in trained_methods(results) if by_method[m][0].curve}
         horizon = min((run.curve[-1][0] for runs in curved.values() for run in runs), default=0)
         if not horizon:
             continue
@@ -236,7 +236,7 @@ def efficiency(
     curves, crossings = [], []
     starts = starts_of(results, starts)
     for setting, by_method in results.items():
-        own, runs = (groups or {}).get(setting), {m: r for m, r in by_method.items() if r[0].curve}
+        own, runs = (groups or {}).get(setting), {m: by_method[m] for m in trained_methods(results)}
         begin = by_seed(by_method[WARM_START], CURVE, starts)
         values = {  # (points, S, Q)
             m: torch.stack(
@@ -329,11 +329,11 @@ def format_table(rows: list[Row], metric: str = PRIMARY) -> str:
     ]  # fmt: skip
     for row in (r for r in rows if r["metric"] == metric):
         recall, slate_recall, length = (cells[row["setting"], row["method"], m]["mean"] for m in WITH_HEADLINE)
-        diff = f"{row['diff']:+.3f} {_bracket(row, 'diff_', '+.3f')}" if row["method"] != baseline else ""
+        diff = f"{row['diff']:+.3f} {bracket(row, 'diff_', '+.3f')}" if row["method"] != baseline else ""
         p, detectable = row["p_holm"], row["detectable"]
         lines.append((
-            row["setting"], row["method"], f"{row['mean']:.3f} {_bracket(row, '', '.3f')}", diff,
-            _bracket(row, "simultaneous_", "+.3f"), "" if p is None else f"{p:.3f}",
+            row["setting"], row["method"], f"{row['mean']:.3f} {bracket(row, '', '.3f')}", diff,
+            bracket(row, "simultaneous_", "+.3f"), "" if p is None else f"{p:.3f}",
             "" if detectable is None else f"{detectable:.3f}", row["verdict"], f"{recall:.3f}", f"{slate_recall:.3f}",
             f"{length:.1f}", f"{row['tokens']:,}" if row["tokens"] else "",
             f"{row['seconds']:.0f}" if row["seconds"] else "",
@@ -361,7 +361,8 @@ def reading(rows: list[Row], margin: float = MARGIN) -> str:
     return text
 
 
-def _bracket(row: Row, prefix: str, digits: str) -> str:
+def bracket(row: Row, prefix: str, digits: str) -> str:
+    """An interval of a row as text, "" where there is none."""
     low, high = row[f"{prefix}low"], row[f"{prefix}high"]
     return "" if low is None else f"[{low:{digits}}, {high:{digits}}]"
 
