@@ -49,7 +49,7 @@ MICRO = {"movielens": 4, "lastfm": 4, "hotpotqa": 2, "musique": 2}  # fits one G
 LADDER: dict[str, dict[str, object]] = {
     "lab-cold": {"sft_steps": 300},
     "lab-warm": {},
-    "lab-trained": {"demonstrations": "filled", "sft_steps": 1500, "queries": 32, "steps": 300, "lr": 1e-4},
+    "lab-trained": {"sft_steps": 3000, "queries": 32, "steps": 300, "lr": 2e-4},
 }
 """Three warm starts of the lab task, from one that has learned little to one on which SFT has converged, and RL for them."""
 RECIPES = LADDER | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
