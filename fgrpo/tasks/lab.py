@@ -4,11 +4,11 @@ No query is ever seen twice in training, and a run that is resumed needs no stat
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,19 @@ class Viewers(Stream):
 
     def __len__(self) -> int:
         return 16_384
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return self.take(chosen, 1)[0]
+        return self.take(chosen.start, len(chosen)) if chosen.step == 1 else [self[i] for i in chosen]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self[:])
 
     def take(self, first: int, count: int, seed: int = 0, use: str = "train") -> list[Example]:
         """Viewers `first` to `first + count - 1`, thousands at a time in one go (10,000 a second)."""
