@@ -161,7 +161,8 @@ class Run:
             return
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                short = {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()}
+                file.write(json.dumps(short) + "\n")
         except OSError as error:
             raise KitError(f"{self.metrics}: cannot be written ({error.strerror}); --resume continues later.") from None
 

@@ -146,7 +146,7 @@ class Viewers(Stream):
     def _appeal(self, taste: NDArray[np.float64]) -> NDArray[np.float64]:
         """Uniform numbers of the tastes (N, 21) -> appeal of every film (N, 300)."""
         spread = np.concatenate([np.full(len(names), SPREAD[kind]) for kind, names in ATTRIBUTES.items()])
-        names = [(kind, name) for kind, some in ATTRIBUTES.items() for name in some]
+        names: list[tuple[str, object]] = [(kind, name) for kind, some in ATTRIBUTES.items() for name in some]
         has = np.array([[getattr(film, kind) == name for film in lab_catalogue()] for kind, name in names], dtype=float)
         tastes = self.taste * spread * _gumbel(taste)
         return sum(tastes[:, i : i + 1] * has[i] for i in range(len(has)))  # in a fixed order, unlike a matrix product
