@@ -138,7 +138,7 @@ class Viewers(Stream):
         place, found = {film.title: i for i, film in enumerate(lab_catalogue())}, []
         for example in examples:
             use, *seed, number = example.id.split("-")
-            taste = self._random(int(number), 1, int(*seed or [0]), use)["taste"]
+            taste = self._random(int(number), 1, int(seed[0]) if seed else 0, use)["taste"]
             appeal = self._appeal(taste)[0]
             found.append([float(appeal[place[title]]) for title in example.candidates])
         return found
