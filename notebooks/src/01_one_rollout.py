@@ -65,8 +65,8 @@ Markdown(
 #
 # Our policy is tiny. Every film is one token of its vocabulary, so that it can be trained in seconds. The text that the
 # policy reads is the prompt. Inside the model a film is only a number: the policy has to learn from examples which
-# films go together. It has already had a short training on good outputs (the *warm start*). This course is about the
-# training that follows.
+# films go together. It has already had a short training on good outputs (the *warm start*): lists of the relevant films of
+# other viewers, two to four of them. This course is about the training that follows.
 
 # %%
 from fgrpo.runs.policies import load_policy
@@ -169,6 +169,32 @@ Markdown(
     f"exactly this output is sampled about once in {float(f'{1 / (slate + rank).exp():.0e}'):,.0f} rollouts. "
     f"{forced} of the {int(rollouts.mask.sum())} tokens were forced and contribute 0."
 )
+
+# %% [markdown]
+# ## Full lists
+#
+# The policy may write up to ten films, but it has learned from lists of two to four and stops early. The grammar can forbid
+# this: with `full`, both lists must be full before they may be closed. Same policy, same prompt, no weight changed:
+
+# %%
+from dataclasses import replace
+
+full = replace(config, grammar=replace(config.grammar, full=True))
+filled = rollout(policy, [example], sampling_of(full), group=1, seed=SEED)
+strip = figures.token_strip(policy, example, filled)
+Image(save(strip, FIGURES / "01_full_lists.png"), width=900, alt="The same policy with full lists: probability by token")
+
+# %%
+free, long = (r.outputs[0] for r in (rollouts, filled))
+lines = ["| lists | slate | of the relevant films, the slate holds |", "|---" * 3 + "|"]
+for name, o in (("free", free), ("full", long)):
+    lines.append(f"| {name} | {len(o.slate)} films | {len(example.relevant & set(o.slate))} of {len(example.relevant)} |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# Now the closing tags are forced, and the length of the lists is no longer a decision of the policy. Keep this in mind: a
+# policy can get a better score merely by writing longer lists. The next notebooks use full lists when they compare
+# rollouts, so that lists differ in what they hold and not in their length.
 
 # %% [markdown]
 # ## Try it

@@ -179,11 +179,11 @@ def best_of_all(ranked, relevant, k):
 # ## A group of rollouts
 #
 # The G rollouts of a group answer the same query, so their rewards can be compared. `score` computes the rewards of all
-# groups at once, with shape `(Q, G)`: Q queries with G rollouts each. We sample groups for some queries of the test split
-# and look at the group whose rewards differ most.
+# groups at once, with shape `(Q, G)`: Q queries with G rollouts each. We sample groups for some queries of the test split,
+# with full lists, and look at the group whose rewards differ most.
 
 # %%
-from fgrpo.config import Config
+from fgrpo.config import Config, GrammarConfig
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy
@@ -191,7 +191,7 @@ from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks.lab import lab_task
 from fgrpo.trainer import sampling_of
 
-config = Config()
+config = Config(grammar=GrammarConfig(full=True))
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = lab_task().test
@@ -219,7 +219,7 @@ Markdown("\n".join(rows))
 #
 # Each row is a rollout. Left: the two rewards. Middle: how much of the slate reward would be lost without the item at
 # that position of the slate. Right: how much each rank contributes to the rank reward (a row sums to it). Dark cells
-# without a number: 0. Grey cells: the list had ended.
+# without a number: 0.
 
 # %%
 from fgrpo.study.plots import save
@@ -233,7 +233,8 @@ Image(save(heat, FIGURES / "02_two_rewards.png"), width=950, alt="Rewards of one
 #
 # Add the two rewards, as a single score of the list would, and compare any two rollouts of a group. How often does the
 # sum say that one of them is better, although a phase did *equally well* in both, or even *better in the other one*? In
-# each such pair the sum gives credit to tokens that did not earn it.
+# each such pair the sum gives credit to tokens that did not earn it. (The last two rows: lists of free length, as in the
+# first figure of notebook 1. A slate of two leaves the ranking little to decide, so the two rewards nearly agree.)
 
 
 # %%
@@ -243,11 +244,13 @@ def misled(joint, own):
     return [int(pairs.sum()) // 2 for pairs in ((own == 0) & (joint != 0), own * joint < 0)]
 
 
+free = score(rollout(policy, queries, sampling_of(Config()), config.rl.group, SEED), queries, config.rl)
 pairs = rewards.slate.numel() * (rollouts.group - 1) // 2
-rows = ["| phase | pairs | equal, but the sum differs | opposite order |", "|---" * 4 + "|"]
-for name, own in (("slate", rewards.slate), ("rank", rewards.rank)):
-    equal, opposite = misled(rewards.slate + rewards.rank, own)
-    rows.append(f"| {name} | {pairs} | {equal} | {opposite} |")
+rows = ["| lists | phase | pairs | equal, but the sum differs | opposite order |", "|---" * 5 + "|"]
+for lists, found in (("full", rewards), ("free length", free)):
+    for name, own in (("slate", found.slate), ("rank", found.rank)):
+        equal, opposite = misled(found.slate + found.rank, own)
+        rows.append(f"| {lists} | {name} | {pairs} | {equal} | {opposite} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
@@ -256,8 +259,8 @@ Markdown("\n".join(rows))
 # - An output that breaks the form is *ill-formed*. The phase at fault earns 0 and pays the format penalty, in
 #   `rewards.slate_format` or `rewards.rank_format`; if it is the slate, nothing can be ranked, so the rank reward is 0 too.
 #   With the grammar switched on, as here, this cannot happen.
-# - A longer slate never lowers recall. With F1 as slate reward (`--slate-reward f1`) every irrelevant item costs a little,
-#   and the policy learns to write short slates. A later notebook shows what that means for the ranking.
+# - A longer slate never lowers recall. With F1 as slate reward (`--slate-reward f1`) every irrelevant item costs a little.
+#   [Notebook 6](06_diagnosis.ipynb) computes what that means for the length of the slate.
 # - The rank reward depends on the slate: a film that was missed cannot be ranked. The slate reward does not depend on
 #   the ranked list.
 #

@@ -301,9 +301,9 @@ live(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05
 # %% [markdown]
 # ## With a real policy
 #
-# How often does this happen with a real policy? We sample groups for queries of the test split and compare the signs of
-# the two advantages, phase by phase. If all rollouts of a group have the same reward, all their advantages are 0: the
-# policy learns nothing from that group.
+# How often does this happen with a real policy? We sample groups for queries of the test split, with full lists and with
+# lists of free length, and compare the signs of the two advantages, phase by phase. If all rollouts of a group have the same
+# reward, all their advantages are 0: the policy learns nothing from that group.
 
 # %%
 from fgrpo.credit import zero_variance
@@ -311,16 +311,18 @@ from fgrpo.rollout import rollout
 
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-drawn = rollout(policy, queries, sampling_of(config), config.rl.group, SEED)
-earned = score(drawn, queries, config.rl)
-joint, own = (assign_credit(earned, drawn, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo"))
-rows = ["| phase | rollouts | wrong sign | own 0, joint not | groups with equal rewards |", "|---" * 5 + "|"]
-for name, p in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
-    first = (drawn.phase == p).int().argmax(dim=1, keepdim=True)
-    a, b = joint.gather(1, first), own.gather(1, first)
-    wrong, blind = int((a * b < 0).sum()), int(((b == 0) & (a != 0)).sum())
-    equal = int(zero_variance(getattr(earned, name)).sum())
-    rows.append(f"| {name} | {len(a)} | {wrong} | {blind} | {equal} of {len(queries)} |")
+rows = ["| lists | phase | rollouts | wrong sign | own 0, joint not | groups with equal rewards |", "|---" * 6 + "|"]
+for lists, full in (("full", True), ("free length", False)):
+    sampling = sampling_of(replace(config, grammar=replace(config.grammar, full=full)))
+    drawn = rollout(policy, queries, sampling, config.rl.group, SEED)
+    earned = score(drawn, queries, config.rl)
+    joint, own = (assign_credit(earned, drawn, replace(config.rl, credit=m)) for m in ("grpo", "fgrpo"))
+    for name, p in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
+        first = (drawn.phase == p).int().argmax(dim=1, keepdim=True)
+        a, b = joint.gather(1, first), own.gather(1, first)
+        wrong, blind = int((a * b < 0).sum()), int(((b == 0) & (a != 0)).sum())
+        equal = int(zero_variance(getattr(earned, name)).sum())
+        rows.append(f"| {lists} | {name} | {len(a)} | {wrong} | {blind} | {equal} of {len(queries)} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]

@@ -154,10 +154,10 @@ def uphill(per_token, mask, longest):
 # %% [markdown]
 # ## Rollouts, and their credit under two methods
 #
-# As before: groups for some queries of the test split, rewards, advantages (B, T).
+# As before: groups for some queries of the test split, with full lists; rewards; advantages (B, T).
 
 # %%
-from fgrpo.config import Config
+from fgrpo.config import Config, GrammarConfig
 from fgrpo.credit import assign_credit
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
@@ -166,7 +166,7 @@ from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks.lab import lab_task
 from fgrpo.trainer import sampling_of
 
-config = Config()
+config = Config(grammar=GrammarConfig(full=True))
 policy = load_policy(SHIPPED)
 generator = torch.Generator().manual_seed(SEED)
 test = lab_task().test
@@ -206,9 +206,8 @@ Markdown(f"Largest difference to minus advantages / (B * longest): {(logp.grad -
 #
 # Now the weights too. We copy the policy, take one step of plain gradient descent, and compute the log-probabilities of
 # the same tokens again. (Training uses AdamW, whose first steps have the same size for small and large gradients. Plain
-# gradient descent shows the gradient itself.) To see one cause at a time, only **one rollout** has an advantage. Of the
-# rollouts with a full ranked list, we choose the one whose phases disagree most: a good slate with a bad ranking, or a
-# bad slate with a good ranking.
+# gradient descent shows the gradient itself.) To see one cause at a time, only **one rollout** has an advantage. We choose
+# the one whose phases disagree most: a good slate with a bad ranking, or a bad slate with a good ranking.
 
 # %%
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
@@ -227,8 +226,7 @@ def step(advantages, lr=1.0):
 
 first = [(rollouts.phase == p).int().argmax(dim=1, keepdim=True) for p in (PHASE_SLATE, PHASE_RANK)]
 own_slate, own_rank = (advantages["fgrpo"].gather(1, t).squeeze(1) for t in first)
-full = torch.tensor([len(output.rank) == config.grammar.rank_size for output in rollouts.outputs])
-apart = torch.minimum(own_slate.abs(), own_rank.abs()) * (own_slate * own_rank < 0) * full
+apart = torch.minimum(own_slate.abs(), own_rank.abs()) * (own_slate * own_rank < 0)
 row = int(apart.argmax())
 alone = (torch.arange(B) == row).unsqueeze(1)  # (B, 1): true for this rollout only
 change = {method: step(a * alone) for method, a in advantages.items()}
@@ -298,8 +296,8 @@ Markdown("\n".join(rows))
 #
 # - **The loss** reaches exactly the intended tokens: the derivative for a token is its own advantage times a constant.
 #   This is what factorised credit promises, and the kit's tests check it.
-# - **The step** changes shared weights, so a change of one token also changes the others a little. Factorised credit
-#   decides in which direction each phase is *pushed*; it does not separate the weights of the phases.
+# - **The step** changes shared weights, so pushing one token also changes the others; the leakage table says how much.
+#   Factorised credit decides in which direction each phase is *pushed*; it does not separate the weights of the phases.
 # - This was the step of one rollout. Training takes many steps on many rollouts, and the policy learns what their gradients
 #   have in common.
 #
