@@ -20,12 +20,7 @@ from fgrpo.study.plots import STYLES, interval, name_of, spread_of, style_of, ti
 from fgrpo.tasks import DATA
 
 Rows = list[dict[str, Any]]
-AXES = {
-    "lam": "lambda",
-    "slate_size": "slate size (items)",
-    "group": "rollouts per query (G)",
-    "pool": "pool (candidates)",
-}
+AXES = {"lam": "lambda (weight of the rank reward)", "lr": "learning rate of the first step"}
 
 
 def read_table(name: str) -> tuple[dict[str, Any], Rows]:
@@ -53,27 +48,25 @@ def pick(rows: Rows, **wanted: Any) -> Rows:
 
 
 def differences(rows: Rows, digits: int = 3) -> str:
-    """Rows of one metric as a Markdown table: mean, difference to the baseline, p-value and verdict (report.table).
+    """Rows of one metric as a Markdown table: mean, difference to the baseline, p-value, detectable difference, verdict.
 
-    Brackets hold together for all comparisons of the table where the row has a p-value, else they hold one by one.
+    Brackets behind a difference are simultaneous intervals where the row has a p-value, else 95 % intervals of one row.
     """
     metric, baseline, wide = rows[0]["metric"], rows[0]["baseline"], any(r["setting"] for r in rows)
-    lines = [f"| {'setting | ' * wide}method | {metric} | difference to {baseline} | p (Holm) | verdict |"]
-    lines.append("|---" * (5 + wide) + "|")
+    heads = [*["setting"] * wide, "method", metric, f"difference to {baseline}", "p (Holm)", "detectable", "verdict"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in rows:
         low, high = (f"{x:+.{digits}f}" for x in bracket(r))
-        p = f"{r['p_holm']:.3f}" if r["p_holm"] not in ("", None) else ""
-        apart = (
-            f"{r['diff']:+.{digits}f} [{low}, {high}] | {p} | {r['verdict']}" if r["method"] != baseline else " | | "
-        )
-        name = f"{r['setting']} | " * wide + name_of(r["method"])
-        lines.append(f"| {name} | {r['mean']:.{digits}f} | {apart} |")
+        apart = f"{r['diff']:+.{digits}f} [{low}, {high}]" if r["method"] != baseline else ""
+        p, least = (f"{r[k]:.3f}" if isinstance(r[k], (int, float)) else "" for k in ("p_holm", "detectable"))
+        cells = [*[r["setting"]] * wide, name_of(r["method"]), f"{r['mean']:.{digits}f}", apart, p, least, r["verdict"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def bracket(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Interval of a row's difference: the simultaneous one (in older tables one at Holm's level) if there is one."""
-    for kind in ("simultaneous", "holm", "diff"):
+    """Interval of a row's difference: the simultaneous one if there is one."""
+    for kind in ("simultaneous", "diff"):
         low, high = row.get(f"{kind}_low"), row.get(f"{kind}_high")
         if isinstance(low, (int, float)) and isinstance(high, (int, float)):
             return low, high
@@ -81,21 +74,52 @@ def bracket(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def value_of(setting: str) -> float:
-    """The number of a setting's first field: 4 for `group=4` and for `group=4:queries=32`, as older tables have it."""
-    return float(setting.partition("=")[2].split(":")[0])
+    """The number of a setting: 4 for `lam=4.0`."""
+    return float(setting.partition("=")[2])
 
 
-def small_multiples(tables: Mapping[str, Rows], metric: Mapping[str, str]) -> Figure:
-    """One column per varied field. Rows: `metric[field]`, recall of the slate, `metric[field]` minus the baseline."""
-    figure = Figure(figsize=(3.1 * len(tables), 8), layout="constrained")
-    every = figure.subplots(3, len(tables), squeeze=False)
+def by_length(rows: Rows) -> str:
+    """Which share of each method's gain over the warm start `sft_full` also has. rows: one metric, one setting."""
+    mean = {r["method"]: r["mean"] for r in rows}
+    begin, full = mean["sft"], mean["sft_full"]
+    lines = [
+        f"| method | {rows[0]['metric']} | gain over the warm start | share due to length alone |",
+        "|---" * 4 + "|",
+    ]
+    lines.append(f"| warm start | {begin:.3f} | | |\n| sft_full | {full:.3f} | {full - begin:+.3f} | all |")
+    for r in (r for r in rows if r["seeds"]):
+        gain = r["mean"] - begin
+        share = f"{(full - begin) / gain:.0%}" if gain > 0 else "no gain"
+        lines.append(f"| {name_of(r['method'])} | {r['mean']:.3f} | {gain:+.3f} | {share} |")
+    return "\n".join(lines)
+
+
+def learned(checks: Rows) -> str:
+    """The manipulation check (a table `*-check.csv`) as Markdown: a line for each trained method, with its references."""
+    references = list(dict.fromkeys(r["reference"] for r in checks))
+    heads = ["setting", "method", *(f"beats {name}?" for name in references)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for setting, method in dict.fromkeys((r["setting"], r["method"]) for r in checks):
+        cells = [setting, name_of(method)]
+        for name in references:
+            (r,) = pick(checks, setting=setting, method=method, reference=name)
+            word = "yes" if r["beats"] == "True" else "worse" if r["diff_high"] < 0 else "not shown"
+            cells.append(f"{word}: {r['diff']:+.3f} [{r['diff_low']:+.3f}, {r['diff_high']:+.3f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def small_multiples(tables: Mapping[str, Rows]) -> Figure:
+    """One column per varied field: NDCG@5 of each method, and below it the difference to the baseline."""
+    figure = Figure(figsize=(4.4 * len(tables), 6), layout="constrained")
+    every = figure.subplots(2, len(tables), squeeze=False)
     for column, (field, rows) in zip(every.T, tables.items(), strict=True):
-        kinds = ((metric[field], "mean"), ("slate_recall", "mean"), (metric[field], "diff"))
-        for axes, (name, key) in zip(column, kinds, strict=True):
-            _lines(axes, pick(rows, metric=name), key)
-            axes.set_ylabel("recall of the slate" if name == "slate_recall" else name.upper())
-        column[-1].set(xlabel=AXES.get(field, field), ylabel=f"{metric[field].upper()}, minus {rows[0]['baseline']}")
-        column[-1].axhline(0, color="0.4", linewidth=1)
+        own = pick(rows, metric="ndcg@5")
+        for axes, key in zip(column, ("mean", "diff"), strict=True):
+            _lines(axes, own, key)
+        column[0].set(ylabel="NDCG@5")
+        column[1].set(xlabel=AXES.get(field, field), ylabel=f"NDCG@5, minus {own[0]['baseline']}")
+        column[1].axhline(0, color="0.4", linewidth=1)
     most = max((axes.get_legend_handles_labels() for axes in every[0]), key=lambda found: len(found[1]))
     figure.legend(*most, frameon=False, loc="outside upper center", ncols=len(most[1]))
     return figure
@@ -114,6 +138,24 @@ def _lines(axes: Axes, rows: Rows, key: str) -> None:
                       label="warm start, full lists" if method == "sft_full" else name_of(method))  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
     tidy(axes)
+
+
+def demonstrations(rows: Rows) -> Figure:
+    """What a warm start knows, and how much its samples vary, against SFT steps: one line per kind of demonstration."""
+    panels = (("free", "NDCG@5, lists of free length"), ("filled", "NDCG@5, full lists"),
+              ("entropy", "entropy of the first choice (nats)"))  # fmt: skip
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    kinds = list(dict.fromkeys(r["demonstrations"] for r in rows))
+    for axes, (key, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for kind, (color, marker, line) in zip(kinds, STYLES.values(), strict=False):
+            own = sorted(pick(rows, demonstrations=kind), key=lambda r: r["steps"])
+            axes.plot(
+                [r["steps"] for r in own], [r[key] for r in own], color=color, marker=marker, linestyle=line, label=kind
+            )
+        axes.set(xlabel="SFT steps", ylabel=label)
+        tidy(axes)
+    figure.axes[0].legend(frameon=False)
+    return figure
 
 
 def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:

@@ -182,13 +182,17 @@ from dataclasses import replace
 full = replace(config, grammar=replace(config.grammar, full=True))
 filled = rollout(policy, [example], sampling_of(full), group=1, seed=SEED)
 strip = figures.token_strip(policy, example, filled)
-Image(save(strip, FIGURES / "01_full_lists.png"), width=900, alt="The same policy with full lists: probability by token")
+Image(
+    save(strip, FIGURES / "01_full_lists.png"), width=900, alt="The same policy with full lists: probability by token"
+)
 
 # %%
 free, long = (r.outputs[0] for r in (rollouts, filled))
 lines = ["| lists | slate | of the relevant films, the slate holds |", "|---" * 3 + "|"]
 for name, o in (("free", free), ("full", long)):
-    lines.append(f"| {name} | {len(o.slate)} films | {len(example.relevant & set(o.slate))} of {len(example.relevant)} |")
+    lines.append(
+        f"| {name} | {len(o.slate)} films | {len(example.relevant & set(o.slate))} of {len(example.relevant)} |"
+    )
 Markdown("\n".join(lines))
 
 # %% [markdown]

@@ -10,8 +10,8 @@
 #
 # Rollouts, rewards, advantages, loss ([notebooks 1](01_one_rollout.ipynb) to [4](04_the_loss.ipynb)): that was one
 # training step. Now we repeat the step with three credit methods and compare the results. First we run a small experiment
-# here. Then we read larger experiments, whose tables are in `data/results/`. The small experiment cannot answer the
-# question, and it is useful to see why.
+# here and learn how to read it. Then we read larger ones, whose tables are in `data/results/`: first whether they are able
+# to answer the question, then what they answer.
 
 # %%
 import os
@@ -34,13 +34,9 @@ FIGURES = ROOT / "runs" / "notebooks"
 
 # %%
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
 
 import torch
-from IPython.display import Image, Markdown, display
+from IPython.display import Image, Markdown
 
 from fgrpo.study.plots import name_of, save
 
@@ -52,54 +48,49 @@ from fgrpo.study.plots import name_of, save
 # - the **method**: `grpo` (joint credit), `fgrpo` (each phase gets its own advantage) and `reward_to_go` (slate tokens get
 #   the joint advantage, because they come before both rewards; rank tokens get the rank advantage, because they come after
 #   the slate);
-# - the **seed**, the number that determines all random draws: the order of the queries and the sampled tokens. The same
-#   method with another seed gives another result. So every method runs with several seeds, and a method is better only if
-#   the difference is larger than the differences between seeds. With the same seed, all methods see the same queries in the
-#   same order.
+# - the **seed**, the number that determines all random draws: the training queries and the sampled tokens. The same method
+#   with another seed gives another result. So every method runs with several seeds, and a method is better only if the
+#   difference is larger than chance makes it. With the same seed, all methods see the same queries in the same order.
 #
-# The trained policies are then tested on the queries of the *test split*, which no run has seen, with **greedy decoding**:
-# always the most likely token, without randomness.
+# The trained policies are then tested on queries of the *test split*, which no run has seen, with **greedy decoding**:
+# always the most likely token, without randomness. The learning rate falls from step to step, to 0 at the end.
 
 # %%
-from fgrpo.credit import with_credit
 from fgrpo.runs.fields import config_with
+from fgrpo.study.experiments import grid
 from fgrpo.tasks import load_task
 
-METHODS, SEEDS, STEPS = ("grpo", "fgrpo", "reward_to_go"), 2, 80
+METHODS, SEEDS, STEPS = ("grpo", "fgrpo", "reward_to_go"), 3, 60
 
 config = config_with(steps=STEPS)
 splits, items = load_task(config)
-runs = {
-    (m, s): replace(config, rl=with_credit(config.rl, m), seed=SEED + s) for m in METHODS for s in range(SEEDS)
-}  # fmt: skip
+drawn = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(SEED))[:512]
+splits = splits._replace(test=[splits.test[i] for i in drawn.tolist()])
+experiments = grid(config, METHODS)  # {"": {method: its config}}
 Markdown(
-    f"{len(METHODS)} methods x {SEEDS} seeds = {len(runs)} runs of {STEPS} steps; a step is {config.rl.queries} queries x "
-    f"{config.rl.group} rollouts. {len(splits.train)} training queries, {len(splits.test)} test queries."
+    f"{len(METHODS)} methods x {SEEDS} seeds = {len(METHODS) * SEEDS} runs of {STEPS} steps; a step is "
+    f"{config.rl.queries} queries x {config.rl.group} rollouts. Training queries come from an endless stream, so none is "
+    f"used twice. {len(splits.test)} test queries."
 )
 
 # %% [markdown]
 # ## Run it
 #
-# `train_and_test` runs the kit's training loop and then decodes the test split greedily. The runs do not depend on each
-# other, so we use two processes. This cell takes about a minute on two cores. (`python -m fgrpo compare` does the same and
-# more, from the command line.)
+# `compare` trains all runs and decodes the test queries. The runs do not depend on each other, so we use two processes. This
+# cell takes one to two minutes on two cores. (`python -m fgrpo compare` does the same from the command line.)
 
 # %%
 from fgrpo.runs.policies import policy_folder
 from fgrpo.runs.warm_start import SHIPPED
-from fgrpo.study.compare import train_and_test
+from fgrpo.study.compare import compare
 
-start = policy_folder(SHIPPED)
 folder = FIGURES / "05_training"
 shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run of this cell
-where = {(m, s): folder / f"{m}-seed{s}" for m, s in runs}
-calls = [partial(train_and_test, c, splits, start, where[key], True, False) for key, c in runs.items()]
-with ProcessPoolExecutor(
-    min(2, os.cpu_count() or 1), get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-) as pool:
-    done = dict(zip(runs, [future.result() for future in [pool.submit(call) for call in calls]], strict=True))
-tokens = sum(result.tokens for result in done.values())
-Markdown(f"Done: {tokens:,} tokens sampled in {len(done)} runs.")
+jobs = min(2, os.cpu_count() or 1)
+results = compare(
+    experiments, SEEDS, folder, lambda config: (splits, items), {}, policy_folder(SHIPPED), jobs, quiet=True
+)
+Markdown(f"Done: {sum(run.tokens for m in METHODS for run in results[''][m]):,} tokens sampled.")
 
 # %% [markdown]
 # ## The figure to keep: learning curves
@@ -110,9 +101,10 @@ Markdown(f"Done: {tokens:,} tokens sampled in {len(done)} runs.")
 
 # %%
 from fgrpo.runs.run import read_metrics
+from fgrpo.study.compare import run_folder
 from fgrpo.study.plots import learning_curves
 
-curves = {m: [read_metrics(where[m, s]) for s in range(SEEDS)] for m in METHODS}
+curves = {m: [read_metrics(run_folder(folder, "", m, s)) for s in range(SEEDS)] for m in METHODS}
 Image(save(learning_curves(curves), FIGURES / "05_training.png"), width=950, alt="Rewards and slate length, by step")
 
 # %% [markdown]
@@ -143,211 +135,252 @@ def settled(found):
 Markdown(settled({m: settling(rows) for m, rows in curves.items()}))
 
 # %% [markdown]
-# ## The test: with an interval
+# ## Did they learn more than longer lists?
 #
-# Would we see the same difference with other test queries and other seeds? The **bootstrap** estimates this from the data:
-# draw queries and seeds from ours at random, with replacement, as many as we have, and compute the difference again.
-# Repeat this thousands of times. The middle 95 % of the results are the **95 % interval**. The bootstrap is *paired*: both
-# methods use the same draws, so that the difficulty of a query, which is the same for both, cancels out.
-#
-# The **p-value** answers: if there were no difference, how often would chance alone give one at least as large as ours?
-# The usual limit is 0.05. But of twenty comparisons without any difference, about one falls below this limit by chance.
-# **Holm's correction** raises the p-values so that the limit holds for the whole table. In this kit a difference counts as
-# *shown* only after this correction.
+# The rewards went up, but part of the gain may have a simple reason. The warm start learned from lists of two to four films
+# and stops early. A longer list finds more relevant candidates, whoever writes it. So we take the warm start **without any
+# RL**, and let the grammar forbid it to stop before both lists are full ([notebook 1](01_one_rollout.ipynb)). The kit calls
+# this row `sft_full` (SFT, *supervised fine-tuning*, is how the warm start was trained). A gain that `sft_full` has too
+# needs no RL, only longer lists; a gain beyond `sft_full` was learned by RL.
 
 # %%
-from fgrpo.evaluate import evaluate
-from fgrpo.runs.policies import load_policy
-from fgrpo.study.compare import WARM_START, Result
+from fgrpo.study.check import manipulation, not_learned
 from fgrpo.study.report import table
-from notebooks.recorded import differences, pick
+from notebooks.recorded import by_length, differences, learned, pick
 
-policy = load_policy(start)
-filled = replace(config, grammar=replace(config.grammar, full=True))
-untrained = {"sft_full": filled, WARM_START: config}
-ours = {name: [Result(evaluate(policy, splits.test, c))] for name, c in untrained.items()}
-ours |= {m: [done[m, s] for s in range(SEEDS)] for m in METHODS}
-rows = table({"": ours})
+rows = table(results, withheld=not_learned(manipulation(results), "grpo"))
+length = [sum(run[at]["slate_length"] for m in METHODS for run in curves[m]) / (SEEDS * len(METHODS)) for at in (0, -1)]
+Markdown(
+    f"Sampled slates had {length[0]:.1f} films at the first step and {length[1]:.1f} at the last.\n\n"
+    + by_length(pick(rows, metric="ndcg@5"))
+)
+
+# %% [markdown]
+# ## The manipulation check: does RL learn here?
+#
+# In an experiment, a **manipulation check** asks whether the treatment did anything at all. Two methods that both learned
+# nothing also show no difference. So the kit first compares every trained method
+#
+# - with `sft_full`, the warm start with full lists: does RL teach anything beyond length?
+# - with `sft_more`: from the same warm start, SFT goes on, on the same queries, for as much computation as RL used, and is
+#   measured with full lists. SFT is shown the relevant films; RL only gets rewards for its own lists. Where such labels are
+#   plentiful, SFT may well be the better tool. But it sees the same queries several times, which can also do harm
+#   (`sft_once`: each query once).
+
+# %%
+found = {r["method"]: r["mean"] for r in pick(rows, metric="ndcg@5") if r["method"].startswith("sft_")}
+Markdown(
+    "\n".join(f"- {check.sentence}" for check in manipulation(results))
+    + f"\n\nNDCG@5: {', '.join(f'{m} {x:.3f}' for m, x in found.items())}."
+)
+
+# %% [markdown]
+# ## The difference between methods, and what is known about it
+#
+# With other seeds and other test queries, every difference would be another one. How much, is estimated from the seeds and
+# queries that we have.
+#
+# - The **95 % interval** of a difference: repeat the experiment many times, and 95 of 100 such intervals hold the true
+#   difference. It is *paired*: both methods have the same queries and seeds, so that what is common to both cancels out.
+# - The **p-value**: if there were no difference, how often would chance alone give one at least as large as ours? The usual
+#   limit is 0.05. But of twenty comparisons without any difference, about one falls below this limit by chance. **Holm's
+#   correction** raises the p-values so that the limit holds for the whole table.
+# - **Simultaneous intervals** do the same for intervals: they are wider, so that with 95 % *all* of a table are right at
+#   once.
+# - The **detectable** difference: a true difference of this size is found with a probability of 80 %. It says how good the
+#   experiment is, like the smallest line on a ruler. If smaller differences matter, more seeds are needed.
+
+# %% [markdown]
+# The last column of the next table, the **verdict**, is one of these:
+#
+# - `higher` or `lower`: the p-value is below 0.05 after Holm's correction;
+# - `no difference larger than 0.01`: the simultaneous interval is inside -0.01 to 0.01. This margin is fixed before the
+#   runs; a smaller difference is taken as none;
+# - `undecided`: neither of the two. The data agree with a difference and with none;
+# - `withheld`: neither of the two methods is shown to beat `sft_full`, so a comparison of them says nothing about credit.
+#
+# With fewer than three seeds there is no verdict. All intervals here speak about *this* warm start; a claim about credit
+# methods in general needs several warm starts, as in the recorded tables.
+
+# %%
 Markdown(differences([r for r in pick(rows, metric="ndcg@5") if r["seeds"]]))
 
 # %% [markdown]
-# ## What two seeds cannot show
-#
-# Two seeds say very little. The bootstrap can draw only three different pairs from them, so it cannot estimate well how
-# much the runs of one method differ. Compare the difference between the two runs of *one* method with the difference
-# between the methods, and look whether the two seeds agree on the order of the methods.
+# How large are the differences between two runs of *one* method? This is what a difference between methods has to exceed.
 
 # %%
-ends = {m: [float(r.metrics["ndcg@5"].mean()) for r in ours[m]] for m in METHODS}
+ends = {m: [float(r.metrics["ndcg@5"].mean()) for r in results[""][m]] for m in METHODS}
 within = max(max(x) - min(x) for x in ends.values())
 means = [sum(x) / SEEDS for x in ends.values()]
 orders = [sorted(METHODS, key=lambda m, s=s: -ends[m][s]) for s in range(SEEDS)]
-lines = [f"- seed {SEED + s}: " + ", ".join(f"{m} {ends[m][s]:.3f}" for m in order) for s, order in enumerate(orders)]
+lines = [f"- seed {s}: " + ", ".join(f"{m} {ends[m][s]:.3f}" for m in order) for s, order in enumerate(orders)]
 agree = "agree" if all(order == orders[0] for order in orders) else "disagree"
 Markdown(
     "NDCG@5 on the test queries, best first:\n\n"
     + "\n".join(lines)
     + f"\n\nThe seeds {agree} on the order. Runs of one method differ by up to {within:.3f}, the means of the methods by "
-    f"up to {max(means) - min(means):.3f}. Whatever the table above says about the methods, two seeds are not enough: they "
-    "show what training looks like, not which credit method is better."
+    f"up to {max(means) - min(means):.3f}."
 )
 
 # %% [markdown]
-# ## How much of the gain is due to list length?
+# ## The recorded experiments: first the instrument
 #
-# The next table shows the gain of training over the warm start. Part of it may have a simple reason. The warm start was
-# trained on lists of every length, so it often stops early. A longer list finds more relevant candidates, whoever writes
-# it. So we take the warm start **without any RL**, and let the grammar forbid it to stop before both lists are full. The
-# kit calls this `sft_full` (SFT, *supervised fine-tuning*, is how the warm start was trained). No weight has changed. A
-# gain that `sft_full` has too needs no RL, only longer lists; a gain beyond `sft_full` comes from RL.
-
-
-# %%
-def by_length(rows):
-    """Which share of each method's gain over the warm start `sft_full` also has. rows: NDCG@5 of one setting."""
-    mean = {r["method"]: r["mean"] for r in rows}
-    begin, full = mean[WARM_START], mean["sft_full"]
-    lines = ["| method | NDCG@5 | gain over the warm start | share due to length alone |", "|---" * 4 + "|"]
-    lines.append(f"| warm start | {begin:.3f} | | |\n| sft_full | {full:.3f} | {full - begin:+.3f} | all |")
-    for r in rows:
-        if r["seeds"]:
-            gain = r["mean"] - begin
-            share = f"{(full - begin) / gain:.0%}" if gain > 0 else "no gain"
-            lines.append(f"| {name_of(r['method'])} | {r['mean']:.3f} | {gain:+.3f} | {share} |")
-    return "\n".join(lines)
-
-
-Markdown(by_length(pick(rows, metric="ndcg@5")))
-
-# %% [markdown]
-# ## Many seeds: the recorded results
+# A thermometer that always shows 20 degrees cannot compare two rooms. Before we read a comparison, we check the instrument.
 #
-# `data/results/` holds tables of larger experiments; the first line of each says how it was made. `read_table` reads one.
-# `credits.csv` compares all methods of the kit, including those of the [next notebook](06_diagnosis.ipynb), in four
-# settings: two slate rewards, and several relevant candidates or exactly one (`one_relevant`).
+# **1. Were its settings chosen fairly?** The warm start must leave something to learn, and its samples must differ, because
+# a group with equal rewards teaches nothing. The learning rate was chosen on the *validation split*, never on the test
+# queries, and separately for each method. [Notebook 7](07_ablations.ipynb) shows both choices.
 
 # %%
 from notebooks.recorded import read_table
 
-made, credits = read_table("credits")
-ndcg = pick(credits, metric="ndcg@5")
-settings = list(dict.fromkeys(r["setting"] for r in ndcg))
-rl, trained = made["config"]["rl"], [r for r in ndcg if r["seeds"] and r["method"] != r["baseline"]]
-found = [r for r in trained if r["p_holm"] < 0.05]
-lines = [f"- {r['setting']}, {name_of(r['method'])}: {r['diff']:+.3f}, {r['verdict']}" for r in found]
+(made, lab), (_, kinds), (_, recipe) = (read_table(name) for name in ("lab", "demonstrations", "recipe"))
+rl, sft = made["config"]["rl"], made["config"]["sft"]
+(begin,) = pick(kinds, demonstrations=sft["demonstrations"], steps=sft["sft_steps"])
+trained = [r for r in pick(lab, metric="ndcg@5") if r["seeds"]]
+best = {m: max(pick(recipe, metric="ndcg@5", method=m), key=lambda r: r["mean"])["setting"] for m in METHODS}
 Markdown(
-    f"{trained[0]['seeds']} seeds, {rl['steps']} steps, learning rate {rl['lr']:g}, {made['hardware']}, {made['date']}.\n\n"
-    f"**NDCG@5: of {len(trained)} differences to {ndcg[0]['baseline']}, {len(found)} are shown** after Holm's correction"
-    + (":\n\n" + "\n".join(lines) if found else ".")
+    f"- Warm start: {sft['sft_steps']:,} steps of {sft['sft_batch']} demonstrations ({sft['demonstrations']}). NDCG@5 on "
+    f"the validation split {begin['free']:.3f} with slates of {begin['length']:.1f} films, {begin['filled']:.3f} with full "
+    f"lists.\n"
+    f"- Its samples: the first choice has an entropy of {begin['entropy']:.1f} nats (3.0 would be pure chance); all slate "
+    f"rewards are equal in {begin['zero_variance_slate']:.0%} of the groups, all rank rewards in "
+    f"{begin['zero_variance_rank']:.0%}.\n"
+    f"- RL: {rl['steps']} steps of {rl['queries']} x {rl['group']} rollouts; learning rate {rl['lr']:g}, falling to 0. "
+    f"Best on the validation split: {', '.join(f'{s} ({m})' for m, s in best.items())}.\n"
+    f"- {trained[0]['seeds']} seeds over {trained[0]['starts']} warm starts; {made['hardware']}, {made['date']}."
 )
 
+# %% [markdown]
+# **2. Does RL learn?** The manipulation check of these runs, differences with 95 % intervals. There are two settings:
+# `full=false`, where the policy decides how long its lists are (as in the paper), and `full=true`, where the grammar fills
+# both lists in training too, so that length cannot be learned.
+
 # %%
-Markdown(differences([r for r in pick(ndcg, setting=settings[0]) if r["seeds"]]))
+_, checks = read_table("lab-check")
+counts = {
+    name: [sum(r["beats"] == "True" for r in own), len(own)]
+    for name in ("sft_full", "sft_more") if (own := pick(checks, reference=name))
+}  # fmt: skip
+text = "; ".join(f"{n} of {of} runs of a method and setting beat {name}" for name, (n, of) in counts.items())
+Markdown(learned(checks) + f"\n\n**{text}.**")
 
 # %% [markdown]
-# ## Where the methods do differ
+# **3. Does it see a difference where there must be one?** This is called a **positive control**. Only the rank tokens learn,
+# and the slate reward is made useless by random noise. Joint credit then pays the rank tokens for noise and must get worse.
+# Factorised credit does not show them the slate reward, and must get better. If this fails, the instrument is broken.
+
+# %%
+made, control = read_table("control")
+lines = ["| credit | NDCG@5 before | gain | 95 % interval | must |", "|---" * 5 + "|"]
+for r in control:
+    must = "fall" if r["method"] == "grpo" else "rise"
+    lines.append(
+        f"| {r['method']} | {r['start']:.3f} | {r['gain']:+.3f} | {r['low']:+.3f} to {r['high']:+.3f} | {must} |"
+    )
+holds = all(r["holds"] == "True" for r in control)
+Markdown(
+    "\n".join(lines) + f"\n\n{made['config']['rl']['steps']} steps, {control[0]['seeds']} seeds. **The control "
+    f"{'holds' if holds else 'fails: the comparison below cannot be trusted'}.**"
+)
+
+# %% [markdown]
+# ## Then the comparison
 #
-# NDCG@5 scores the finished list. The same table has metrics for the parts: the recall and the length of the slate, and the
-# share of relevant candidates that each phase lost. For each metric, how many differences to joint credit are shown?
+# NDCG@5 on the test queries. Both settings together are one family: the p-values and the simultaneous intervals are
+# corrected for all its rows. `item`, the fourth method, gives every item credit for its own contribution
+# ([notebook 6](06_diagnosis.ipynb)).
 
 # %%
-lines = ["| metric | shown | of | fgrpo: in which settings |", "|---" * 4 + "|"]
-for metric in ("ndcg@1", "ndcg@5", "recall@5", "slate_recall", "slate_length", "slate_miss", "rank_drop"):
-    apart = [r for r in pick(credits, metric=metric) if r["seeds"] and r["method"] != r["baseline"]]
-    own = [f"{r['setting']}: {r['verdict']}" for r in pick(apart, method="fgrpo") if r["p_holm"] < 0.05]
-    lines.append(f"| {metric} | {sum(r['p_holm'] < 0.05 for r in apart)} | {len(apart)} | {'; '.join(own) or 'none'} |")
-Markdown("\n".join(lines))
-
-# %% [markdown]
-# If the lower rows have more differences than the row of NDCG@5, the credit method has changed *where* a policy loses
-# relevant candidates, but not how good its finished list is: one phase lost what the other one gained.
-
-# %% [markdown]
-# ## List length in the recorded results
-#
-# The same question for every setting of the recorded table: which share of the gain of `grpo` and `fgrpo` over the warm
-# start does `sft_full` have without any RL?
+Markdown(differences(trained))
 
 # %%
-lines = ["| setting | grpo | fgrpo | `sft_full` compared with grpo |", "|---" * 4 + "|"]
-for setting in settings:
-    here = {r["method"]: r for r in pick(ndcg, setting=setting)}
-    length = here["sft_full"]["mean"] - here[WARM_START]["mean"]
-    shares = (f"{length / (here[m]['mean'] - here[WARM_START]['mean']):.0%}" for m in ("grpo", "fgrpo"))
-    lines.append(f"| {setting} | {' | '.join(shares)} | {here['sft_full']['verdict']} |")
-Markdown("\n".join(lines) + "\n\nA share above 100 % means that the warm start with full lists is better.")
+from fgrpo.study.plots import comparison
+
+shown = [r for r in lab if r["seeds"] or r["method"] in ("sft_full", "sft_more")]
+Image(save(comparison(shown), FIGURES / "05_comparison.png"), width=850, alt="NDCG at 5, and differences to grpo")
 
 # %% [markdown]
-# ## Longer runs: score against sampled tokens
-#
-# Sampling rollouts is the main cost of training. `tokens-curve.csv` holds NDCG@5 on the test queries against the number of
-# sampled tokens. `tokens-reached.csv` holds the number of tokens that the mean curve of each method needs to reach the
-# final level of `grpo` (the grey line). "Reached in" is the share of bootstrap draws in which that level is reached.
+# How much of the gain in the setting `full=false` is due to list length alone?
 
 # %%
-from fgrpo.study.plots import efficiency
-
-(made, points), (_, reached) = read_table("tokens-curve"), read_table("tokens-reached")
-rows = [f"| method | tokens to reach {reached[0]['target']:.3f} | 95 % interval | reached in |", "|---" * 4 + "|"]
-for r in reached:
-    low, high = ("never" if x == float("inf") else f"{x / 1e6:.2f} M" for x in (r["low"], r["high"]))
-    needed = "never" if r["tokens"] == float("inf") else f"{r['tokens'] / 1e6:.2f} M"
-    rows.append(f"| {name_of(r['method'])} | {needed} | {low} to {high} | {r['reached']:.0%} |")
-display(Image(save(efficiency(points, reached), FIGURES / "05_tokens.png"), width=700, alt="NDCG@5 by sampled tokens"))
-Markdown(f"{reached[0]['seeds']} seeds, {made['config']['rl']['steps']} steps.\n\n" + "\n".join(rows))
-
-# %% [markdown]
-# The same test at the end of runs of that length (`long.csv`), and the same question about list length:
-
-# %%
-long = pick(read_table("long")[1], metric="ndcg@5")
-longer = [r for r in long if r["seeds"]]
-(full,) = pick(long, method="sft_full")
-Markdown(f"{differences(longer)}\n\n{by_length(long)}\n\n`sft_full` compared with grpo: {full['verdict']}.")
+Markdown(by_length(pick(lab, metric="ndcg@5", setting="full=false")))
 
 # %% [markdown]
 # And the order of the phases in these longer runs:
 
 # %%
-again = len(splits.train) // config.rl.queries
+_, steps = read_table("lab-settling")
+Markdown("\n\n".join(
+    f"`{setting}`:\n\n" + settled({r["method"]: r for r in pick(steps, setting=setting)})
+    for setting in dict.fromkeys(r["setting"] for r in steps)
+))  # fmt: skip
+
+# %% [markdown]
+# ## From a trained start
+#
+# Does RL still help where SFT has nothing left to teach? `trained.csv` repeats the comparison from warm starts with more SFT
+# steps.
+
+# %%
+made, late = read_table("trained")
+_, late_checks = read_table("trained-check")
+late_trained, rl = [r for r in pick(late, metric="ndcg@5") if r["seeds"]], made["config"]["rl"]
 Markdown(
-    settled({r["method"]: r for r in read_table("settling")[1]}) + f" (From step {again} on, the training queries are "
-    "used a second time. A phase that settles there may have memorised them, which is not what the paper means.)"
-)
+    f"{made['config']['sft']['sft_steps']:,} SFT steps, then {rl['steps']} RL steps of {rl['queries']} x {rl['group']}, "
+    f"learning rate {rl['lr']:g}; {late_trained[0]['seeds']} seeds over {late_trained[0]['starts']} warm starts.\n\n"
+    + learned(late_checks) + "\n\n" + differences(late_trained)
+)  # fmt: skip
 
 # %% [markdown]
 # ## Compared with methods without RL
 #
-# `baselines.csv` compares the policies with methods without RL: rankers of the whole pool (random, popularity, BM25 on
-# words, `dense` on sentence embeddings, GRU4Rec and UniSRec on sequences), which fill both lists; and `decoupled`, a
-# selector and a ranker that are trained separately. Differences are still taken to `grpo`.
+# Rankers of the whole pool, which fill both lists: `random`, `popularity` and GRU4Rec, a network that reads the history as a
+# sequence. `decoupled` is a selector and a ranker that are trained separately, with SFT. The last two are **ceilings**: they
+# know what no policy is told. `attributes` counts the genres, tones and decades that a film shares with the history; `taste`
+# knows the taste by which the viewers were made.
 
 # %%
-_, others = read_table("baselines")
-Markdown(differences([r for r in pick(others, metric="ndcg@5") if r["method"] in ("grpo", "fgrpo") or not r["seeds"]]))
+BESIDE = ("random", "popularity", "gru4rec", "decoupled", "sft", "sft_full", "sft_more")
+own = {r["method"]: r for r in pick(lab, metric="ndcg@5", setting="full=false")}
+recall = {r["method"]: r for r in pick(lab, metric="slate_recall", setting="full=false")}
+order = [*BESIDE, *(m for m in own if own[m]["seeds"]), "attributes", "taste"]
+lines = ["| method | NDCG@5 | 95 % interval | slate recall |", "|---" * 4 + "|"]
+for m in (m for m in order if m in own):
+    lines.append(
+        f"| {m} | {own[m]['mean']:.3f} | {own[m]['low']:.3f} to {own[m]['high']:.3f} | {recall[m]['mean']:.3f} |"
+    )
+Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## Answer
 #
-# "No difference shown" does not mean "equal". The interval at Holm's level says how large a difference may still be, so it
-# is part of the answer.
+# The answer has three parts: the verdict, which differences still agree with the data, and which would have been seen.
 
 # %%
-lines = []
-for r in pick([*ndcg, *longer], method="fgrpo"):
-    what = f"{r['setting'] or 'the longer runs'}: {r['diff']:+.3f}, {r['verdict']}"
-    lines.append(f"- {what}; every difference from {r['holm_low']:+.3f} to {r['holm_high']:+.3f} agrees with the data")
-best = [name_of(r["method"]) for r in longer if r["p_holm"] < 0.05 and r["diff"] > 0]
-Markdown(
-    "NDCG@5 of fgrpo, minus that of grpo:\n\n"
-    + "\n".join(lines)
-    + "\n\nShown to be better than grpo in the longer runs: "
-    f"{', '.join(best) or 'none'}."
-)
+from notebooks.recorded import bracket
+
+every = [
+    (f"{name}, {r['setting']}", r) for name, found in (("warm", trained), ("trained", late_trained)) for r in found
+]
+lines = ["| start, setting | fgrpo - grpo | agrees with the data | detectable | verdict |", "|---" * 5 + "|"]
+for name, r in every:
+    if r["method"] == "fgrpo":
+        low, high = bracket(r)
+        cells = f"{r['diff']:+.3f} | {low:+.3f} to {high:+.3f} | {r['detectable']:.3f} | {r['verdict']}"
+        lines.append(f"| {name} | {cells} |")
+others = [f"{r['method']} is {r['verdict']} ({name})" for name, r in every
+          if r["verdict"] in ("higher", "lower") and r["method"] != "fgrpo"]  # fmt: skip
+Markdown("\n".join(lines) + f"\n\nOf the other methods, shown to differ from grpo: {'; '.join(others) or 'none'}.")
 
 # %% [markdown]
-# All of this holds for this tiny policy and this task. The paper's policies are pretrained and twenty thousand times
-# larger.
+# ## Limits
+#
+# - An undecided difference is not "no difference", and "no difference larger than 0.01" is not "equal".
+# - All of this holds for this tiny policy, this task with invented viewers, these numbers of steps and this learning rate.
+#   The paper's policies are pretrained and twenty thousand times larger.
+# - RL is compared with SFT where every training query has labels. Where only rewards are known, there is no `sft_more`.
+# - The verdicts are about NDCG@5. Other metrics in the tables are descriptive.
 #
 # **Next:** [diagnosis](06_diagnosis.ipynb). What do the credit methods do differently, even where the final lists are
 # equally good?
