@@ -99,7 +99,7 @@ class ItemLabels:
         return self._ids(self.prompt(example))
 
     def choices(self, examples: Sequence[Example]) -> "ItemChoices":
-        pools = [self._ids(" ".join(self.candidates(e))) for e in examples]
+        pools = [[self.vocabulary[label] for label in self.candidates(e)] for e in examples]
         width = max(map(len, pools))
         return ItemChoices(torch.tensor([pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]))
 

@@ -159,11 +159,14 @@ def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, leng
     Its key is a hash of seed, step, the query's id and `use`, its counter says which rollout, its output runs over
     positions. Other queries, rollouts or a longer T change none of the numbers.
     """
-    keys = [key_of(use, seed, step, example.id) for example in examples]
-    streams = [np.random.Philox(key=key, counter=g << 192) for key in keys for g in range(group)]
-    rows = np.stack([stream.random_raw(length) for stream in streams])
+    rows = np.empty((len(examples), group, length), dtype=np.uint64)
+    for example, own in zip(examples, rows, strict=True):
+        stream = np.random.Philox(key=key_of(use, seed, step, example.id))
+        for g in range(group):
+            own[g] = stream.random_raw(length)
+            stream.advance((1 << 192) - -(-length // 4))  # to counter (g + 1) << 192; each count gave four numbers
     # 50 bits: a number times a sum of probabilities can then never round up to the whole sum
-    return torch.from_numpy((rows >> np.uint64(14)).astype(np.float64) * 2.0**-50)
+    return torch.from_numpy((rows >> np.uint64(14)).astype(np.float64) * 2.0**-50).flatten(0, 1)
 
 
 def key_of(*names: object) -> int:
