@@ -115,15 +115,14 @@ class Policy:
         Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
         `shared`, `tree`, `begun`: see `completion_logits`.
         """
-        group, read = completions.shape[0] // prompts.ids.shape[0], mask
+        group, wanted = completions.shape[0] // prompts.ids.shape[0], mask
         if sampling.constrained:
             choices = prompts.choices.repeat(group)
             allowed, index = choices.walk(completions, mask, sampling.grammar)  # (B, T, K), (B, T)
-            drawn = mask & (allowed.sum(-1) > 1)
-            read = drawn | (drawn.sum(1, keepdim=True) > drawn.cumsum(1))  # what follows the last choice is not read
+            wanted = mask & (allowed.sum(-1) > 1)  # a forced token needs no logits
         with self.narrowed(prompts.choices.columns if sampling.constrained else None):
             tokens = prompts.choices.tokens if sampling.constrained else None
-            logits = self.completion_logits(prompts, completions, read, group, shared, tree, begun, tokens)  # (B, T, V)
+            logits = self.completion_logits(prompts, completions, wanted, group, shared, tree, begun, tokens)
         if sampling.constrained:
             logps = constrained_logps(logits, choices.tokens, allowed, sampling)
         else:
@@ -135,20 +134,20 @@ class Policy:
         return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
 
     def completion_logits(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,
+        self, prompts: Prompts, completions: Tensor, wanted: Tensor, group: int, shared: bool = True,
         tree: PrefixTree | None = None, begun: int = 0, tokens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
+        """Logits before the `wanted` completion tokens. completions, wanted (Q * group, T) -> (Q * group, T, V).
 
         `shared` encodes each prompt once, if `share` is true, or not at all if `tree` holds it already, together with
         the `begun` first tokens that all completions share; the logits before those are not to be used. Otherwise
         every row carries its own copy of the prompt (the plain way, the fallback and the referee of the fast one).
         Of `tokens` (Q, K), if given, the logits are enough.
         """
-        length = completions.shape[1]
+        length, fed = completions.shape[1], wanted.sum(1, keepdim=True) > wanted.cumsum(1)  # tokens before a wanted one
         if not (shared and self.share):
             ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
-            full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
+            full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), fed[:, :-1]), dim=1)
             return self.model(
                 ids, attention_mask=full_mask.long(), position_ids=positions(full_mask), use_cache=False,
                 logits_to_keep=length,
@@ -157,14 +156,15 @@ class Policy:
             tree, begun = self.grow(prompts.ids, prompts.mask, tokens), 0
         # the logits after the prompt predict the first token of every branch; each later one needs those before it fed
         logits = tree.logits.repeat_interleave(group, dim=0).unsqueeze(1).expand(-1, length, -1)
-        fed = pad(mask[:, 1:], (0, 1))
         fed[:, :begun] = False
         size, parts = tree.at_once(prompts.ids.shape[1], length), []
-        branch = torch.arange(len(mask), device=mask.device) % group
+        branch = torch.arange(len(fed), device=fed.device) % group
         for n in range(0, group, size):
             row, at = (fed & ((branch >= n) & (branch < n + size)).unsqueeze(1)).nonzero(as_tuple=True)
             if len(row):
-                parts.append((row, at + 1, tree.fork(group, length).extend(completions[row, at], row, at - begun)))
+                read = wanted[row, at + 1]
+                found = tree.fork(group, length).extend(completions[row, at], row, at - begun, read)
+                parts.append((row[read], at[read] + 1, found))
         if not parts:
             return logits
         row, at, found = (torch.cat(x) for x in zip(*parts, strict=True))

@@ -36,10 +36,11 @@ class PrefixTree:
         )  # fmt: skip
         self.cache, self.logits = out.cache, out.logits[:, -1]
 
-    def extend(self, ids: Tensor, row: Tensor, depth: Tensor) -> Tensor:
+    def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """Feed tokens, (N,) each: token, its row (query * group + branch), how many tokens of the row precede it.
 
-        Returns logits (N, V). Rows of one query must follow each other, as must the tokens of one row.
+        Returns logits (R, V) after the tokens at which `read` is true. Rows of one query must follow each other, as
+        must the tokens of one row.
         """
         query = row // self.group
         alive = torch.isin(self.queries, query)
@@ -70,7 +71,7 @@ class PrefixTree:
             side_by_side(ids, 0), attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=position, cache=self.cache, use_cache=True,
         )  # fmt: skip
-        return out.logits[query, column]
+        return out.logits[query[read], column[read]]
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
@@ -119,8 +120,7 @@ def feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int)
         which, at = ((depth >= fed[rows]) & (depth < written)).nonzero(as_tuple=True)
         fed[rows] = written
         row = rows[which]
-        logits = tree.extend(completions[row, at], row, at - begun)
-        return logits[at == length[row] - 1]
+        return tree.extend(completions[row, at], row, at - begun, at == length[row] - 1)
 
     return logits_after
 

@@ -226,8 +226,7 @@ class ItemChoices:
         is allowed, so that a finished row is forced, at log-prob 0.
         """
         items = counts[..., :-5]
-        # tags written: 1 in the slate, 3 in the ranking
-        stage = counts[..., -5:].sum(-1, keepdim=True, dtype=counts.dtype)
+        stage = counts[..., -5:].sum(-1, keepdim=True, dtype=counts.dtype)  # tags written: 1 in the slate, 3 in rank
         in_list, before = (stage == 1) | (stage == 3), stage > 1  # an item's count before it is added: 0, then 1
         written = (items > before).sum(-1, keepdim=True)
         room = in_list & (written < torch.where(stage == 1, grammar.slate_size, grammar.rank_size))

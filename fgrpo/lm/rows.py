@@ -95,7 +95,7 @@ class RowTree(PrefixTree):
         other.fed = torch.zeros(len(other.hidden), dtype=torch.long, device=hidden.device)
         return other
 
-    def extend(self, ids: Tensor, row: Tensor, depth: Tensor) -> Tensor:
+    def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
         prompt, place = self.branch.shape[1], depth - self.fed[row]
         shape, end = (len(self.fed), int(place.max()) + 1), prompt + int(depth.max()) + 1
@@ -109,9 +109,9 @@ class RowTree(PrefixTree):
             position_ids=(self.first[row] + depth).unsqueeze(0), rows=(self, feed),
         ).last_hidden_state.squeeze(0)  # (N, hidden size)  # fmt: skip
         if self.head is None:
-            return self.model.lm_head(out)
+            return self.model.lm_head(out[read])
         logits = feed.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
-        return feed.flat(logits.view(*shape, -1))
+        return feed.flat(logits.view(*shape, -1))[read]
 
     @staticmethod
     def at_once(prompt: int, length: int) -> int:

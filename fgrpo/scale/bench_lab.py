@@ -61,9 +61,9 @@ def _timed_step(policy: Policy, do: Callable[[], Logs], sampled: bool) -> dict[s
     read: list[tuple[Prompts, torch.Tensor]] = []
     original = policy.completion_logits
 
-    def recorded(prompts: Prompts, completions: torch.Tensor, mask: torch.Tensor, *args: object) -> torch.Tensor:
-        read.append((prompts, mask))
-        return original(prompts, completions, mask, *args)  # type: ignore[arg-type]
+    def recorded(prompts: Prompts, completions: torch.Tensor, wanted: torch.Tensor, *args: object) -> torch.Tensor:
+        read.append((prompts, wanted))
+        return original(prompts, completions, wanted, *args)  # type: ignore[arg-type]
 
     policy.completion_logits = recorded  # type: ignore[method-assign]
     try:
@@ -82,21 +82,22 @@ def _timed_step(policy: Policy, do: Callable[[], Logs], sampled: bool) -> dict[s
     return spent | {"floor": time.process_time() - cpu}
 
 
-def products(policy: Policy, prompts: Prompts, mask: torch.Tensor, sampled: bool) -> Counter[Shape]:
+def products(policy: Policy, prompts: Prompts, wanted: torch.Tensor, sampled: bool) -> Counter[Shape]:
     """Shapes of the matrix products that a step cannot do without, and how many of each.
 
-    mask (B, T): tokens through the last one that was chosen. A token is fed if another one of its row follows.
+    wanted (B, T): tokens that were chosen. A token is fed if another one of its row is chosen after it.
     """
     head = policy.model.get_output_embeddings()
     layers = [m for m in policy.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    encoded, fed, chosen = int(prompts.mask.sum()), int(mask[:, 1:].sum()), int(mask.sum())
+    each = (wanted.sum(1, keepdim=True) > wanted.cumsum(1)).sum(1)  # tokens fed of each row
+    encoded, fed, chosen = int(prompts.mask.sum()), int(each.sum()), int(wanted.sum())
     sizes = [(encoded + fed, m.in_features, m.out_features) for m in layers]
     sizes.append((chosen, head.in_features, prompts.choices.tokens.shape[1]))
     found: Counter[Shape] = Counter()
     for n, inputs, outputs in sizes:
         found.update([(n, inputs, outputs), (n, outputs, inputs), (outputs, n, inputs)])
     if sampled and fed:
-        steps = int(mask.sum(1).max())
+        steps = int(each.max())
         for n, inputs, outputs in [(fed, m.in_features, m.out_features) for m in layers] + sizes[-1:]:
             found[-(-n // steps), inputs, outputs] += steps
     return found

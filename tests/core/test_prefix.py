@@ -200,10 +200,10 @@ def test_the_tree_takes_branches_in_any_order(queries: list[Example]) -> None:
     prompts = policy.encode(queries[:2])
     tokens, group = torch.tensor([10, 20, 11, 21, 30, 31, 32, 40]), 6
     row, depth = torch.tensor([0, 1, 0, 1, 6 + 5, 6 + 5, 6 + 5, 6 + 2]), torch.tensor([0, 0, 1, 1, 0, 1, 2, 0])
-    together = PrefixTree(policy.model, prompts.ids, prompts.mask).fork(group, 3).extend(tokens, row, depth)
+    together = PrefixTree(policy.model, prompts.ids, prompts.mask).fork(group, 3).extend(tokens, row, depth, depth >= 0)
     tree = PrefixTree(policy.model, prompts.ids, prompts.mask).fork(group, 3)
     steps = [torch.tensor([i, i + 4]) for i in range(4)]  # one token of each query
-    apart = torch.stack([tree.extend(tokens[i], row[i], depth[i]) for i in steps], dim=1)
+    apart = torch.stack([tree.extend(tokens[i], row[i], depth[i], depth[i] >= 0) for i in steps], dim=1)
     assert torch.allclose(together, apart.flatten(0, 1), atol=1e-5)
 
 

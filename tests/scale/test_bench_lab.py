@@ -62,16 +62,15 @@ def test_the_floor_counts_every_token_once(policy, queries) -> None:
     """By hand, from the rollouts: linear layers of the tiny policy, its head over the choices."""
     r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 0)
     drawn = drawn_tokens(r)
-    read = drawn | (drawn.sum(1, keepdim=True) > drawn.cumsum(1))
-    found = products(policy, r.prompts, read, sampled=False)
-    fed = sum(int(row.nonzero().max()) for row in read)  # tokens with another one to choose after them
+    found = products(policy, r.prompts, drawn, sampled=False)
+    fed = sum(int(row.nonzero().max()) for row in drawn)  # tokens with another one to choose after them
     prompts = sum(int(m.sum()) for m in r.prompts.mask)
     shapes = [tuple(p.shape) for n, p in policy.model.named_parameters() if p.dim() == 2 and "embed" not in n]
     expected = sum(3 * (prompts + fed) * a * b for a, b in shapes)
     choices, hidden = r.prompts.choices.tokens.shape[1], policy.model.config.hidden_size
-    expected += 3 * int(read.sum()) * choices * hidden
+    expected += 3 * int(drawn.sum()) * choices * hidden
     assert sum(m * k * n * count for (m, k, n), count in found.items()) == expected
-    sampling = products(policy, r.prompts, read, sampled=True)
+    sampling = products(policy, r.prompts, drawn, sampled=True)
     more = sum(m * k * n * count for (m, k, n), count in sampling.items()) - expected
-    alone = sum(fed * a * b for a, b in shapes) + int(read.sum()) * choices * hidden
+    alone = sum(fed * a * b for a, b in shapes) + int(drawn.sum()) * choices * hidden
     assert alone <= more < 1.2 * alone  # whole tokens a step
