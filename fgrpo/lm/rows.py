@@ -23,7 +23,7 @@ from ..policy import Policy
 from ..prefix import PrefixTree
 
 KEPT = ("keys", "values")  # of a layer of transformers' cache
-SHORT = 128
+SHORT = 256
 """number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
 FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
@@ -71,6 +71,9 @@ class RowTree(PrefixTree):
 
     keys: list[Tensor]  # of each layer, (B, key heads, prompt + completion, head size)
     values: list[Tensor]
+    hidden: Tensor  # (B, 1, 1, slots): -inf at the padding of prompts
+    first: Tensor  # (B,): position of the first token after the prompt
+    fed: Tensor  # (B,): number of tokens that each row holds
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, tokens: Tensor | None):
         super().__init__(model, ids, mask)
@@ -90,8 +93,8 @@ class RowTree(PrefixTree):
 
         other.keys, other.values = ([rows(getattr(layer, name)) for layer in self.cache.layers] for name in KEPT)
         hidden = torch.zeros_like(self.branch, dtype=self.logits.dtype).masked_fill(self.branch < -1, float("-inf"))
-        other.hidden = rows(hidden.unsqueeze(1).unsqueeze(-1)).transpose(2, 3)  # (B, 1, 1, slots): padding of prompts
-        other.first = self.prompt_length.repeat_interleave(group)  # (B,): position of the first token after the prompt
+        other.hidden = rows(hidden.unsqueeze(1).unsqueeze(-1)).transpose(2, 3)
+        other.first = self.prompt_length.repeat_interleave(group)
         other.fed = torch.zeros(len(other.hidden), dtype=torch.long, device=hidden.device)
         return other
 

@@ -65,13 +65,13 @@ def _timed_step(policy: Policy, do: Callable[[], Logs], sampled: bool) -> dict[s
         read.append((prompts, wanted))
         return original(prompts, completions, wanted, *args)  # type: ignore[arg-type]
 
-    policy.completion_logits = recorded  # type: ignore[method-assign]
+    setattr(policy, "completion_logits", recorded)  # noqa: B010
     try:
         cpu, wall = time.process_time(), time.perf_counter()
         logs = do()
         spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "tokens": logs["tokens"]}
     finally:
-        del policy.completion_logits  # type: ignore[method-assign]
+        delattr(policy, "completion_logits")
     shapes = products(policy, *read[-1], sampled)  # of the loss, after any comparison
     matrices = {s: (torch.randn(s[0], s[1]), torch.randn(s[1], s[2])) for s in shapes}
     cpu = time.process_time()
