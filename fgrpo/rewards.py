@@ -55,12 +55,6 @@ def ndcg_terms(items: Tensor, gains: Tensor, k: int) -> Tensor:
     return terms / (ideal * discounts(ideal.shape[-1], gains)).sum(-1, keepdim=True)
 
 
-def reciprocal_rank(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
-    """1 / rank of the first relevant candidate among the first k, 0 if there is none."""
-    hits = _hits(items, gains, k)
-    return (hits / torch.arange(1, hits.shape[-1] + 1, dtype=gains.dtype)).amax(-1)
-
-
 def discounts(k: int, like: Tensor) -> Tensor:
     """1 / log2(rank + 1) for ranks 1 to k."""
     return 1 / torch.arange(2, k + 2, dtype=like.dtype).log2()
