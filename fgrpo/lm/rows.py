@@ -1,0 +1,205 @@
+"""The tiny policy's fast way to feed rollouts: their tokens in one sequence, each attending to the slots of its own row.
+
+A model as small as the lab's spends most of its time on what the mask of fgrpo.prefix hides: branches attend to each
+other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, a copy of its prompt's
+included, which costs memory but is cheap where prompts are short; longer ones are left to fgrpo.prefix. Linear layers
+see the tokens that are there and no padding, the last layer computes only what is read, and the head the logits of
+each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test compares them.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention, silu
+from transformers import Qwen3ForCausalLM
+
+from ..policy import Policy
+from ..prefix import NO_BRANCH, PROMPT, PrefixTree, positions
+
+Fused = tuple[Tensor, Tensor, Tensor]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
+SHORT = 256
+"""number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
+FEW = 4
+"""number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
+
+
+class RowPolicy(Policy):
+    """A tiny policy (Policy.tiny) that feeds rollouts of short prompts by row. Its results are the same to rounding."""
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """A context in which tokens are sampled: without what autograd would need."""
+        return torch.inference_mode()
+
+    def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> PrefixTree:
+        """Encode prompts (Q, P). Of `tokens` (Q, K), if given, the logits are enough."""
+        by_row = ids.shape[1] <= SHORT and plain_qwen3(self.model)
+        return RowTree(self.model, ids, mask, tokens) if by_row else PrefixTree(self.model, ids, mask)
+
+
+def plain_qwen3(model: Any) -> bool:
+    """Whether `qwen3` computes what this model does: what Policy.tiny makes, none of the architecture's variants."""
+    config = model.config
+    kinds, rope = set(getattr(config, "layer_types", [])), getattr(config, "rope_parameters", {})
+    plain = kinds == {"full_attention"} and rope["rope_type"] == "default" and config.hidden_act == "silu"
+    return type(model) is Qwen3ForCausalLM and plain and not config.attention_bias
+
+
+def fused_weights(model: Any) -> list[Fused]:
+    """Weights of each layer that are used together: of queries, keys and values; of gate and up; norms of all heads."""
+    heads, key_heads, found = model.config.num_attention_heads, model.config.num_key_value_heads, []
+    for layer in model.model.layers:
+        a, m = layer.self_attn, layer.mlp
+        norms = torch.cat((a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(key_heads, -1)))
+        qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))
+        found.append((qkv, norms, torch.cat((m.gate_proj.weight, m.up_proj.weight))))
+    return found
+
+
+def qwen3(model: Any, fused: list[Fused], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
+    """Hidden states (R, hidden size) of the tokens `read` (R indices) among N tokens, ids and position (N,)."""
+    config, decoder = model.config, model.model
+    heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
+    x = embedding(ids, decoder.embed_tokens.weight, decoder.padding_idx)
+    cos, sin = (f.unsqueeze(1).to(x.dtype) for f in (angle.cos(), angle.sin()))
+
+    def normed(x: Tensor, norm: Any) -> Tensor:
+        return rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+    def turned(x: Tensor) -> Tensor:  # by its position
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+    for n, (layer, (qkv, norms, gate_up)) in enumerate(zip(decoder.layers, fused, strict=True)):
+        projected = linear(normed(x, layer.input_layernorm), qkv).view(len(ids), -1, size)
+        qk, v = projected.split((heads + key_heads, key_heads), dim=1)
+        qk = rms_norm(qk, (size,), None, layer.self_attn.q_norm.variance_epsilon) * norms
+        q, k = turned(qk).split((heads, key_heads), dim=1)
+        if n == len(fused) - 1 and len(read) < len(ids):  # of the last layer nothing else is read
+            x, q = x[read], q[read]
+        x = x + linear(attend(n, q, k, v).flatten(1), layer.self_attn.o_proj.weight)
+        gate, up = linear(normed(x, layer.post_attention_layernorm), gate_up).chunk(2, dim=-1)
+        x = x + linear(silu(gate) * up, layer.mlp.down_proj.weight)
+    return normed(x, decoder.norm)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of the tokens whose attention is computed;
+    `written` and `slot`: row and slot of all N.
+    """
+
+    row: Tensor
+    place: Tensor
+    written: Tensor
+    slot: Tensor
+    shape: tuple[int, int]  # rows, tokens of the row that gets most
+    mask: Tensor  # (B, 1, places, slots): 0 where a token sees a slot, -inf elsewhere
+
+    def grid(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (B, places, ...), 0 where a row has fewer tokens."""
+        if len(x) == self.shape[0] * self.shape[1]:
+            return x.view(*self.shape, *x.shape[1:])
+        return x.new_zeros(*self.shape, *x.shape[1:]).index_put((self.row, self.place), x)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The reverse of `grid`."""
+        return x.flatten(0, 1) if len(self.row) == self.shape[0] * self.shape[1] else x[self.row, self.place]
+
+
+class RowTree(PrefixTree):
+    """Encoded prompts, and the keys and values of each rollout in a row of its own."""
+
+    keys: list[Tensor]  # of each layer, (B, key heads, prompt + completion, head size)
+    values: list[Tensor]
+    hidden: Tensor  # (B, 1, 1, slots): -inf at the padding of prompts
+    first: Tensor  # (B,): position of the first token after the prompt
+    fed: Tensor  # (B,): number of tokens that each row holds
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, tokens: Tensor | None):
+        self.model, self.spent, self.group = model, False, 1
+        self.versions = [p._version for p in model.parameters()]
+        self.branch, self.prompt_length = torch.where(mask, PROMPT, NO_BRANCH), mask.sum(1, keepdim=True)
+        self.fused = fused_weights(model)
+        (queries, length), order = ids.shape, torch.arange(ids.shape[1], device=ids.device)
+        # padding sees itself, since a token that sees nothing has no attention at all
+        sees = (order <= order.unsqueeze(1)) & (mask.unsqueeze(1) | (order == order.unsqueeze(1)))
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.view(queries, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            kept.append((k, v))
+            own = sees[:, -q.shape[2] :].unsqueeze(1)
+            return scaled_dot_product_attention(q, k, v, attn_mask=own, enable_gqa=True).transpose(1, 2).flatten(0, 1)
+
+        last = torch.arange(length - 1, queries * length, length, device=ids.device)
+        out = qwen3(model, self.fused, ids.flatten(), positions(mask).flatten(), attend, last)
+        self.prompt_keys, self.prompt_values = zip(*kept, strict=True)
+        self.head: Tensor | None = None  # of each query's choices, (Q, K, hidden size)
+        if tokens is not None:
+            self.head = model.lm_head.weight[tokens.clamp(min=0)]  # a pool may be shorter than the longest
+        self.logits = model.lm_head(out) if self.head is None else (self.head @ out.unsqueeze(-1)).squeeze(-1)
+
+    def fork(self, group: int, length: int) -> "RowTree":
+        """The same prompts with room for `group` rows of `length` tokens each."""
+        other = copy(self)
+        other.group = group
+
+        def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
+            x = pad(x, (0, 0, 0, length), value=value)
+            return x.unsqueeze(1).expand(-1, group, -1, -1, -1).flatten(0, 1).contiguous()  # of one query too
+
+        other.keys, other.values = ([rows(x) for x in each] for each in (self.prompt_keys, self.prompt_values))
+        hidden = torch.zeros_like(self.branch, dtype=self.logits.dtype).masked_fill(self.branch < -1, float("-inf"))
+        other.hidden = rows(hidden.unsqueeze(1).unsqueeze(-1)).transpose(2, 3)
+        other.first = self.prompt_length.repeat_interleave(group)
+        other.fed = torch.zeros(len(other.hidden), dtype=torch.long, device=hidden.device)
+        return other
+
+    def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
+        """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
+        prompt, place = self.branch.shape[1], depth - self.fed[row]
+        shape, end = (len(self.fed), int(place.max()) + 1), prompt + int(depth.max()) + 1
+        sees = prompt + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
+        later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
+        mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
+        feed = Feed(row, place, row, prompt + depth, shape, mask)
+        self.fed = self.fed + torch.bincount(row, minlength=shape[0])
+        where = read.nonzero().squeeze(1)
+        part = replace(feed, row=row[where], place=place[where]) if len(where) < len(ids) else feed
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
+
+        out = qwen3(self.model, self.fused, ids, self.first[row] + depth, attend, where)
+        if self.head is None:
+            return self.model.lm_head(out)
+        logits = part.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
+        return part.flat(logits.view(*shape, -1))
+
+    @staticmethod
+    def at_once(prompt: int, length: int) -> int:
+        """All branches: attention between them is not computed."""
+        return sys.maxsize
+
+    def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of fed tokens to their rows, whose new keys and values are written first. (N, heads, size) each."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys[feed.written, :, feed.slot], values[feed.written, :, feed.slot] = k, v
+        (rows, places), end, heads = feed.shape, feed.mask.shape[-1], k.shape[1]
+        keys, values, q = keys[:, :, :end], values[:, :, :end], feed.grid(q)  # q: (B, places, heads, size)
+        if places > FEW:
+            out = scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=feed.mask, enable_gqa=True)
+            return feed.flat(out.transpose(1, 2))
+        q = q.view(rows, places, heads, -1, q.shape[-1]).transpose(1, 2).flatten(2, 3)  # heads that share keys together
+        scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end) * k.shape[-1] ** -0.5
+        out = (scores + feed.mask.unsqueeze(3)).softmax(-1).flatten(2, 3) @ values
+        return feed.flat(out.view(rows, heads, places, -1, k.shape[-1]).transpose(1, 2).flatten(2, 3))
