@@ -226,10 +226,12 @@ Markdown(
 # ## The recorded experiments: first the instrument
 #
 # A thermometer that always shows 20 degrees cannot compare two rooms. Before we read a comparison, we check the instrument.
+# What would be compared, the margin, and what we expected were written down before the runs, in
+# [PLAN.md](../data/results/PLAN.md).
 #
 # **1. Were its settings chosen fairly?** The warm start must leave something to learn, and its samples must differ, because
-# a group with equal rewards teaches nothing. The learning rate was chosen on the *validation split*, never on the test
-# queries, and separately for each method. [Notebook 7](07_ablations.ipynb) shows both choices.
+# a group with equal rewards teaches nothing. The learning rate was chosen from a grid on the *validation split*, never on
+# the test queries. [Notebook 7](07_ablations.ipynb) shows both choices.
 
 # %%
 from notebooks.recorded import read_table
@@ -238,7 +240,8 @@ from notebooks.recorded import read_table
 rl, sft = made["config"]["rl"], made["config"]["sft"]
 (begin,) = pick(kinds, demonstrations=sft["demonstrations"], steps=sft["sft_steps"])
 trained = [r for r in pick(lab, metric="ndcg@5") if r["seeds"]]
-best = {m: max(pick(recipe, metric="ndcg@5", method=m), key=lambda r: r["mean"])["setting"] for m in METHODS}
+rates = {c["method"]: c.get("lr", rl["lr"]) for c in made["changes"]}
+best = {m: max(pick(recipe, metric="ndcg@5", method=m), key=lambda r: r["mean"])["setting"] for m in rates}
 Markdown(
     f"- Warm start: {sft['sft_steps']:,} steps of {sft['sft_batch']} demonstrations ({sft['demonstrations']}). NDCG@5 on "
     f"the validation split {begin['free']:.3f} with slates of {begin['length']:.1f} films, {begin['filled']:.3f} with full "
@@ -246,8 +249,8 @@ Markdown(
     f"- Its samples: the first choice has an entropy of {begin['entropy']:.1f} nats (3.0 would be pure chance); all slate "
     f"rewards are equal in {begin['zero_variance_slate']:.0%} of the groups, all rank rewards in "
     f"{begin['zero_variance_rank']:.0%}.\n"
-    f"- RL: {rl['steps']} steps of {rl['queries']} x {rl['group']} rollouts; learning rate {rl['lr']:g}, falling to 0. "
-    f"Best on the validation split: {', '.join(f'{s} ({m})' for m, s in best.items())}.\n"
+    f"- RL: {rl['steps']} steps of {rl['queries']} x {rl['group']} rollouts. Learning rate of the first step: "
+    f"{', '.join(f'{m} {lr:g} (best on the validation split: {best[m][3:]})' for m, lr in rates.items())}.\n"
     f"- {trained[0]['seeds']} seeds over {trained[0]['starts']} warm starts; {made['hardware']}, {made['date']}."
 )
 

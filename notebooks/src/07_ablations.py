@@ -131,11 +131,13 @@ Markdown("\n\n".join(parts))
 # SFT. `demonstrations.csv` compares three kinds, before any RL, on the validation split:
 #
 # - `relevant`: the relevant candidates alone, so lists of two to four;
-# - `filled`: the relevant candidates first, then random others until the lists are full;
-# - `ranked`: the relevant candidates first, then others in the order of GRU4Rec.
+# - `filled`: a random number of other candidates too, and the slate in random order;
+# - `ranked`: the relevant candidates, then others in the order of GRU4Rec until both lists are full.
 #
-# For RL, a warm start has to leave something to learn, and its samples have to differ in what they *know*: if the first
-# choice is nearly pure chance (an entropy of ln 20 = 3.0 nats), all a few RL steps can teach is to write longer lists.
+# For RL, a warm start has to leave something to learn, and its samples have to be better than chance, so that good
+# rollouts occur and their difference to poor ones says something about the taste. Look at the first choice: pure chance has
+# an entropy of ln 20 = 3.0 nats. A policy that imitates slates with random candidates in random order samples nearly at
+# random too, whatever it knows.
 
 # %%
 made, kinds = read_table("demonstrations")
