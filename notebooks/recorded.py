@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fgrpo.config import KitError
 from fgrpo.evaluate import FATES
+from fgrpo.study.check import LEAST_SEEDS
 from fgrpo.study.plots import STYLES, interval, name_of, spread_of, style_of, tidy
 from fgrpo.tasks import DATA
 
@@ -33,6 +34,11 @@ def read_table(name: str) -> tuple[dict[str, Any], Rows]:
         raise KitError(f"data/results/{name}.csv is missing: make it with data/results/make.py.") from None
     except ValueError as error:
         raise KitError(f"data/results/{name}.csv cannot be read ({error}).") from None
+
+
+def read_tables(names: Mapping[str, str]) -> Rows:
+    """Rows of several tables with one setting each, `{name to show: table}`; the name replaces the setting."""
+    return [{**row, "setting": shown} for shown, name in names.items() for row in read_table(name)[1]]
 
 
 def _value(text: str) -> Any:
@@ -96,14 +102,15 @@ def by_length(rows: Rows) -> str:
 
 def learned(checks: Rows) -> str:
     """The manipulation check (a table `*-check.csv`) as Markdown: a line for each trained method, with its references."""
-    references = list(dict.fromkeys(r["reference"] for r in checks))
-    heads = ["setting", "method", *(f"beats {name}?" for name in references)]
+    references, wide = list(dict.fromkeys(r["reference"] for r in checks)), any(r["setting"] for r in checks)
+    heads = [*["setting"] * wide, "method", *(f"beats {name}?" for name in references)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for setting, method in dict.fromkeys((r["setting"], r["method"]) for r in checks):
-        cells = [setting, name_of(method)]
+        cells = [*[setting] * wide, name_of(method)]
         for name in references:
             (r,) = pick(checks, setting=setting, method=method, reference=name)
             word = "yes" if r["beats"] == "True" else "worse" if r["diff_high"] < 0 else "not shown"
+            word = word if r["seeds"] >= LEAST_SEEDS else f"no verdict ({r['seeds']} seeds)"
             cells.append(f"{word}: {r['diff']:+.3f} [{r['diff_low']:+.3f}, {r['diff_high']:+.3f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -236,10 +236,9 @@ Markdown(
 # %%
 from notebooks.recorded import read_table
 
-(made, lab), (_, kinds), (_, recipe) = (read_table(name) for name in ("lab", "demonstrations", "recipe"))
+(made, _), (_, kinds), (_, recipe) = (read_table(name) for name in ("lab", "demonstrations", "recipe"))
 rl, sft = made["config"]["rl"], made["config"]["sft"]
 (begin,) = pick(kinds, demonstrations=sft["demonstrations"], steps=sft["sft_steps"])
-trained = [r for r in pick(lab, metric="ndcg@5") if r["seeds"]]
 rates = {c["method"]: c.get("lr", rl["lr"]) for c in made["changes"]}
 best = {m: max(pick(recipe, metric="ndcg@5", method=m), key=lambda r: r["mean"])["setting"] for m in rates}
 Markdown(
@@ -251,21 +250,32 @@ Markdown(
     f"{begin['zero_variance_rank']:.0%}.\n"
     f"- RL: {rl['steps']} steps of {rl['queries']} x {rl['group']} rollouts. Learning rate of the first step: "
     f"{', '.join(f'{m} {lr:g} (best on the validation split: {best[m][3:]})' for m, lr in rates.items())}.\n"
-    f"- {trained[0]['seeds']} seeds over {trained[0]['starts']} warm starts; {made['hardware']}, {made['date']}."
+    f"- {made['hardware']}, {made['date']}."
 )
 
 # %% [markdown]
-# **2. Does RL learn?** The manipulation check of these runs, differences with 95 % intervals. There are two settings:
-# `full=false`, where the policy decides how long its lists are (as in the paper), and `full=true`, where the grammar fills
-# both lists in training too, so that length cannot be learned.
+# **2. Does RL learn?** The curves show NDCG@5 on the test queries; the grey line is `sft_full`. Below is the manipulation
+# check of these runs, differences with 95 % intervals. There are two tables: `lab.csv`, where the policy decides how long
+# its lists are (as in the paper), and the smaller `lab-filled.csv`, where the grammar fills both lists in training too, so
+# that length cannot be learned.
 
 # %%
-_, checks = read_table("lab-check")
+from fgrpo.study.plots import efficiency
+from notebooks.recorded import read_tables
+
+TABLES = {"free lists": "lab", "full lists": "lab-filled"}
+lab = read_tables(TABLES)
+(full,) = pick(lab, setting="free lists", method="sft_full", metric="ndcg@5")
+figure = efficiency(read_table("lab-curve")[1], [{"target": full["mean"]}])
+Image(save(figure, FIGURES / "05_learns.png"), width=700, alt="NDCG at 5 on test queries, by sampled tokens")
+
+# %%
+checks = read_tables({shown: f"{name}-check" for shown, name in TABLES.items()})
 counts = {
     name: [sum(r["beats"] == "True" for r in own), len(own)]
     for name in ("sft_full", "sft_more") if (own := pick(checks, reference=name))
 }  # fmt: skip
-text = "; ".join(f"{n} of {of} runs of a method and setting beat {name}" for name, (n, of) in counts.items())
+text = "; ".join(f"{name} is beaten in {n} of {of} rows" for name, (n, of) in counts.items())
 Markdown(learned(checks) + f"\n\n**{text}.**")
 
 # %% [markdown]
@@ -290,12 +300,14 @@ Markdown(
 # %% [markdown]
 # ## Then the comparison
 #
-# NDCG@5 on the test queries. Both settings together are one family: the p-values and the simultaneous intervals are
-# corrected for all its rows. `item`, the fourth method, gives every item credit for its own contribution
+# NDCG@5 on the test queries. Each of the two tables is a family of its own: its p-values and simultaneous intervals are
+# corrected for all its methods. `item` is one more method; it gives every item credit for its own contribution
 # ([notebook 6](06_diagnosis.ipynb)).
 
 # %%
-Markdown(differences(trained))
+trained = [r for r in pick(lab, metric="ndcg@5") if r["seeds"]]
+sizes = [f"{r['setting']}: {r['seeds']} seeds over {r['starts']} warm starts" for r in trained if r["method"] == "grpo"]
+Markdown(f"{'; '.join(sizes)}.\n\n{differences(trained)}")
 
 # %%
 from fgrpo.study.plots import comparison
@@ -304,20 +316,12 @@ shown = [r for r in lab if r["seeds"] or r["method"] in ("sft_full", "sft_more")
 Image(save(comparison(shown), FIGURES / "05_comparison.png"), width=850, alt="NDCG at 5, and differences to grpo")
 
 # %% [markdown]
-# How much of the gain in the setting `full=false` is due to list length alone?
+# Two more questions about the runs with free lists: how much of the gain is due to list length alone, and which phase
+# settled first?
 
 # %%
-Markdown(by_length(pick(lab, metric="ndcg@5", setting="full=false")))
-
-# %% [markdown]
-# And the order of the phases in these longer runs:
-
-# %%
-_, steps = read_table("lab-settling")
-Markdown("\n\n".join(
-    f"`{setting}`:\n\n" + settled({r["method"]: r for r in pick(steps, setting=setting)})
-    for setting in dict.fromkeys(r["setting"] for r in steps)
-))  # fmt: skip
+order = settled({r["method"]: r for r in read_table("lab-settling")[1]})
+Markdown(f"{by_length(pick(lab, metric='ndcg@5', setting='free lists'))}\n\n{order}")
 
 # %% [markdown]
 # ## From a trained start
@@ -328,7 +332,8 @@ Markdown("\n\n".join(
 # %%
 made, late = read_table("trained")
 _, late_checks = read_table("trained-check")
-late_trained, rl = [r for r in pick(late, metric="ndcg@5") if r["seeds"]], made["config"]["rl"]
+rl = made["config"]["rl"]
+late_trained = [{**r, "setting": "free lists"} for r in pick(late, metric="ndcg@5") if r["seeds"]]
 Markdown(
     f"{made['config']['sft']['sft_steps']:,} SFT steps, then {rl['steps']} RL steps of {rl['queries']} x {rl['group']}, "
     f"learning rate {rl['lr']:g}; {late_trained[0]['seeds']} seeds over {late_trained[0]['starts']} warm starts.\n\n"
@@ -345,8 +350,8 @@ Markdown(
 
 # %%
 BESIDE = ("random", "popularity", "gru4rec", "decoupled", "sft", "sft_full", "sft_more")
-own = {r["method"]: r for r in pick(lab, metric="ndcg@5", setting="full=false")}
-recall = {r["method"]: r for r in pick(lab, metric="slate_recall", setting="full=false")}
+own = {r["method"]: r for r in pick(lab, metric="ndcg@5", setting="free lists")}
+recall = {r["method"]: r for r in pick(lab, metric="slate_recall", setting="free lists")}
 order = [*BESIDE, *(m for m in own if own[m]["seeds"]), "attributes", "taste"]
 lines = ["| method | NDCG@5 | 95 % interval | slate recall |", "|---" * 4 + "|"]
 for m in (m for m in order if m in own):

@@ -150,22 +150,22 @@ Markdown(
 # %% [markdown]
 # ## The same for trained policies
 #
-# From the recorded runs of the [last notebook](05_training.ipynb) (`lab.csv`): shares of the relevant candidates, mean over
-# seeds. First the setting `full=false`, where the policy decides how long its lists are, then `full=true`, where both lists
-# are full in training too.
+# From the recorded runs of the [last notebook](05_training.ipynb): shares of the relevant candidates, mean over seeds. First
+# `lab.csv`, where the policy decides how long its lists are, then `lab-filled.csv`, where both lists are full in training
+# too.
 
 # %%
 from IPython.display import display
 
 from fgrpo.study.plots import error_types, name_of
-from notebooks.recorded import pick, read_table
+from notebooks.recorded import pick, read_tables
 
-made, lab = read_table("lab")
-SETTINGS = ("full=false", "full=true")
+SETTINGS = {"free lists": "lab", "full lists": "lab-filled"}
+lab = read_tables(SETTINGS)
 for setting in SETTINGS:
     rows = [r for r in pick(lab, setting=setting) if r["seeds"] or r["method"] in ("sft", "sft_full", "sft_more")]
-    figure = save(error_types(rows), FIGURES / f"06_errors_{setting.partition('=')[2]}.png")
-    display(Markdown(f"`{setting}`"), Image(figure, width=800, alt="Fate of the relevant candidates, by method"))
+    figure = save(error_types(rows), FIGURES / f"06_errors_{SETTINGS[setting]}.png")
+    display(Markdown(f"**{setting}**"), Image(figure, width=800, alt="Fate of the relevant candidates, by method"))
 
 # %% [markdown]
 # Does a credit method move losses from one phase to the other? Differences to grpo, with 95 % intervals of single rows.

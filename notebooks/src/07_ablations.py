@@ -32,8 +32,11 @@ sys.path.insert(0, str(ROOT))
 FIGURES = ROOT / "runs" / "notebooks"
 
 # %%
+import re
+
 from IPython.display import Image, Markdown
 
+from fgrpo.study.check import LEAST_SEEDS
 from fgrpo.study.plots import name_of, save
 from notebooks.recorded import demonstrations, differences, learned, pick, read_table, small_multiples, value_of
 
@@ -103,10 +106,19 @@ Markdown("\n".join(lines) + f"\n\nThe runs of notebook 5 use a learning rate of 
 # ## Question 2: does anything learn at this value?
 #
 # The manipulation check of [notebook 5](05_training.ipynb), value by value. Where neither method beats `sft_full`, a
-# difference between them says nothing about credit.
+# difference between them says nothing about credit. With fewer than three seeds there is no verdict: that is enough to
+# choose a value, not to make a claim about it.
 
 # %%
-Markdown("\n\n".join(f"`{field}`:\n\n{learned(read_table(f'{name}-check')[1])}" for field, name in FILES.items()))
+parts = []
+for field, name in FILES.items():
+    _, checks = read_table(f"{name}-check")
+    if checks[0]["seeds"] < LEAST_SEEDS:
+        above = [r for r in pick(checks, reference="sft_full") if r["diff"] > 0]
+        parts.append(f"`{field}`, no verdict: {len(above)} of {len(checks)} means are above `sft_full`.")
+    else:
+        parts.append(f"`{field}`:\n\n{learned(checks)}")
+Markdown("\n\n".join(parts))
 
 # %% [markdown]
 # ## Question 3: is a method better at any value?
@@ -118,10 +130,11 @@ Markdown("\n\n".join(f"`{field}`:\n\n{learned(read_table(f'{name}-check')[1])}" 
 parts = []
 for field, rows in tables.items():
     own = [r for r in pick(rows, metric="ndcg@5") if r["seeds"]]
-    apart = [r for r in own if r["method"] != r["baseline"]]
-    words = [r["verdict"].partition(":")[0].partition(" larger")[0] for r in apart]
+    words = [re.split(" larger|:", r["verdict"])[0] for r in own if r["method"] != r["baseline"]]
     counts = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
-    parts.append(f"`{field}`, {len(apart)} differences to grpo: {counts}.\n\n{differences(own)}")
+    parts.append(f"`{field}`, {len(words)} differences to grpo: {counts}.")
+    if own[0]["seeds"] >= LEAST_SEEDS:
+        parts.append(differences(own))
 Markdown("\n\n".join(parts))
 
 # %% [markdown]

@@ -38,10 +38,13 @@ def test_the_share_of_a_gain_that_length_alone_gives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("beats", "high", "word"), [("True", 0.03, "yes"), ("False", 0.03, "not shown"), ("False", -0.01, "worse")]
-)
-def test_the_manipulation_check_in_a_table(beats: str, high: float, word: str) -> None:
-    row = {"setting": "full=true", "method": "grpo", "diff": 0.01, "diff_low": -0.02, "diff_high": high, "beats": beats}
+    ("beats", "high", "seeds", "word"),
+    [("True", 0.03, 3, "yes"), ("False", 0.03, 3, "not shown"), ("False", -0.01, 3, "worse"),
+     ("False", 0.03, 2, "no verdict (2 seeds)")],
+)  # fmt: skip
+def test_the_manipulation_check_in_a_table(beats: str, high: float, seeds: int, word: str) -> None:
+    row = {"setting": "lam=1", "method": "grpo", "diff": 0.01, "diff_low": -0.02, "diff_high": high, "beats": beats}
+    row["seeds"] = seeds
     table = learned([{**row, "reference": name} for name in ("sft_full", "sft_more")])
     assert table.splitlines()[0] == "| setting | method | beats sft_full? | beats sft_more? |"
     assert table.count(f"{word}: +0.010 [-0.020, {high:+.3f}]") == 2 and len(table.splitlines()) == 3
