@@ -177,16 +177,16 @@ Markdown(
 # %% [markdown]
 # ## The difference between methods, and what is known about it
 #
-# With other seeds and other test queries, every difference would be another one. How much, is estimated from the seeds and
-# queries that we have.
+# With other seeds and other test queries, every difference would be another one. By how much is estimated from the seeds
+# and queries that we have.
 #
 # - The **95 % interval** of a difference: repeat the experiment many times, and 95 of 100 such intervals hold the true
 #   difference. It is *paired*: both methods have the same queries and seeds, so that what is common to both cancels out.
 # - The **p-value**: if there were no difference, how often would chance alone give one at least as large as ours? The usual
 #   limit is 0.05. But of twenty comparisons without any difference, about one falls below this limit by chance. **Holm's
 #   correction** raises the p-values so that the limit holds for the whole table.
-# - **Simultaneous intervals** do the same for intervals: they are wider, so that with 95 % *all* of a table are right at
-#   once.
+# - **Simultaneous intervals** do the same for intervals: they are wider, so that with a probability of 95 % *all* of a table
+#   are right at once. The brackets in the next table are of this kind.
 # - The **detectable** difference: a true difference of this size is found with a probability of 80 %. It says how good the
 #   experiment is, like the smallest line on a ruler. If smaller differences matter, more seeds are needed.
 
@@ -206,7 +206,7 @@ Markdown(
 Markdown(differences([r for r in pick(rows, metric="ndcg@5") if r["seeds"]]))
 
 # %% [markdown]
-# How large are the differences between two runs of *one* method? This is what a difference between methods has to exceed.
+# How large are the differences between two runs of *one* method, and do the seeds agree on the order of the methods?
 
 # %%
 ends = {m: [float(r.metrics["ndcg@5"].mean()) for r in results[""][m]] for m in METHODS}
@@ -326,8 +326,8 @@ Markdown(f"{by_length(pick(lab, metric='ndcg@5', setting='free lists'))}\n\n{ord
 # %% [markdown]
 # ## From a trained start
 #
-# Does RL still help where SFT has nothing left to teach? `trained.csv` repeats the comparison from warm starts with more SFT
-# steps.
+# Does RL still help after a longer SFT? `trained.csv` repeats the comparison, with free lists, from warm starts with more
+# SFT steps.
 
 # %%
 made, late = read_table("trained")
