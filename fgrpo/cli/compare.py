@@ -48,10 +48,12 @@ def _control(args: argparse.Namespace) -> None:
     from ..study.control import OPTIONS, control_experiments, control_found
 
     given = [name for name in OPTIONS if hasattr(args, name)]
-    given += [name for name in ("credits", "vary", "against", "baselines", "every") if getattr(args, name)]
+    given += [name for name in ("credits", "vary", "against", "baselines", "every", "no_sft_more") if getattr(args, name)]
     if given:
         raise KitError(f"{flag(given[0])} is set by --control: leave it out.")
     config = config_of(args)
+    if config.rl.decoding == "free":
+        raise KitError("--control fills both lists, which free decoding cannot: leave out --decoding free.")
     experiments = control_experiments(config)
     began = time.perf_counter()
     results, starts, groups, folder = _compare(args, experiments, {}, sft_more=False)
@@ -78,6 +80,8 @@ def _compare(
         raise KitError("--resume continues the comparison in --out: name its folder.")
     if args.init and args.starts:
         raise KitError("--starts counts warm starts that are made here, and --init names one: leave out one of them.")
+    if (args.starts or 0) > args.seeds:
+        raise KitError(f"--starts {args.starts} is above --seeds {args.seeds}: some warm starts would not be used.")
     start = check_policy(args.init) if args.init else None
     folder = Path(args.out) if args.out else new_folder("compare")
     args.out = str(folder)  # what resumes a comparison that is stopped
@@ -99,8 +103,11 @@ def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "
     from ..study.report import format_table, reading, write_report
 
     began = time.perf_counter()
-    usual = LAB_BASELINES if config.task == "lab-rec" else BASELINES
+    others = {c.task for methods in experiments.values() for c in methods.values()} - {"lab-rec"}
+    usual = BASELINES if others else LAB_BASELINES
     baselines = baselines_by_name(names_of(usual if args.baselines is None else args.baselines, "--baselines"))
+    if ceilings := sorted({"taste", "attributes"} & baselines.keys() if others else ()):
+        raise KitError(f"baseline {ceilings[0]!r} is for task lab-rec, not for {min(others)}: leave it out.")
     results, starts, groups, folder = _compare(args, experiments, baselines, not args.no_sft_more)
     rows = write_report(results, experiments, folder, args.against, starts, groups)
     seconds = round(time.perf_counter() - began, 1)
@@ -120,6 +127,7 @@ def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "
 
 
 def new_folder(kind: str) -> Path:
+    """A folder under runs/ that is not there yet, named after the time."""
     now = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [now, *(f"{now}-{n}" for n in range(2, 100))]  # two calls within one second
     return next(f for name in names if not (f := Path("runs") / name).exists())

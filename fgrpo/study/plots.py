@@ -299,7 +299,7 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
                   for i in range(len(by_method[method][0].curve))]  # fmt: skip
         at = np.linspace(0, steps, len(points) + 1)
         learns.plot(at, [begin, *points], label=name_of(method), markersize=5, **style_of(method, number))
-    more = [begin, *(float(value.mean()) for _, value in by_method["sft_more"][0].curve)]
+    more = [means["sft_full"]["mean"], *(float(value.mean()) for _, value in by_method["sft_more"][0].curve)]
     learns.plot(np.linspace(0, steps, len(more)), more, color="0.35", linestyle=":", label="SFT goes on, same compute")
     learns.axhline(means["sft_full"]["mean"], color="0.5", linewidth=1)
     learns.annotate("warm start, lists filled", (steps, means["sft_full"]["mean"]), (0, 3), textcoords="offset points",

@@ -36,6 +36,12 @@ def passes_per_query(policy: Policy, queries: list[Example], config: Config) -> 
     return rollouts / (3 * (prompt + float(written)))
 
 
+def steps_of(policy: Policy, queries: list[Example], config: Config, once: bool = False) -> int:
+    """Steps of SFT on the queries of an RL run, for the compute of RL (`once`: each query once)."""
+    passes = 1.0 if once else passes_per_query(policy, queries, config)
+    return math.ceil(passes * len(queries) / config.sft.sft_batch)
+
+
 def continued(
     config: Config, splits: Splits, start: Path, folder: Path, once: bool = False, resume: bool = False
 ) -> tuple[Policy, list[Example], Run]:  # fmt: skip
@@ -44,8 +50,7 @@ def continued(
     Returns what `fit` needs: policy, queries, and the run, whose config holds the number of steps.
     """
     policy, queries = load_policy(start, lm=config.lm), queries_of(splits, config)
-    passes = 1.0 if once else passes_per_query(policy, queries, config)
-    steps = math.ceil(passes * len(queries) / config.sft.sft_batch)
+    steps = steps_of(policy, queries, config, once)
     config = replace(config, sft=replace(config.sft, sft_steps=steps))
     origin = {"stage": "sft", "init": digest_of_policy(start), "train": digest_of(queries)}
     return policy, queries, Run(folder, config, resume, max(1, steps // 4), origin=origin)

@@ -339,7 +339,7 @@ def test_a_clock_that_jumps_back_changes_nothing(whole: Callable, tmp_path: Path
     monkeypatch.setattr(time, "strftime", lambda form: "20261125-101010")  # the same second comes again
     names = []
     for _ in range(3):
-        names.append(cli._new_folder("compare"))
+        names.append(cli.new_folder("compare"))
         names[-1].mkdir(parents=True)
     assert [n.name for n in names] == [f"compare-20261125-101010{x}" for x in ("", "-2", "-3")]
 

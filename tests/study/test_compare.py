@@ -85,12 +85,17 @@ def test_names_that_would_be_mixed_up_are_refused() -> None:
         ({}, "at least one method"), ({"": {}}, "at least one method"),
         ({"": {"a b": c, "a_b": c}}, "same name"), ({"a:": {"x": c}, "a-": {"x": c}}, "same name"),
         ({"": {"": c}}, "needs another name"), ({"": {"sft": c}}, "needs another name"),
-        ({"": {"random": c}}, "needs another name"), ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
+        ({"": {"random": c}}, "needs another name"), ({"": {"sft_once": c}}, "needs another name"),
+        ({"": {"sft_more": c}}, "needs another name"), ({"": {"sft_more of mine": c}}, "needs another name"),
+        ({"": {"sft more": c}}, "needs another name"), ({"": {"warm-start": c}}, "needs another name"), ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
         ({"": {"x": c, "y": replace(c, pool=50)}}, "make them settings"),
         ({"": {"x": with_fields(c, credit="who")}}, "'who' is not known"),
     ):  # fmt: skip
         with pytest.raises(KitError, match=message):
             check_experiments(experiments, {"random": random_order})
+    for name in ("sft", "sft_full", "sft_more", "sft_more, again"):
+        with pytest.raises(KitError, match="that of a row of SFT"):
+            check_experiments({"": {"x": c}}, {name: random_order})
     assert slug("../grpo: K=4 (a/b)") == "-grpo-_K-4_-a-b-" and slug("lam=0.5 pool=20") == "lam-0.5_pool-20"
 
 
@@ -128,7 +133,8 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
     found = compare(experiments, 2, tmp_path / "a", load, baselines={}, jobs=1, quiet=True)
     assert len(calls) == 2 and len(list((tmp_path / "a").glob("*/warm-start"))) == 2
     assert list(found) == ["slate_size=5 lam=1", "slate_size=5 lam=2", "slate_size=8 lam=1", "slate_size=8 lam=2"]
-    assert all(list(methods) == ["sft_full", "sft", "grpo", "fgrpo"] for methods in found.values())
+    rows = ["sft_full", "sft_once", "sft_more", "sft", "grpo", "fgrpo"]
+    assert all(list(methods) == rows for methods in found.values())
     assert found["slate_size=5 lam=1"]["grpo"][0].metrics["slate_length"].max() <= 5
     # by hand, under a free name, beside a method that needs a warm start of its own
     wide, other = with_fields(config, slate_size=8, credit="grpo"), with_fields(config, slate_size=6, credit="grpo")
@@ -136,11 +142,8 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
     first, second = alone[""]["by hand"][0], found["slate_size=8 lam=1"]["grpo"][0]
     assert all(torch.equal(first.metrics[name], second.metrics[name]) for name in first.metrics)
     assert {p.name for p in (tmp_path / "b").iterdir()} - {".lock"} == {
-        "warm-start",
-        "warm-start-2",
-        "by_hand-seed0",
-        "other-seed0",
-    }
+        "warm-start", "warm-start-2", "by_hand-seed0", "other-seed0", "sft_once-start0", "sft_more-start0",
+    }  # fmt: skip
 
 
 def test_settling_step() -> None:
@@ -154,7 +157,8 @@ def test_compare_sweeps_and_measures_on_the_way(tmp_path, monkeypatch, capsys) -
     tiny = ["--queries", "2", "--group", "4", "--steps", "2", "--hidden-size", "32", "--layers", "1", "--heads", "2",
             "--sft-steps", "2", "--sft-batch", "4"]  # fmt: skip
     argv = ["compare", "--credits", "grpo,nested", "--vary", "lam=0.5,1,2", "--seeds", "1", "--every", "1",
-            "--limit", "16", "--split", "validation", "--jobs", "1", "--out", "c", "--json", *tiny]  # fmt: skip
+            "--limit", "16", "--split", "validation", "--jobs", "1", "--baselines", "random", "--out", "c", "--json",
+            *tiny]  # fmt: skip
     assert main(argv) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {r["setting"] for r in rows} == {"lam=0.5", "lam=1", "lam=2"}
