@@ -7,7 +7,6 @@ from pathlib import Path
 from ..config import Config, KitError
 from ..data import Splits
 from .jsonl import SUFFIXES, doubts, read_jsonl, with_own_ids
-from .lab import lab_catalogue, lab_task
 from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
@@ -54,6 +53,8 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     """
     check_options(config, bad is not None)
     if config.task == "lab-rec":
+        from .lab import lab_catalogue, lab_task  # needs torch and numpy, which `data check` does without
+
         splits = lab_task(config.one_relevant, config.pool, config.taste, config.hard)
         return splits, [film.title for film in lab_catalogue()]
     lost = Notes() if notes is None else notes
