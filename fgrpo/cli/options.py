@@ -56,7 +56,7 @@ LADDER: dict[str, dict[str, object]] = {
 RECIPES = LADDER | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
 """What --preset names."""
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 
 
 class Parser(argparse.ArgumentParser):
