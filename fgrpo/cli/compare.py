@@ -48,7 +48,9 @@ def _control(args: argparse.Namespace) -> int:
     from ..study.control import OPTIONS, control_experiments, control_found
 
     given = [name for name in OPTIONS if hasattr(args, name)]
-    given += [name for name in ("credits", "vary", "against", "baselines", "every", "no_sft_more") if getattr(args, name)]
+    given += [
+        name for name in ("credits", "vary", "against", "baselines", "every", "no_sft_more") if getattr(args, name)
+    ]
     if given:
         raise KitError(f"{flag(given[0])} is set by --control: leave it out.")
     config = config_of(args)

@@ -18,6 +18,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.data import Splits
 from fgrpo.prompt import Output
 from fgrpo.runs.fields import with_fields
+from fgrpo.runs.run import read_config
 from fgrpo.runs.warm_start import SHIPPED, warm_start
 from fgrpo.runs.workers import workers
 from fgrpo.study.compare import Result, check_experiments, compare, read_curve, run_baseline, slug
@@ -87,7 +88,8 @@ def test_names_that_would_be_mixed_up_are_refused() -> None:
         ({"": {"": c}}, "needs another name"), ({"": {"sft": c}}, "needs another name"),
         ({"": {"random": c}}, "needs another name"), ({"": {"sft_once": c}}, "needs another name"),
         ({"": {"sft_more": c}}, "needs another name"), ({"": {"sft_more of mine": c}}, "needs another name"),
-        ({"": {"sft more": c}}, "needs another name"), ({"": {"warm-start": c}}, "needs another name"), ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
+        ({"": {"sft more": c}}, "needs another name"), ({"": {"warm-start": c}}, "needs another name"),
+        ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
         ({"": {"x": c, "y": replace(c, pool=50)}}, "make them settings"),
         ({"": {"x": with_fields(c, credit="who")}}, "'who' is not known"),
     ):  # fmt: skip
@@ -185,6 +187,33 @@ def test_decoupled_trains_each_on_its_own_phase(config, small, tmp_path) -> None
     for o in [*gold, *own]:
         assert not o.error and set(o.rank) <= set(o.slate) and len(o.slate) <= grammar.slate_size
     assert {p.name for p in tmp_path.iterdir()} == {"selector", "ranker-gold", "ranker-selector"}
+
+
+def test_decoupled_on_a_stream_ranks_the_slates_of_its_own_selector(config, lab, small, tmp_path) -> None:
+    """Those of the examples that the ranker sees, which are not the ones of the sample that a stream is as a sequence."""
+    stream = small._replace(train=lab.train)
+    own = decoupled(stream, items(), config, tmp_path, slates="selector")
+    assert len(own) == 12 and not any(o.error for o in own)
+    longer = decoupled(small, items(), config, tmp_path / "longer", sft_steps=6)
+    assert len(longer) == 12 and all(
+        read_config(tmp_path / "longer" / name).sft.sft_steps == 6 for name in ("selector", "ranker-gold")
+    )
+
+
+def test_decoupled_is_trained_as_long_as_sft_and_rl_together(config, small, tmp_path) -> None:
+    """Each of its policies gets the steps of the warm start and those of SFT that goes on for RL's compute."""
+    given = []
+
+    def own(splits: Splits, sft_steps: int = 0, option: int = 1) -> list[list[int]]:
+        given.append((sft_steps, option))
+        return random_order(splits)
+
+    found = {"decoupled": decoupled, "own": own, "bound": partial(own, sft_steps=3, option=2), "random": random_order}
+    compare(grid(config, ["grpo"]), 1, tmp_path, lambda c: (small, items()), found, jobs=1, quiet=True)
+    more = read_config(tmp_path / "sft_more-start0").sft.sft_steps
+    assert more > 4 and given == [(config.sft.sft_steps + more, 1), (3, 2)]
+    for name in ("selector", "ranker-gold"):
+        assert read_config(tmp_path / "baselines" / name).sft.sft_steps == config.sft.sft_steps + more
 
 
 def test_baselines_are_functions_and_get_what_they_name(config, small, tmp_path) -> None:

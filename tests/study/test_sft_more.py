@@ -35,7 +35,9 @@ def splits(lab, request) -> Splits:
     return Splits(lab.train if request.param == "stream" else lab.train[:10], lab.validation[:4], lab.test[:8])
 
 
-def go_on(config, splits, start: Path, folder: Path, row: str = SFT_MORE, resume: bool = False, every: int = 0) -> Result:
+def go_on(
+    config, splits, start: Path, folder: Path, row: str = SFT_MORE, resume: bool = False, every: int = 0
+) -> Result:
     return go_on_with_sft(config, splits, start, row, folder, None, True, resume, every)
 
 
@@ -97,7 +99,9 @@ def test_once_shows_every_query_once_and_more_shows_each_as_often_as_another(con
 
 
 @pytest.mark.parametrize("row", [SFT_MORE, SFT_ONCE])
-def test_it_goes_on_from_the_warm_start_and_is_resumed_bit_identical(config, lab, start, tmp_path, row, monkeypatch) -> None:
+def test_it_goes_on_from_the_warm_start_and_is_resumed_bit_identical(
+    config, lab, start, tmp_path, row, monkeypatch
+) -> None:
     splits = Splits(lab.train, lab.validation[:4], lab.test[:8])
     whole = go_on(config, splits, start, tmp_path / "whole", row)
     steps = read_config(tmp_path / "whole").sft.sft_steps
@@ -105,7 +109,9 @@ def test_it_goes_on_from_the_warm_start_and_is_resumed_bit_identical(config, lab
     assert all(torch.equal(t, first[name]) for name, t in load_file(start / "model.safetensors").items())
     logged = Run.log
     for cut in range(1, steps + 1):
-        monkeypatch.setattr(Run, "log", lambda self, line, cut=cut: logged(self, line) if line["step"] < cut else _stop())
+        monkeypatch.setattr(
+            Run, "log", lambda self, line, cut=cut: logged(self, line) if line["step"] < cut else _stop()
+        )
         with pytest.raises(KeyboardInterrupt):
             go_on(config, splits, start, tmp_path / f"{cut}", row)
         monkeypatch.setattr(Run, "log", logged)
