@@ -19,7 +19,7 @@ from fgrpo.study.significance import paired
 from .library import Opened
 
 METHODS = tuple(CREDITS)
-METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "mrr@5", "slate_recall", "slate_length")
+METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "slate_recall", "slate_length")
 PHASE_NAMES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 CELLS = 20_000_000
 """maximum size of a batch of queries in `measure_in_batches`: slate places x candidates, which bounds its memory"""

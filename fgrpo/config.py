@@ -91,8 +91,7 @@ class SFTConfig:
     sft_weight_decay: float = 0.05
     """AdamW weight decay of the warm start"""
     demonstrations: str = "relevant"
-    """lists to imitate: the relevant candidates alone, or followed by others, drawn at random (filled) or by GRU4Rec's
-    order (ranked)"""
+    """lists to imitate: relevant candidates alone (relevant), or then others: random (filled), by GRU4Rec (ranked)"""
 
     def __post_init__(self) -> None:
         _check(self, sft_steps=(1, None), sft_batch=(1, 65_536), sft_lr=(1e-12, 1.0), sft_weight_decay=(0.0, 1.0),

@@ -4,9 +4,9 @@ An item is its id where a catalogue has ids of its own, else its text: titles of
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from .config import KitError
 
@@ -53,19 +53,6 @@ class Stream(Sequence[Example]):
     @abstractmethod
     def take(self, first: int, count: int, seed: int = 0, use: str = "train") -> list[Example]:
         """Examples `first` to `first + count - 1`: a pure function of the arguments. Another `use` has other examples."""
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        chosen = range(len(self))[index]
-        if isinstance(chosen, int):
-            return self.take(chosen, 1)[0]
-        return self.take(chosen.start, len(chosen)) if chosen.step == 1 else [self[i] for i in chosen]
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self[:])
 
 
 class Splits(NamedTuple):

@@ -9,7 +9,7 @@ from .config import Config, GrammarConfig
 from .data import Example
 from .policy import Policy, Sampling
 from .prompt import Output
-from .rewards import hit, listed_gains, ndcg, pad, pool_gains, precision, recall, reciprocal_rank
+from .rewards import hit, listed_gains, ndcg, pad, pool_gains, precision, recall
 from .rollout import rollout
 
 CUTOFFS = (1, 3, 5, 10)
@@ -42,7 +42,7 @@ def measure_outputs(
 ) -> dict[str, Tensor]:
     """All metrics of outputs, one output per example: one number per query and metric, (Q,) each.
 
-    Recall, Precision, Hit, NDCG and MRR are those of the ranked list, at each of CUTOFFS; a list of 5 scores at 10
+    Recall, Precision, Hit and NDCG are those of the ranked list, at each of CUTOFFS; a list of 5 scores at 10
     what it holds. The shares of FATES are over the query's relevant candidates for which there was room, and sum to one.
     """
     slates = pad([o.slate for o in outputs], grammar.slate_size)  # (Q, n)
@@ -54,7 +54,6 @@ def measure_outputs(
         metrics |= {
             f"recall@{k}": recall(ranks, gains, k), f"precision@{k}": precision(ranks, gains, k),
             f"hit@{k}": hit(ranks, gains, k), f"ndcg@{k}": ndcg(ranks, gains, k),
-            f"mrr@{k}": reciprocal_rank(ranks, gains, k),
         }  # fmt: skip
     metrics["slate_recall"] = recall(slates, gains)
     metrics["slate_length"] = (slates >= 0).sum(-1).double()

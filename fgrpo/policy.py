@@ -4,28 +4,22 @@
 subclass, fgrpo.lm.pretrained.PretrainedPolicy; fgrpo.runs.policies.load_policy reads a saved policy of either kind.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import (
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from .config import GrammarConfig, ModelConfig
 from .data import Example
-from .prefix import NO_BRANCH, PrefixTree, branches_at_once, positions
+from .prefix import PrefixTree, positions
 from .prompt import END, PAD, Choices, ItemLabels, Labels
 
 transformers_logging.disable_progress_bar()
@@ -83,13 +77,6 @@ class Policy:
             model = Qwen3ForCausalLM(shape)
         return cls(model, tokenizer, labels)
 
-    def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), model configuration, tokenizer and item keys."""
-        assert isinstance(self.labels, ItemLabels)
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        (Path(folder) / "items.json").write_text(json.dumps(self.labels.items, ensure_ascii=False), encoding="utf-8")
-
     # --- what a subclass may do differently ---
 
     def decoding(self) -> AbstractContextManager[None]:  # open while tokens are sampled
@@ -98,7 +85,8 @@ class Policy:
     def narrowed(self, columns: Tensor | None) -> AbstractContextManager[None]:
         return nullcontext()  # while open, the model may give the logits of these tokens alone
 
-    def grow(self, ids: Tensor, mask: Tensor) -> PrefixTree:  # encoded prompts (Q, P), for branches
+    # encoded prompts (Q, P), for branches; of `tokens` (Q, K), if given, the logits are enough
+    def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> PrefixTree:
         return PrefixTree(self.model, ids, mask)
 
     def batches(self, examples: Sequence[Example], grammar: GrammarConfig, size: int) -> list[slice]:
@@ -127,12 +115,15 @@ class Policy:
         Under constraint both are renormalised over the allowed choices; a forced token has log-prob and entropy 0.
         `shared`, `tree`, `begun`: see `completion_logits`.
         """
-        group = completions.shape[0] // prompts.ids.shape[0]
-        with self.narrowed(prompts.choices.columns if sampling.constrained else None):
-            logits = self.completion_logits(prompts, completions, mask, group, shared, tree, begun)  # (B, T, V)
+        group, wanted = completions.shape[0] // prompts.ids.shape[0], mask
         if sampling.constrained:
             choices = prompts.choices.repeat(group)
             allowed, index = choices.walk(completions, mask, sampling.grammar)  # (B, T, K), (B, T)
+            wanted = mask & (allowed.sum(-1) > 1)  # a forced token needs no logits
+        with self.narrowed(prompts.choices.columns if sampling.constrained else None):
+            tokens = prompts.choices.tokens if sampling.constrained else None
+            logits = self.completion_logits(prompts, completions, wanted, group, shared, tree, begun, tokens)
+        if sampling.constrained:
             logps = constrained_logps(logits, choices.tokens, allowed, sampling)
         else:
             index, logps = completions, free_logps(logits, sampling)
@@ -143,37 +134,41 @@ class Policy:
         return torch.where(mask, chosen, 0.0), torch.where(mask, entropy, 0.0)
 
     def completion_logits(
-        self, prompts: Prompts, completions: Tensor, mask: Tensor, group: int, shared: bool = True,
-        tree: PrefixTree | None = None, begun: int = 0,
+        self, prompts: Prompts, completions: Tensor, wanted: Tensor, group: int, shared: bool = True,
+        tree: PrefixTree | None = None, begun: int = 0, tokens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Logits before each completion token. completions, mask (Q * group, T) -> (Q * group, T, V).
+        """Logits before the `wanted` completion tokens. completions, wanted (Q * group, T) -> (Q * group, T, V).
 
         `shared` encodes each prompt once, if `share` is true, or not at all if `tree` holds it already, together with
         the `begun` first tokens that all completions share; the logits before those are not to be used. Otherwise
         every row carries its own copy of the prompt (the plain way, the fallback and the referee of the fast one).
+        Of `tokens` (Q, K), if given, the logits are enough.
         """
-        n_queries, length = prompts.ids.shape[0], completions.shape[1]
+        length, fed = completions.shape[1], wanted.sum(1, keepdim=True) > wanted.cumsum(1)  # tokens before a wanted one
         if not (shared and self.share):
             ids = torch.cat((prompts.ids.repeat_interleave(group, dim=0), completions[:, :-1]), dim=1)
-            full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), mask[:, :-1]), dim=1)
+            full_mask = torch.cat((prompts.mask.repeat_interleave(group, dim=0), fed[:, :-1]), dim=1)
             return self.model(
                 ids, attention_mask=full_mask.long(), position_ids=positions(full_mask), use_cache=False,
                 logits_to_keep=length,
             ).logits  # fmt: skip
         if tree is None or not tree.take():
-            tree, begun = self.grow(prompts.ids, prompts.mask), 0
-        # the logits after the prompt predict the first token of every branch
-        first = tree.logits.view(n_queries, 1, 1, -1).expand(-1, group, begun + 1, -1)
-        fed = length - 1 - begun  # the last token has nothing after it
-        ids, real = (x.view(n_queries, group, length)[..., begun:] for x in (completions, mask))
-        branch = torch.arange(group, device=mask.device).view(1, group, 1).expand(n_queries, -1, fed)
-        branch = branch.masked_fill(~real[..., 1:], NO_BRANCH)  # (Q, G, fed)
-        depth = torch.arange(fed, device=mask.device).expand(n_queries, group, -1)
-        rest = []
-        for some in torch.arange(group).split(branches_at_once(prompts.ids.shape[1], fed)):
-            logits = tree.fork().extend(*(x[:, some].flatten(1) for x in (ids[..., :-1], branch, depth)))
-            rest.append(logits.view(n_queries, len(some), fed, -1))
-        return torch.cat((first, torch.cat(rest, dim=1)), dim=2).flatten(0, 1)
+            tree, begun = self.grow(prompts.ids, prompts.mask, tokens), 0
+        # the logits after the prompt predict the first token of every branch; each later one needs those before it fed
+        logits = tree.logits.repeat_interleave(group, dim=0).unsqueeze(1).expand(-1, length, -1)
+        fed[:, :begun] = False
+        size, parts = tree.at_once(prompts.ids.shape[1], length), []
+        branch = torch.arange(len(fed), device=fed.device) % group
+        for n in range(0, group, size):
+            row, at = (fed & ((branch >= n) & (branch < n + size)).unsqueeze(1)).nonzero(as_tuple=True)
+            if len(row):
+                read = wanted[row, at + 1]
+                found = tree.fork(group, length).extend(completions[row, at], row, at - begun, read)
+                parts.append((row[read], at[read] + 1, found))
+        if not parts:
+            return logits
+        row, at, found = (torch.cat(x) for x in zip(*parts, strict=True))
+        return logits.index_put((row, at), found)
 
     def parameters(self) -> list[Tensor]:
         """The weights that are trained."""
@@ -197,16 +192,15 @@ def slices(count: int, size: int) -> list[slice]:
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
     """Token lists as one tensor and its mask, (B, T) each, padded on the right or on the left."""
-    tensors = [torch.tensor(row, dtype=torch.long).unsqueeze(0) for row in rows]
-    masks = [torch.ones_like(x, dtype=torch.bool) for x in tensors]
-    return join_rows(tensors, value, left), join_rows(masks, 0, left)
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    side, masks = "left" if left else "right", [torch.ones_like(x, dtype=torch.bool) for x in tensors]
+    return pad_sequence(tensors, True, value, side), pad_sequence(masks, True, False, side)
 
 
-def join_rows(parts: Sequence[Tensor], value: float, left: bool = False) -> Tensor:
-    """Tensors (B, T, ...) of different T under each other, padded on the right or on the left."""
+def join_rows(parts: Sequence[Tensor], value: float) -> Tensor:
+    """Tensors (B, T, ...) of different T under each other, padded on the right."""
     width = max(p.shape[1] for p in parts)
-    missing = [width - p.shape[1] for p in parts]
-    return torch.cat([pad(p, (n, 0) if left else (0, n), value=value) for p, n in zip(parts, missing, strict=True)])
+    return torch.cat([pad(p, (0, width - p.shape[1]), value=value) for p in parts])
 
 
 def free_logps(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
-KEEP_FROM = 256  # tokens of a prompt from which its graph is kept between sampling and loss; below, it saves little
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
 
 
@@ -24,8 +23,9 @@ class PrefixTree:
     def __init__(self, model: Any, ids: Tensor, mask: Tensor):
         """Encode prompts, padded on the left; mask (Q, P) bool."""
         self.model, self.windows = model, sliding_windows(model.config)
-        self.spent = False
+        self.spent, self.group = False, 1
         self.versions = [p._version for p in model.parameters()]  # grow with every change in place, as an optimizer's
+        self.queries = torch.arange(len(ids), device=ids.device)  # those still in the batch
         self.position = positions(mask)  # (Q, slots)
         self.branch = torch.where(mask, PROMPT, NO_BRANCH)  # (Q, slots)
         self.prompt_length = mask.sum(1, keepdim=True)  # (Q, 1)
@@ -36,12 +36,25 @@ class PrefixTree:
         )  # fmt: skip
         self.cache, self.logits = out.cache, out.logits[:, -1]
 
-    def extend(self, ids: Tensor, branch: Tensor, depth: Tensor) -> Tensor:
-        """Feed tokens, (Q, W) each: token, its branch (NO_BRANCH: padding), how many tokens of the branch precede it.
+    def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
+        """Feed tokens, (N,) each: token, its row (query * group + branch), how many tokens of the row precede it.
 
-        Returns logits (Q, W, V). Tokens of one branch must come in order, of different branches in any.
+        Returns logits (R, V) after the tokens at which `read` is true. Rows of one query must follow each other, as
+        must the tokens of one row.
         """
-        position = self.prompt_length + depth
+        query = row // self.group
+        alive = torch.isin(self.queries, query)
+        if alive.sum() <= 0.75 * len(alive):  # leaving costs a copy of the cache, so several leave together
+            self.keep(alive.nonzero().squeeze(1))
+        query = torch.searchsorted(self.queries, query)  # where in the batch
+        column = torch.arange(len(ids), device=ids.device) - torch.searchsorted(query, query)
+        shape = len(self.queries), int(column.max()) + 1
+
+        def side_by_side(x: Tensor, padding: int) -> Tensor:  # (N,) -> (Q, W)
+            return x.new_full(shape, padding).index_put((query, column), x)
+
+        branch = side_by_side(row % self.group, NO_BRANCH)
+        position = self.prompt_length + side_by_side(depth, 0)
         self.branch = torch.cat((self.branch, branch), dim=1)
         self.position = torch.cat((self.position, position), dim=1)
         distance = position.unsqueeze(2) - self.position.unsqueeze(1)  # (Q, W, slots)
@@ -55,10 +68,10 @@ class PrefixTree:
                 mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
             masks[kind] = mask
         out = self.model(
-            ids, attention_mask=masks if len(masks) > 1 else next(iter(masks.values())), position_ids=position,
-            cache=self.cache, use_cache=True,
+            side_by_side(ids, 0), attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=position, cache=self.cache, use_cache=True,
         )  # fmt: skip
-        return out.logits
+        return out.logits[query[read], column[read]]
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
@@ -66,65 +79,50 @@ class PrefixTree:
         self.spent = True
         return fresh and self.logits.requires_grad
 
-    def fork(self) -> "PrefixTree":
-        """The same prompt with a cache of its own to grow in; its present content is shared, not copied."""
+    def fork(self, group: int, length: int) -> "PrefixTree":
+        """The same prompts with a cache of their own, not copied, for `group` branches each of at most `length` tokens."""
         other = copy(self)
-        other.cache = copy(self.cache)
+        other.group, other.cache = group, copy(self.cache)
         other.cache.layers = [copy(layer) for layer in self.cache.layers]
         return other
 
-    def keep(self, queries: Tensor) -> None:
-        """Drop all queries but these (indices) from the batch."""
-        self.cache.batch_select_indices(queries)
-        self.branch, self.position = self.branch[queries], self.position[queries]
-        self.prompt_length = self.prompt_length[queries]
+    def keep(self, places: Tensor) -> None:
+        """Drop all queries but these (places in the batch)."""
+        self.cache.batch_select_indices(places)
+        self.branch, self.position, self.queries = self.branch[places], self.position[places], self.queries[places]
+        self.prompt_length = self.prompt_length[places]
+
+    @staticmethod
+    def at_once(prompt: int, length: int) -> int:
+        """How many branches of a length to feed together.
+
+        Attention is computed between all of them and masked across, so that their tokens should be fewer than the
+        prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
+        """
+        return max(1, max(CHUNK, prompt // 2) // max(1, length))
 
 
 def feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Feed each row's new tokens as a branch of its query's prompt. Rows and queries that ended are fed no more.
+    """Feed each row's new tokens as a branch of its query's prompt. Rows that ended are fed no more.
 
     completions (Q * group, T), written by others between two calls; the first `begun` tokens of every row are encoded
     with the prompt. Returns a function: (rows still decoding, length of every row) -> logits (rows, V) after the last
     token of each.
     """
-    fed = torch.full((len(completions),), begun, device=completions.device)  # tokens of each row that the tree has seen
-    in_batch = torch.arange(len(completions) // group, device=completions.device)  # queries still in the tree
+    length = completions.shape[1]
+    tree, depth = tree.fork(group, length), torch.arange(length, device=completions.device)
+    fed = torch.full((len(completions), 1), begun, device=completions.device)  # tokens of each row seen by the tree
 
     def logits_after(rows: Tensor, length: Tensor) -> Tensor:
-        nonlocal in_batch
         if length.max() == begun:
             return tree.logits[rows // group]
-        going = torch.zeros_like(length, dtype=torch.bool).index_fill_(0, rows, True)  # (B,)
-        alive = going.view(-1, group)[in_batch].any(1)
-        if alive.sum() <= 0.75 * len(alive):  # leaving costs a copy of the cache, so several leave together
-            tree.keep(alive.nonzero().squeeze(1))
-            in_batch = in_batch[alive]
-        depth = torch.arange(completions.shape[1], device=fed.device)
-        new = (depth >= fed.unsqueeze(1)) & (depth < length.unsqueeze(1)) & going.unsqueeze(1)  # (B, T)
-        new = new.view(-1, group * len(depth))[in_batch]  # (Q, G * T)
-        width = int(new.sum(1).max())
-        # (Q, W): which tokens to feed, each as (row in the query) * T + depth
-        where = new.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-        valid, branch, at = new.gather(1, where), where // len(depth), where % len(depth)
-        tokens = completions.view(-1, group * len(depth))[in_batch].gather(1, where)
-        logits = tree.extend(tokens, branch.masked_fill(~valid, NO_BRANCH), at - begun)  # (Q, W, V)
-        row = in_batch.unsqueeze(1) * group + branch
-        last = valid & (at == length[row] - 1)
-        found = logits.new_zeros(len(length), logits.shape[-1])
-        found[row[last]] = logits[last]
-        fed[rows] = length[rows]
-        return found[rows]
+        written = length[rows].unsqueeze(1)
+        which, at = ((depth >= fed[rows]) & (depth < written)).nonzero(as_tuple=True)
+        fed[rows] = written
+        row = rows[which]
+        return tree.extend(completions[row, at], row, at - begun, at == length[row] - 1)
 
     return logits_after
-
-
-def branches_at_once(prompt: int, length: int) -> int:
-    """How many branches of a length to feed together.
-
-    Attention is computed between all of them and masked across, so that their tokens should be fewer than the
-    prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
-    """
-    return max(1, max(CHUNK, prompt // 2) // max(1, length))
 
 
 def positions(mask: Tensor) -> Tensor:

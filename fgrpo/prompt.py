@@ -99,7 +99,7 @@ class ItemLabels:
         return self._ids(self.prompt(example))
 
     def choices(self, examples: Sequence[Example]) -> "ItemChoices":
-        pools = [self._ids(" ".join(self.candidates(e))) for e in examples]
+        pools = [[self.vocabulary[label] for label in self.candidates(e)] for e in examples]
         width = max(map(len, pools))
         return ItemChoices(torch.tensor([pool + [-1] * (width - len(pool)) + [*self.tags, self.end] for pool in pools]))
 
@@ -225,22 +225,15 @@ class ItemChoices:
         An item's count is 0 outside the slate, 1 in the slate, 2 once ranked as well. After the end only the end
         is allowed, so that a finished row is forced, at log-prob 0.
         """
-        items, (open_slate, close_slate, open_rank, close_rank, _) = counts[..., :-5], counts[..., -5:].unbind(-1)
-        in_slate = (open_slate > 0) & (close_slate == 0)
-        in_rank = (open_rank > 0) & (close_rank == 0)
-        chosen, ranked = (items > 0).sum(-1), (items > 1).sum(-1)
-        may_add = (in_slate & (chosen < grammar.slate_size)).unsqueeze(-1) & (items == 0)
-        may_rank = (in_rank & (ranked < grammar.rank_size)).unsqueeze(-1) & (items == 1)
-        pool = (may_add | may_rank) & (self.tokens[:, None, :-5] >= 0)
-        may_close = ~pool.any(-1) if grammar.full else True
-        structure = (
-            open_slate == 0,
-            in_slate & (chosen > 0) & may_close,
-            (close_slate > 0) & (open_rank == 0),
-            in_rank & (ranked > 0) & may_close,
-            close_rank > 0,
-        )
-        return torch.cat((pool, torch.stack(structure, -1)), dim=-1)
+        items = counts[..., :-5]
+        stage = counts[..., -5:].sum(-1, keepdim=True, dtype=counts.dtype)  # tags written: 1 in the slate, 3 in rank
+        in_list, before = (stage == 1) | (stage == 3), stage > 1  # an item's count before it is added: 0, then 1
+        written = (items > before).sum(-1, keepdim=True)
+        room = in_list & (written < torch.where(stage == 1, grammar.slate_size, grammar.rank_size))
+        pool = (items == before) & room & (self.tokens[:, None, :-5] >= 0)
+        may_close = ~pool.any(-1, keepdim=True) if grammar.full else True
+        tag = torch.arange(5, device=stage.device) == stage.clamp(max=4)
+        return torch.cat((pool, tag & (~in_list | (written > 0) & may_close)), dim=-1)
 
 
 def phases(token_ids: Tensor, mask: Tensor, close_slate: int) -> Tensor:

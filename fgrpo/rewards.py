@@ -2,7 +2,7 @@
 
 A list is a tensor of pool indices (..., K), padded with -1. `gains` (..., N) holds the gain of each candidate of the
 pool, 0 where it is irrelevant; graded gains are welcome. Every function returns one number per list, in [0, 1].
-Recall, precision, hit and reciprocal rank count a candidate as relevant if its gain is above 0.
+Recall, precision and hit count a candidate as relevant if its gain is above 0.
 """
 
 from collections.abc import Sequence
@@ -53,12 +53,6 @@ def ndcg_terms(items: Tensor, gains: Tensor, k: int) -> Tensor:
     terms = listed_gains(items, gains)[..., :k] * discounts(min(k, items.shape[-1]), gains)
     ideal = gains.sort(dim=-1, descending=True).values[..., :k]
     return terms / (ideal * discounts(ideal.shape[-1], gains)).sum(-1, keepdim=True)
-
-
-def reciprocal_rank(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
-    """1 / rank of the first relevant candidate among the first k, 0 if there is none."""
-    hits = _hits(items, gains, k)
-    return (hits / torch.arange(1, hits.shape[-1] + 1, dtype=gains.dtype)).amax(-1)
 
 
 def discounts(k: int, like: Tensor) -> Tensor:
@@ -114,30 +108,22 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     slate, rank_size = reward(slates, gains), rollouts.sampling.grammar.rank_size
     here = torch.eye(slates.shape[-1], dtype=torch.bool)
     without = slates.unsqueeze(-2).masked_fill(here, -1)  # (Q, G, n, n): the slate with each place emptied in turn
-    rewards = Rewards(
-        slate=slate,
-        rank=ndcg(ranks, gains, rank_size),
-        slate_format=slate_format,
-        rank_format=rank_format,
-        items=(slate.unsqueeze(-1) - reward(without, gains.unsqueeze(1))).masked_fill(slates < 0, 0.0),
-        places=ndcg_terms(ranks, gains, rank_size),
-    )
+    items = (slate.unsqueeze(-1) - reward(without, gains.unsqueeze(1))).masked_fill(slates < 0, 0.0)
+    rank, places = ndcg(ranks, gains, rank_size), ndcg_terms(ranks, gains, rank_size)
+    rewards = Rewards(slate, rank, slate_format, rank_format, items, places)
     if not (config.slate_noise or config.rank_noise):
         return rewards
     drawn = uniforms(seed, step, examples, rollouts.group, 2, "reward noise").clamp(min=2.0**-50)
     normal = torch.special.ndtri(drawn).to(gains.dtype).view(*slate.shape, 2)
-    slate, rank = slate + config.slate_noise * normal[..., 0], rewards.rank + config.rank_noise * normal[..., 1]
+    slate, rank = slate + config.slate_noise * normal[..., 0], rank + config.rank_noise * normal[..., 1]
     return replace(rewards, slate=slate, rank=rank)
 
 
 def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
     """Slates (Q, G, n) and ranked lists (Q, G, k) as pool indices, padded with -1; ill-formed ones are empty."""
-    grammar = rollouts.sampling.grammar
-    shape = (-1, rollouts.group)
-    return (
-        pad([o.slate for o in rollouts.outputs], grammar.slate_size).unflatten(0, shape),
-        pad([o.rank for o in rollouts.outputs], grammar.rank_size).unflatten(0, shape),
-    )
+    grammar, shape = rollouts.sampling.grammar, (-1, rollouts.group)
+    slates = pad([o.slate for o in rollouts.outputs], grammar.slate_size).unflatten(0, shape)
+    return slates, pad([o.rank for o in rollouts.outputs], grammar.rank_size).unflatten(0, shape)
 
 
 def pool_gains(examples: Sequence[Example], dtype: torch.dtype = torch.float32) -> Tensor:

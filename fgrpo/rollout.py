@@ -23,7 +23,7 @@ from torch import Tensor
 from .config import KitError
 from .data import Example
 from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows, slices
-from .prefix import KEEP_FROM, PrefixTree, feed_branches, positions
+from .prefix import PrefixTree, feed_branches, positions
 from .prompt import PHASE_PAD, Output, parse
 
 COMPARED = 2048  # tokens of prompts and completions on which rollouts are compared
@@ -77,7 +77,7 @@ def rollout(
 
     With `rankings` K above 1, group / K slates are sampled per example and then K rankings of each: K rows in turn
     share a slate. `micro` examples are in memory at a time (0: all), here and in the loss. `keep_prompts`
-    keeps long encoded prompts with their gradient, for the first loss on these rollouts, where all are decoded
+    keeps encoded prompts with their gradient, for the first loss on these rollouts, where all are decoded
     together. `slates` (pool indices, one per row) are taken as written and closed; only their ranking is decoded.
     """
     parts = slices(len(examples), micro)
@@ -159,13 +159,14 @@ def uniforms(seed: int, step: int, examples: Sequence[Example], group: int, leng
     Its key is a hash of seed, step, the query's id and `use`, its counter says which rollout, its output runs over
     positions. Other queries, rollouts or a longer T change none of the numbers.
     """
-    rows = np.empty((len(examples) * group, length), dtype=np.uint64)
-    for q, example in enumerate(examples):
-        key = key_of(use, seed, step, example.id)
+    rows = np.empty((len(examples), group, length), dtype=np.uint64)
+    for example, own in zip(examples, rows, strict=True):
+        stream = np.random.Philox(key=key_of(use, seed, step, example.id))
         for g in range(group):
-            rows[q * group + g] = np.random.Philox(key=key, counter=g << 192).random_raw(length)
+            own[g] = stream.random_raw(length)
+            stream.advance((1 << 192) - -(-length // 4))  # to counter (g + 1) << 192; each count gave four numbers
     # 50 bits: a number times a sum of probabilities can then never round up to the whole sum
-    return torch.from_numpy((rows >> np.uint64(14)).astype(np.float64) * 2.0**-50)
+    return torch.from_numpy((rows >> np.uint64(14)).astype(np.float64) * 2.0**-50).flatten(0, 1)
 
 
 def key_of(*names: object) -> int:
@@ -198,19 +199,21 @@ def _rollout(
     for row, slate in enumerate(slates or ()):
         for token in rows.choices.slate_ids(row, slate):
             rows.append(*torch.tensor([[row], [token]], device=prompts.ids.device))
-    with policy.decoding(), policy.narrowed(prompts.choices.columns if sampling.constrained else None):
+    with policy.narrowed(prompts.choices.columns if sampling.constrained else None):
         if policy.share:
             if slates is None:  # the forced tokens that all rows of a query begin with are encoded with the prompt
                 rows.append_forced()
                 begun = int(rows.length.min())
             ids = torch.cat((prompts.ids, rows.completions[::slate_rows, :begun]), dim=1)
-            keep_prompts = keep_prompts and ids.shape[1] >= KEEP_FROM
             with torch.set_grad_enabled(keep_prompts):
-                tree = policy.grow(ids, torch.nn.functional.pad(prompts.mask, (0, begun), value=True))
+                mask = torch.nn.functional.pad(prompts.mask, (0, begun), value=True)
+                tree = policy.grow(ids, mask, prompts.choices.tokens if sampling.constrained else None)
         if rankings > 1:
-            rows.decode(tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
+            with policy.decoding():
+                rows.decode(tree, begun, None if drawn is None else drawn[::rankings], slate_only=True)
             rows.repeat(rankings)
-        rows.decode(tree, begun, drawn)
+        with policy.decoding():
+            rows.decode(tree, begun, drawn)
 
     width = int(rows.length.max())
     completions, logprobs = rows.completions[:, :width], rows.logprobs[:, :width]
@@ -245,9 +248,9 @@ class _Rows:
         )
 
     def append(self, rows: Tensor, tokens: Tensor, logps: Tensor | float = 0.0) -> None:
-        self.completions[rows, self.length[rows]], self.logprobs[rows, self.length[rows]] = tokens, logps
+        at = self.length[rows]
+        self.completions[rows, at], self.logprobs[rows, at], self.length[rows] = tokens, logps, at + 1
         self.progress.append(rows, tokens)
-        self.length[rows] += 1
 
     def append_forced(self) -> Tensor | None:
         """Write what is forced. Returns which choices may come next, (B, K) bool; None where nothing is enforced."""
@@ -256,9 +259,7 @@ class _Rows:
             rows = ((allowed.sum(1) == 1) & ~self.progress.ended()).nonzero().squeeze(1)
             if not len(rows):
                 return allowed
-            index = allowed[rows].int().argmax(1, keepdim=True)
-            tokens = self.choices.tokens[rows].gather(1, index).squeeze(1)
-            self.append(rows, tokens)
+            self.append(rows, self.choices.tokens[rows, allowed[rows].int().argmax(1)])
         return None
 
     def decode(self, tree: PrefixTree | None, begun: int, drawn: Tensor | None, slate_only: bool = False) -> None:
@@ -268,7 +269,7 @@ class _Rows:
         """
         group, sampling = len(self.completions) // len(self.prompts.ids), self.sampling
         if tree is not None:
-            logits_after = feed_branches(tree.fork(), group, self.completions, begun)
+            logits_after = feed_branches(tree, group, self.completions, begun)
         else:
             logits_after = _feed_rows(self.policy, self.prompts, group, self.completions)
         while True:
@@ -282,10 +283,9 @@ class _Rows:
             if sampling.constrained:
                 if allowed is None:  # without a tree every row takes one token a step, a forced one at probability 1
                     allowed = self.progress.allowed()
-                tokens, may = self.choices.tokens[going], allowed[going]  # (rows, K)
-                logps = constrained_logps(logits.unsqueeze(1), tokens, may.unsqueeze(1), sampling).squeeze(1)
-                index, logp = choose(logps, uniform)
-                chosen = tokens.gather(1, index.unsqueeze(1)).squeeze(1)
+                tokens, may = self.choices.tokens[going], allowed[going].unsqueeze(1)  # (rows, K), (rows, 1, K)
+                index, logp = choose(constrained_logps(logits.unsqueeze(1), tokens, may, sampling).squeeze(1), uniform)
+                chosen = self.choices.tokens[going, index]
             else:
                 chosen, logp = choose(free_logps(logits, sampling), uniform)
             self.append(going, chosen, logp)

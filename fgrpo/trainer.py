@@ -174,8 +174,7 @@ class Stage:
 
 def rl_stage(config: Config) -> Stage:
     """F-GRPO. The other stage is the warm start, fgrpo.runs.sft.sft_stage."""
-    rl = config.rl
-    decay = float(rl.lr_decay == "linear")
+    rl, decay = config.rl, config.rl.lr_decay == "linear"
     return Stage(step, rl.steps, rl.queries, lambda number: rl.lr * (1 - decay * number / rl.steps), beta=rl.beta)
 
 

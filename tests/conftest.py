@@ -10,6 +10,7 @@ torch.set_num_threads(1)
 
 from fgrpo.config import Config, ModelConfig  # noqa: E402
 from fgrpo.data import Example, Splits  # noqa: E402
+from fgrpo.lm.rows import RowPolicy  # noqa: E402
 from fgrpo.policy import Policy  # noqa: E402
 from fgrpo.runs.fields import config_with  # noqa: E402
 from fgrpo.tasks import load_task  # noqa: E402
@@ -37,8 +38,8 @@ def policy() -> Policy:
 
 
 def spread_policy() -> Policy:
-    """A small policy over the lab's catalogue, with weights large enough that its choices are not all alike."""
-    policy = Policy.tiny([f.title for f in lab_catalogue()], ModelConfig(**SMALL), seed=1)
+    """As a run makes it, small, over the lab's catalogue, with weights large enough that its choices are not all alike."""
+    policy = RowPolicy.tiny([f.title for f in lab_catalogue()], ModelConfig(**SMALL), seed=1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in policy.model.parameters():

@@ -13,34 +13,40 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fgrpo.baselines import baselines_by_name, decoupled, zero_shot  # noqa: E402
-from fgrpo.cli.options import LM_PRESET, PRESETS  # noqa: E402
+from fgrpo.baselines import baselines_by_name, demonstrator, zero_shot  # noqa: E402
+from fgrpo.cli.options import LADDER, LM_PRESET, PRESETS, RECIPES  # noqa: E402
 from fgrpo.config import KitError  # noqa: E402
 from fgrpo.credit import with_credit  # noqa: E402
 from fgrpo.lm.pretrained import PretrainedPolicy  # noqa: E402
 from fgrpo.runs.fields import config_with, with_fields  # noqa: E402
-from fgrpo.runs.policies import load_policy, policy_folder  # noqa: E402
-from fgrpo.runs.run import read_config  # noqa: E402
+from fgrpo.runs.policies import load_policy  # noqa: E402
+from fgrpo.runs.run import provenance, read_config  # noqa: E402
+from fgrpo.runs.sft import demonstration, generator_of  # noqa: E402
 from fgrpo.runs.trace import trace_of, trace_policy, write_trace  # noqa: E402
+from fgrpo.runs.warm_start import warm_start  # noqa: E402
 from fgrpo.study import analysis  # noqa: E402
-from fgrpo.study.compare import compare  # noqa: E402
+from fgrpo.study.compare import compare, groups_of, loaded_once, seed_starts  # noqa: E402
+from fgrpo.study.control import control_experiments, control_found  # noqa: E402
 from fgrpo.study.experiments import grid  # noqa: E402
-from fgrpo.study.report import write_report  # noqa: E402
+from fgrpo.study.instrument import instrument  # noqa: E402
+from fgrpo.study.report import to_csv, write_report  # noqa: E402
 from fgrpo.tasks import load_task, resolved  # noqa: E402
+from fgrpo.tasks.atomic import write_text  # noqa: E402
 
 RESULTS, CHECKPOINTS, TRANSFER = (Path("data") / name for name in ("results", "checkpoints", "transfer"))
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAB = config_with(**PRESETS["lab-rec"])
-SHORT, LONG = with_fields(LAB, steps=50, lr=3e-5), with_fields(LAB, steps=300, lr=1e-4)  # rates from `lr` and `lr-long`
+TRAINED = config_with(**PRESETS["lab-rec"] | RECIPES["lab-trained"])
+STARTS = 3
 ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
-EQUAL_TOKENS = ("fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
-BOTH_TASKS, BOTH_REWARDS = {"one_relevant": [False, True]}, {"slate_reward": ["recall", "f1"]}
-ONE_SETTING = Path("runs/credits/one_relevant-false_slate_reward-recall")
+FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
+BESIDE = ["random", "popularity", "gru4rec", "decoupled", "attributes", "taste"]
 
 
 def methods(config, *names):
@@ -59,20 +65,74 @@ def sweep(config, names, **vary):
     return {setting: methods(base["grpo"], *names) for setting, base in grid(config, ["grpo"], vary).items()}
 
 
-def experiment(name, experiments, seeds, folder=None, copies=None, figure=True, against="", split="test", limit=None,
-               shipped_start=True, baselines=None, **options):  # fmt: skip
-    """Run a comparison, in runs/NAME unless a folder is given, and copy its table, its figure and `copies`."""
+def experiment(name, experiments, seeds, folder=None, copies=None, against="", split="test", limit=None, starts=STARTS,
+               baselines=(), **options):  # fmt: skip
+    """Run a comparison, in runs/NAME unless a folder is given; copy its table, its check, its figure and `copies`."""
 
     def load(config):
         splits, items = load_task(config)
         return splits._replace(test=getattr(splits, split)[:limit]), items
 
-    folder, start = folder or Path("runs") / name, policy_folder(CHECKPOINTS / "lab-rec") if shipped_start else None
-    results = compare(experiments, seeds, folder, load, baselines or {}, start, resume=True, **options)
-    write_report(results, experiments, folder, against)
-    figures = {"comparison.png": f"{name}.png"} if figure else {}
-    for source, target in {"comparison.csv": f"{name}.csv", **figures, **(copies or {})}.items():
+    read, folder = loaded_once(load), folder or Path("runs") / name
+    beside = baselines if isinstance(baselines, dict) else baselines_by_name(list(baselines))
+    results = compare(experiments, seeds, folder, read, beside, resume=True, starts=starts, **options)
+    groups = groups_of(experiments, read)
+    write_report(results, experiments, folder, against, seed_starts(seeds, starts), groups)
+    copies = {"comparison.csv": f"{name}.csv", "manipulation.csv": f"{name}-check.csv", "comparison.png": f"{name}.png",
+              **(copies or {})}  # fmt: skip
+    for source, target in copies.items():
         shutil.copy(folder / source, RESULTS / target)
+
+
+def demonstrations():
+    """What a warm start is made of: each kind of demonstration, after so many steps, measured on the validation split."""
+    splits, items = load_task(LAB)
+    rows = []
+    for kind, steps in product(("relevant", "filled", "ranked"), (250, 500, 1000, 2000)):
+        config = with_fields(LAB, demonstrations=kind, sft_steps=steps)
+        folder = Path("runs/demonstrations") / f"{kind}-{steps}"
+        start = warm_start(config, splits, items, folder, True, True, demonstrator=demonstrator)
+        row = {"demonstrations": kind, "steps": steps, "seed": config.seed} | instrument(
+            load_policy(start), splits, config
+        )
+        generators = [generator_of(0, e.id) for e in splits.validation]
+        find = demonstrator(splits, config) or demonstration
+        lists = [find(e, config, g) for e, g in zip(splits.validation, generators, strict=True)]
+        rows.append(row | {"items": sum(len(part) for both in lists for part in both) / len(lists)})
+        print(rows[-1], flush=True)
+    write_text(RESULTS / "demonstrations.csv", to_csv(rows, {**provenance(), "config": LAB.to_dict()}))
+
+
+def ladder():
+    """The three warm starts, each with three seeds, measured on the validation split."""
+    rows = []
+    for name, seed in product(LADDER, range(STARTS)):
+        config = config_with(**PRESETS["lab-rec"] | LADDER[name])
+        splits, items = load_task(config)
+        start = warm_start(config, splits, items, Path("runs/ladder") / f"{name}-seed{seed}", True, True, seed=seed)
+        rows.append({"warm_start": name, "steps": config.sft.sft_steps, "seed": seed}
+                    | instrument(load_policy(start), splits, config))  # fmt: skip
+        print(rows[-1], flush=True)
+    write_text(RESULTS / "ladder.csv", to_csv(rows, {**provenance(), "config": LAB.to_dict()}))
+
+
+def control():
+    """Rank tokens alone learn, the slate's reward is noise."""
+    splits, items = load_task(LAB)
+    seeds = 6
+    results = compare(control_experiments(LAB), seeds, Path("runs/control"), lambda config: (splits, items), {},
+                      resume=True, starts=STARTS, sft_more=False)  # fmt: skip
+    found = control_found(results, seed_starts(seeds, STARTS))
+    rows = []
+    for name, gain in (("grpo", found.joint), ("fgrpo", found.own)):
+        low, high = gain.interval()
+        rows.append({"method": name, "start": found.start, "gain": gain.mean, "low": low, "high": high,
+                     "holds": found.holds, "seeds": seeds, "starts": STARTS})  # fmt: skip
+    print(*found.sentences, sep="\n")
+    write_text(
+        RESULTS / "control.csv",
+        to_csv(rows, {**provenance(), "config": control_experiments(LAB)[""]["grpo"].to_dict()}),
+    )
 
 
 def folder_of(variable):
@@ -89,32 +149,15 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
             "sft_steps": 40, "sft_batch": 4, "sft_lr": 1e-3, "steps": 10, "queries": 2, "lr": 3e-4, **changes}  # fmt: skip
     config = resolved(config_with(task=task, data=folder_of(data), **flat))
     baselines = baselines_by_name(["random", "popularity", "bm25", "dense"]) | {"zero_shot": partial(zero_shot, **lm)}
-    experiment(f"smollm2-{task}", {"": methods(config, "grpo", "fgrpo", "item")}, 3, limit=limit, shipped_start=False,
+    experiment(f"smollm2-{task}", {"": methods(config, "grpo", "fgrpo", "item")}, 3, limit=limit, starts=1, sft_more=False,
                baselines=baselines, jobs=1)  # fmt: skip
 
 
 def movielens():
-    """The learning rate is that of the lab task."""
-    flat = {**PRESETS["movielens"], "steps": 50, "lr": 3e-5}
-    config = config_with(task="movielens", data=folder_of("MOVIELENS"), **flat)
-    experiment("movielens", {"": methods(config, "grpo", "fgrpo")}, 5, shipped_start=False,
-               baselines=baselines_by_name(["random", "popularity", "bm25", "dense", "gru4rec"]))  # fmt: skip
-
-
-def all_baselines():
-    """On the runs of `credits`, several relevant films, recall; needs the extra `baselines`."""
-    names = ["random", "popularity", "bm25", "dense", "gru4rec", "unisrec", "decoupled"]
-    own_slates = {"decoupled slates=selector": partial(decoupled, slates="selector")}
-    experiment("baselines", {"": methods(SHORT, *ALL)}, 10, ONE_SETTING, {"errors.png": "errors.png"},
-               baselines=baselines_by_name(names) | own_slates)  # fmt: skip
-
-
-def llm():
-    """Free answers of SmolLM2 without training, on 16 queries, beside the runs of `credits`."""
-    free = partial(zero_shot, model=folder_of("SMOLLM2"), gguf_file=GGUF, constrained=False)
-    steps = {"zero_shot one step": free, "zero_shot two steps": partial(free, steps=2)}
-    experiment("llm", {"": methods(SHORT, "grpo", "fgrpo", "item")}, 10, ONE_SETTING, figure=False, limit=16,
-               baselines=baselines_by_name(["random", "bm25"]) | steps)  # fmt: skip
+    """The tiny policy; the learning rate is not tuned."""
+    config = config_with(task="movielens", data=folder_of("MOVIELENS"), **PRESETS["movielens"])
+    experiment("movielens", {"": methods(config, "grpo", "fgrpo")}, 6,
+               baselines=["random", "popularity", "bm25", "dense", "gru4rec"])  # fmt: skip
 
 
 def transfer():
@@ -163,46 +206,32 @@ def traces():
         write_trace(folder / "trace.jsonl", trace_of(name, config, groups))
 
 
-TWO, THREE = ("grpo", "fgrpo"), ("grpo", "fgrpo", "item")
-TUNED, SETTLING = ALL[:6] + ALL[7:], ("grpo", "fgrpo", "reward_to_go", "nested", "item")
-START_300 = ("--steps", "300", "--seed", "0", "--init", str(CHECKPOINTS / "lab-rec"), "--credit")
+AFTER = ("--seed", "0", "--init", str(CHECKPOINTS / "lab-rec"), "--credit")
 EXPERIMENTS = {
-    "lr": lambda: experiment("lr", sweep(SHORT, TUNED, **BOTH_TASKS, lr=[3e-5, 1e-4, 3e-4]), 2, split="validation"),
-    "lr-long": lambda: experiment("lr-long", sweep(with_fields(LAB, steps=200), THREE, **BOTH_TASKS, lr=[1e-4, 3e-4]), 2,
-                                  split="validation"),
-    "credits": lambda: experiment("credits", sweep(SHORT, ALL, **BOTH_TASKS, **BOTH_REWARDS), 10),
-    "credits-fgrpo": lambda: experiment("credits-fgrpo", sweep(SHORT, EQUAL_TOKENS, **BOTH_TASKS, **BOTH_REWARDS), 10,
-                                        Path("runs/credits"), figure=False, against="fgrpo"),  # after `credits`
-    "long": lambda: experiment("long", {"": methods(LONG, *SETTLING)}, 5,
-                               copies={name: name for name in ("settling.csv", "learning.png")}),
-    "long-fgrpo": lambda: experiment("long-fgrpo", {"": methods(LONG, *SETTLING[1:])}, 5, Path("runs/long"),
-                                     figure=False, against="fgrpo"),  # after `long`
-    "tokens": lambda: experiment("tokens", {"": methods(LONG, *THREE)}, 3, every=50, copies={
-        "efficiency.csv": "tokens-curve.csv", "reached.csv": "tokens-reached.csv", "efficiency.png": "tokens.png"}),
-    "noise": lambda: experiment("noise", sweep(LONG, TWO, slate_noise=[1.0]) | sweep(LONG, TWO, rank_noise=[1.0]), 5),
-    "pool": lambda: experiment("pool", sweep(with_fields(LONG, steps=100, one_relevant=True), THREE, pool=[20, 50, 100]), 5),
-    "pool50": lambda: experiment(  # twice the seeds
-        "pool50", {"": methods(with_fields(LONG, steps=100, one_relevant=True, pool=50), *THREE)}, 10),
-    "lambda": lambda: experiment("lambda", sweep(SHORT, TWO, lam=[0.25, 0.5, 1.0, 2.0, 4.0]), 2),
-    "group": lambda: experiment("group", {  # as many rollouts a step, whatever the group
-        f"group={g}": methods(with_fields(SHORT, group=g, queries=128 // g), *TWO) for g in (4, 8, 16, 32)}, 2),
-    "slate": lambda: experiment("slate", sweep(with_fields(SHORT, rank_size=3), TWO, slate_size=[3, 5, 10, 15]), 2),
-    "baselines": all_baselines,
+    "demonstrations": demonstrations,
+    "ladder": ladder,
+    "recipe": lambda: experiment("recipe", sweep(LAB, FOUR, lr=[1e-4, 2e-4, 4e-4, 8e-4]), 3, split="validation",
+                                 sft_more=False),
+    "lab": lambda: experiment("lab", sweep(LAB, FOUR, full=[False, True]), 6, baselines=BESIDE, copies={
+        "full-false/learning.png": "lab-learning.png", "full-false/errors.png": "lab-errors.png",
+        "settling.csv": "lab-settling.csv"}),
+    "trained": lambda: experiment("trained", sweep(TRAINED, FOUR[:3], full=[False, True]), 6),
+    "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=300), TWO, lam=[0.25, 1.0, 4.0]), 3),
+    "control": control,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     "oracle-noise": lambda: oracle("oracle-noise", noisy(), 1, (8,)),
     # real data and models
     "movielens": movielens,
-    "llm": llm,
     "smollm2-movielens": lambda: smollm2("movielens", "MOVIELENS"),
     "smollm2-lastfm": lambda: smollm2(  # the shortest prompts and the most data: a longer warm start, of all layers
         "lastfm", "LASTFM", limit=60, lora_targets="all-linear", sft_steps=200, sft_lr=5e-4),
     "smollm2-musique": lambda: smollm2("musique", "MUSIQUE", limit=40, passage_tokens=24),
     "smollm2-hotpotqa": lambda: smollm2("hotpotqa", "HOTPOTQA", limit=40, passage_tokens=24),
     "transfer": transfer,
-    # data/checkpoints; the warm start was trained once and is kept, since all results start from it
+    # data/checkpoints
     "lab-rec": lambda: train("lab-rec", "--sft"),
-    "lab-rec-grpo": lambda: train("lab-rec-grpo", *START_300, "grpo"),
-    "lab-rec-fgrpo": lambda: train("lab-rec-fgrpo", *START_300, "fgrpo"),
+    "lab-rec-grpo": lambda: train("lab-rec-grpo", *AFTER, "grpo"),
+    "lab-rec-fgrpo": lambda: train("lab-rec-fgrpo", *AFTER, "fgrpo"),
     "traces": traces,
 }  # fmt: skip
 

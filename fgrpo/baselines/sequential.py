@@ -127,7 +127,7 @@ def gru4rec(splits: Splits, *, seed: int = 0) -> list[list[int]]:
     TOP1 or BPR on sampled negatives, tied embeddings, a start input, and sequences in random order, not in parallel
     sessions. Items are known by key, never by text. Raises KitError if a split is empty.
     """
-    return gru4rec_ranker(splits, seed)(splits.test)
+    return [list(order) for order in gru4rec_ranker(splits, seed)(splits.test)]
 
 
 def gru4rec_ranker(splits: Splits, seed: int = 0) -> Ranker:

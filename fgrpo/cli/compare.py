@@ -128,7 +128,7 @@ def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "
 
 
 def new_folder(kind: str) -> Path:
-    """A folder under runs/ that is not there yet, named after the time."""
+    """A folder under runs/ that does not exist, named after the time."""
     now = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [now, *(f"{now}-{n}" for n in range(2, 100))]  # two calls within one second
     return next(f for name in names if not (f := Path("runs") / name).exists())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..study.check import Check
     from ..study.compare import Results
     from ..study.control import Control
+    from ..study.experiments import Experiments
     from ..study.plots import Row
 
 QUERIES, POINTS = 512, 5
@@ -42,7 +43,7 @@ def demo(args: argparse.Namespace) -> None:
     folder, starts = new_folder("demo"), seed_starts(args.seeds, 1)
     experiments, control = grid(config, METHODS), control_experiments(config)
 
-    def run(what: "dict[str, dict[str, Config]]", name: str, every: int) -> "Results":
+    def run(what: "Experiments", name: str, every: int) -> "Results":
         baselines = baselines_by_name(["gru4rec", "attributes", "taste"] if every else [])
         return compare(
             what, args.seeds, folder / name, lambda config: (splits, items), baselines, None, args.jobs, args.json,

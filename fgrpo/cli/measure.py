@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def analyse(args: argparse.Namespace) -> None:
     print(json.dumps(report) if args.json else format_analysis(rows, apart, real))
 
 
+BENCHED = {"queries": 2, "layers": 4, "hidden_size": 256, "dtype": "float32", "device": "cpu", "threads": 1}
+"""what `bench` measures unless told otherwise"""
+
+
 def bench(args: argparse.Namespace) -> None:
     """Speed and memory of a training step: the prompt shared, repeated, and TRL's trainer (--peers trl)."""
     from ..runs.run import provenance
@@ -49,6 +54,13 @@ def bench(args: argparse.Namespace) -> None:
 
     if args.out:
         check_output(Path(args.out), "CSV")
+    if args.lab:
+        _bench_lab(args)
+        return
+    if args.full:
+        raise KitError("--full is an option of --lab: the lists of the other benchmarks are always filled.")
+    for name, value in BENCHED.items():
+        setattr(args, name, getattr(args, name) or value)
     check_device(args.device)
     peers = names_of(args.peers, "--peers")
     for name in ("prompt", "completion", "group", "peers"):
@@ -76,4 +88,32 @@ def bench(args: argparse.Namespace) -> None:
     if args.out:
         figure = plots.scaling(rows) if args.scaling else plots.bench(rows)
         plots.save(figure, Path(args.out).with_suffix(".png"))
+    print(json.dumps({"rows": rows}) if args.json else format_bench(rows))
+
+
+def _bench_lab(args: argparse.Namespace) -> None:
+    """Speed of the lab on one core, from the shipped warm start; `--group` may be one number."""
+    from ..runs.policies import load_policy
+    from ..runs.run import provenance, read_config
+    from ..runs.warm_start import SHIPPED
+    from ..scale.bench import format_bench
+    from ..scale.bench_lab import bench_lab
+    from ..study.report import to_csv
+    from ..tasks import load_task
+    from ..tasks.atomic import write_text
+
+    for name in ("prompt", "completion", "peers", "scaling", "layers", "hidden_size", "dtype", "device", "threads",
+                 "no_memory"):  # fmt: skip
+        if getattr(args, name):
+            raise KitError(f"--{name.replace('_', '-')} does not change what --lab measures: leave out one of them.")
+    if len(args.group or [8]) > 1:
+        raise KitError("--group: give one number with --lab.")
+    if not SHIPPED.is_dir():
+        raise KitError(f"{SHIPPED}: the shipped warm start is missing; --lab measures from it.")
+    config = read_config(SHIPPED)
+    rl = replace(config.rl, queries=args.queries or 16, group=(args.group or [8])[0])
+    config = replace(config, rl=rl, grammar=replace(config.grammar, full=args.full))
+    rows = bench_lab(load_policy(SHIPPED), load_task(config)[0].validation, config, args.repeats)
+    if args.out:
+        write_text(Path(args.out), to_csv(rows, {**provenance(), "threads": 1}))
     print(json.dumps({"rows": rows}) if args.json else format_bench(rows))

@@ -50,7 +50,7 @@ MICRO = {"movielens": 4, "lastfm": 4, "hotpotqa": 2, "musique": 2}  # fits one G
 LADDER: dict[str, dict[str, object]] = {
     "lab-cold": {"sft_steps": 300},
     "lab-warm": {},
-    "lab-trained": {"demonstrations": "filled", "sft_steps": 1500, "queries": 32, "steps": 300, "lr": 1e-4},
+    "lab-trained": {"sft_steps": 3000, "queries": 32, "steps": 300, "lr": 2e-4},
 }
 """Three warm starts of the lab task, from one that has learned little to one on which SFT has converged, and RL for them."""
 RECIPES = LADDER | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
@@ -166,15 +166,17 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         p.add_argument(f"--{name}", type=_numbers(1, 65_536), help=f"{text}, one or more (default {default})")
     p.add_argument("--peers", default="", help="trl: TRL's GRPOTrainer as well (needs the extra `peers`)")
     p.add_argument("--scaling", action="store_true", help="time against group size (4 to 64) and pool size (20 to 200)")
+    p.add_argument("--lab", action="store_true", help="SFT and RL steps of the lab task on one core, and their floor")
+    p.add_argument("--full", action="store_true", help="with --lab: lists are filled")
     p.add_argument("--repeats", type=_count(), default=5, help="runs behind each median (default 5)")
-    p.add_argument("--queries", type=_count(65_536), default=2, help="queries per step (default 2)")
-    p.add_argument("--layers", type=_count(1000), default=4, help="layers of the model (default 4)")
-    p.add_argument("--hidden-size", type=_count(65_536), default=256, help="width of the model (default 256)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="weights (default float32)")
-    p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    p.add_argument("--threads", type=_count(1024), default=1, help="CPU threads (default 1)")
+    p.add_argument("--queries", type=_count(65_536), help="queries per step (default 2, with --lab 16)")
+    p.add_argument("--layers", type=_count(1000), help="layers of the model (default 4)")
+    p.add_argument("--hidden-size", type=_count(65_536), help="width of the model (default 256)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), help="weights (default float32)")
+    p.add_argument("--device", type=_text, help="cpu or cuda (default cpu)")
+    p.add_argument("--threads", type=_count(1024), help="CPU threads (default 1)")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
-    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it")
+    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it (not with --lab)")
     data = top.add_parser("data", help="fetch, count, build or check data").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )

@@ -278,7 +278,7 @@ class PretrainedPolicy(Policy):
         """A context in which the model computes logits of these tokens only, if its head is a plain linear layer."""
         return narrowed(self.model, columns)
 
-    def grow(self, ids: torch.Tensor, mask: torch.Tensor) -> PrefixTree:
+    def grow(self, ids: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor | None) -> PrefixTree:
         """Encode prompts. For long ones, activations are recomputed in the backward pass, not kept."""
         again = ids.numel() > RECOMPUTE_FROM and torch.is_grad_enabled()
         with recomputed(self.model) if again else nullcontext():

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from ..config import Config, KitError, LMConfig
 from ..lm.folder import MERGE, check_config, check_file
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
+from ..lm.rows import RowPolicy
 from ..policy import Policy
 from ..prompt import ItemLabels
 from .seal import check_seal, seal
@@ -16,7 +17,7 @@ from .seal import check_seal, seal
 
 def new_policy(items: Sequence[str], config: Config, seed: int = 0) -> Policy:
     """The initial policy of a run: a pretrained model if the configuration names one, else a tiny one."""
-    return PretrainedPolicy.new(config.lm, seed) if config.lm.model else Policy.tiny(items, config.model, seed)
+    return PretrainedPolicy.new(config.lm, seed) if config.lm.model else RowPolicy.tiny(items, config.model, seed)
 
 
 def policy_folder(path: str | Path) -> Path:
@@ -61,7 +62,7 @@ def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = Non
     return _load_tiny(folder, device)
 
 
-def _load_tiny(folder: Path, device: str) -> Policy:
+def _load_tiny(folder: Path, device: str, kind: type[Policy] = RowPolicy) -> Policy:
     if not (folder / "items.json").is_file():
         raise KitError(f"{folder}: no policy here (items.json is missing); name a folder that `train` wrote.")
     try:
@@ -76,20 +77,34 @@ def _load_tiny(folder: Path, device: str) -> Policy:
         raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({reason}).") from None
     if len(tokenizer) != model.config.vocab_size or len(tokenizer) != len(labels.vocabulary):
         raise KitError(f"{folder}: model, tokenizer and items.json have different vocabularies.")
-    return Policy(model, tokenizer, labels).to(device)
+    return kind(model, tokenizer, labels).to(device)
 
 
 def reloaded(policy: Policy, folder: Path) -> Policy:
     """The policy of another checkpoint of the same run. Raises KitError if it is damaged."""
-    return policy.reload(folder) if isinstance(policy, PretrainedPolicy) else _load_tiny(folder, str(policy.device))
+    if isinstance(policy, PretrainedPolicy):
+        return policy.reload(folder)
+    return _load_tiny(folder, str(policy.device), type(policy))
 
 
 def reference_of(policy: Policy, folder: Path) -> Policy:
     """The policy of a checkpoint of the same run, which stays as it is, for a KL penalty."""
-    return policy.reference(folder) if isinstance(policy, PretrainedPolicy) else _load_tiny(folder, str(policy.device))
+    if isinstance(policy, PretrainedPolicy):
+        return policy.reference(folder)
+    return _load_tiny(folder, str(policy.device), type(policy))
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """Write a policy with its SHA256SUMS."""
-    policy.save(folder)
+    write_policy(policy, folder)
     seal(folder)
+
+
+def write_policy(policy: Policy, folder: str | Path) -> None:
+    """Write a policy. Of a tiny one weights (safetensors), model configuration, tokenizer and item keys."""
+    if isinstance(policy, PretrainedPolicy):
+        policy.save(folder)
+    elif isinstance(policy.labels, ItemLabels):
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+        (Path(folder) / "items.json").write_text(json.dumps(policy.labels.items, ensure_ascii=False), encoding="utf-8")

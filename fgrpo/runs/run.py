@@ -37,7 +37,7 @@ from ..tasks.atomic import write_text
 from ..tasks.reading import read_object
 from .lock import check_writable, lock
 from .origin import Origin, check_origin
-from .policies import checkpoints, reference_of, refuse_adapter, reloaded, step_of
+from .policies import checkpoints, reference_of, refuse_adapter, reloaded, step_of, write_policy
 from .seal import check_seal, seal
 from .signals import processes
 
@@ -161,7 +161,8 @@ class Run:
             return
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                short = {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()}
+                file.write(json.dumps(short) + "\n")
         except OSError as error:
             raise KitError(f"{self.metrics}: cannot be written ({error.strerror}); --resume continues later.") from None
 
@@ -172,7 +173,7 @@ class Run:
             return
         writing = final.with_name(f".writing-{os.getpid()}")
         try:
-            policy.save(writing)
+            write_policy(policy, writing)
             state = optimizer.state_dict()["state"]
             tensors = {f"{i}.{field}": t.contiguous() for i, fields in state.items() for field, t in fields.items()}
             blob = safetensors.torch.save(tensors)

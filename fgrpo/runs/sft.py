@@ -89,7 +89,7 @@ def demonstration(
     order = torch.randperm(pool, generator=generator).tolist()
     if kind == "ranked":
         assert ranker is not None, "demonstrations 'ranked' need a ranker (fgrpo.baselines.sequential.gru4rec_ranker)"
-        (order,) = ranker([example])
+        order = list(ranker([example])[0])
     relevant = [i for i in order if i in example.relevant]
     if example.gains:
         relevant.sort(key=lambda i: -example.gains[i])

@@ -16,7 +16,7 @@ from ..data import Splits
 from ..lm.loading import loading
 from ..lm.pretrained import RECOMPUTE_FROM, load_config, load_labels
 from ..policy import Policy
-from ..prefix import branches_at_once, sliding_windows
+from ..prefix import PrefixTree, sliding_windows
 from ..runs.fields import check_pools
 from ..runs.warm_start import fits_shipped
 
@@ -128,7 +128,7 @@ def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -
     b, n = shape.size, shape.layers
     g, batch = (1, config.sft.sft_batch) if sft else (config.rl.group, config.rl.queries)
     m, p, c = min(config.lm.micro or batch, batch), tokens.longest, tokens.completion
-    prompts, answers, chunk = m * p * (1 if shape.shared else g), m * g * c, min(g, branches_at_once(p, c))
+    prompts, answers, chunk = m * p * (1 if shape.shared else g), m * g * c, min(g, PrefixTree.at_once(p, c))
     attended = -(-g // chunk) * (p + chunk * c) * m if shape.shared else prompts + answers
     recomputed = shape.adapter and shape.shared and prompts > RECOMPUTE_FROM
     encoded = prompts * (n * shape.hidden * b + shape.kept) if recomputed else prompts * n * shape.kept
@@ -152,7 +152,7 @@ def seconds_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) 
     p, c = tokens.mean, tokens.completion
     g, batch = (1, config.sft.sft_batch) if sft else (config.rl.group, config.rl.queries)
     m, passes, prompts = min(config.lm.micro or batch, batch), 2 if shape.adapter else 3, 1 if shape.shared else g
-    chunk = min(g, branches_at_once(int(p), c)) if shape.shared else 1
+    chunk = min(g, PrefixTree.at_once(int(p), c)) if shape.shared else 1
     recomputed = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM
 
     def forward(n: float, seen: float) -> float:

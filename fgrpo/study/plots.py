@@ -307,7 +307,9 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
     learns.set(title="RL learns", xlabel="RL steps", ylabel="NDCG@5")
     learns.legend(frameon=False, fontsize=8)
     for number, (name, found) in enumerate((("fgrpo", control.own), ("grpo", control.joint))):
-        interval(must, number, found.mean, *found.interval(), {**style_of(name, number), "linestyle": "none"})
+        low, high = found.interval()
+        own: Style = {**style_of(name, number), "linestyle": "none"}
+        interval(must, number, found.mean, low, high, own)
     must.axvline(0, color="0.5", linewidth=1)
     must.set_yticks([0, 1], ["own reward\n(fgrpo)", "joint reward\n(grpo)"])
     must.set(
@@ -315,7 +317,8 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
     )
     others = [m for m in trained if m != means[m]["baseline"]]
     for number, method in enumerate(others):
-        row, look = means[method], {**style_of(method, number), "linestyle": "none"}
+        row = means[method]
+        look: Style = {**style_of(method, number), "linestyle": "none"}
         interval(known, number, row["diff"], row["diff_low"], row["diff_high"], look)
         if row["detectable"] is not None:
             known.plot([-row["detectable"], row["detectable"]], [number - 0.25] * 2, color="0.6", linewidth=3)

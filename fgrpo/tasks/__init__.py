@@ -53,7 +53,7 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     """
     check_options(config, bad is not None)
     if config.task == "lab-rec":
-        from .lab import lab_catalogue, lab_task  # needs torch and numpy, which `data check` does without
+        from .lab import lab_catalogue, lab_task  # needs numpy, which other tasks do not
 
         splits = lab_task(config.one_relevant, config.pool, config.taste, config.hard)
         return splits, [film.title for film in lab_catalogue()]

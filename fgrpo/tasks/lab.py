@@ -4,11 +4,11 @@ No query is ever seen twice in training, and a run that is resumed needs no stat
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,19 @@ class Viewers(Stream):
     def __len__(self) -> int:
         return 16_384
 
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return self.take(chosen, 1)[0]
+        return self.take(chosen.start, len(chosen)) if chosen.step == 1 else [self[i] for i in chosen]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self[:])
+
     def take(self, first: int, count: int, seed: int = 0, use: str = "train") -> list[Example]:
         """Viewers `first` to `first + count - 1`, thousands at a time in one go (10,000 a second)."""
         films = lab_catalogue()
@@ -125,7 +138,7 @@ class Viewers(Stream):
         place, found = {film.title: i for i, film in enumerate(lab_catalogue())}, []
         for example in examples:
             use, *seed, number = example.id.split("-")
-            taste = self._random(int(number), 1, int(*seed or [0]), use)["taste"]
+            taste = self._random(int(number), 1, int(seed[0]) if seed else 0, use)["taste"]
             appeal = self._appeal(taste)[0]
             found.append([float(appeal[place[title]]) for title in example.candidates])
         return found
@@ -133,7 +146,7 @@ class Viewers(Stream):
     def _appeal(self, taste: NDArray[np.float64]) -> NDArray[np.float64]:
         """Uniform numbers of the tastes (N, 21) -> appeal of every film (N, 300)."""
         spread = np.concatenate([np.full(len(names), SPREAD[kind]) for kind, names in ATTRIBUTES.items()])
-        names = [(kind, name) for kind, some in ATTRIBUTES.items() for name in some]
+        names: list[tuple[str, object]] = [(kind, name) for kind, some in ATTRIBUTES.items() for name in some]
         has = np.array([[getattr(film, kind) == name for film in lab_catalogue()] for kind, name in names], dtype=float)
         tastes = self.taste * spread * _gumbel(taste)
         return sum(tastes[:, i : i + 1] * has[i] for i in range(len(has)))  # in a fixed order, unlike a matrix product

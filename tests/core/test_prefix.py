@@ -179,11 +179,12 @@ def test_each_prompt_is_encoded_once_and_forced_tokens_take_no_step(queries, mon
     assert all(q == len(queries) for q, _ in steps)
     fed.clear()
     policy.logprobs(r.prompts, r.completions, r.mask, sampling)
-    assert fed == [(len(queries), r.prompts.ids.shape[1]), (len(queries), 5 * (r.completions.shape[1] - 1))]
+    # what follows the last choice, the last item of the ranking with its closing tag and the end, is not read
+    assert fed == [(len(queries), r.prompts.ids.shape[1]), (len(queries), 5 * (r.completions.shape[1] - 3))]
 
 
-def test_finished_rows_leave_the_batch(policy, queries, monkeypatch) -> None:
-    kept, extended = [], []
+def test_finished_rows_leave_the_batch(queries, monkeypatch) -> None:
+    policy, kept, extended = policy_of(ATTENTION["llama"]), [], []
     keep, extend = PrefixTree.keep, PrefixTree.extend
     monkeypatch.setattr(PrefixTree, "keep", lambda self, rows: kept.append(len(rows)) or keep(self, rows))
     monkeypatch.setattr(PrefixTree, "extend", lambda self, ids, *a: extended.append(ids.shape) or extend(self, ids, *a))
@@ -197,19 +198,19 @@ def test_finished_rows_leave_the_batch(policy, queries, monkeypatch) -> None:
 def test_the_tree_takes_branches_in_any_order(queries: list[Example]) -> None:
     policy = policy_of(ATTENTION["gemma3"])
     prompts = policy.encode(queries[:2])
-    tokens = torch.tensor([[10, 20, 11, 21], [30, 31, 32, 40]])
-    branch, depth = torch.tensor([[0, 1, 0, 1], [5, 5, 5, 2]]), torch.tensor([[0, 0, 1, 1], [0, 1, 2, 0]])
-    together = PrefixTree(policy.model, prompts.ids, prompts.mask).extend(tokens, branch, depth)
-    tree = PrefixTree(policy.model, prompts.ids, prompts.mask)
-    apart = [tree.extend(*(x[:, i : i + 1] for x in (tokens, branch, depth))) for i in range(4)]
-    assert torch.allclose(together, torch.cat(apart, dim=1), atol=1e-5)
+    tokens, group = torch.tensor([10, 20, 11, 21, 30, 31, 32, 40]), 6
+    row, depth = torch.tensor([0, 1, 0, 1, 6 + 5, 6 + 5, 6 + 5, 6 + 2]), torch.tensor([0, 0, 1, 1, 0, 1, 2, 0])
+    together = PrefixTree(policy.model, prompts.ids, prompts.mask).fork(group, 3).extend(tokens, row, depth, depth >= 0)
+    tree = PrefixTree(policy.model, prompts.ids, prompts.mask).fork(group, 3)
+    steps = [torch.tensor([i, i + 4]) for i in range(4)]  # one token of each query
+    apart = torch.stack([tree.extend(tokens[i], row[i], depth[i], depth[i] >= 0) for i in steps], dim=1)
+    assert torch.allclose(together, apart.flatten(0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("constrained", [True, False])
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])
 def test_kept_prompts_give_the_same_loss_and_gradients_once(name, constrained, queries, monkeypatch) -> None:
-    """Long prompts are encoded once for sampling and loss together; after an update they are encoded anew."""
-    monkeypatch.setattr("fgrpo.rollout.KEEP_FROM", 0)
+    """Prompts are encoded once for sampling and loss together; after an update they are encoded anew."""
     policy = policy_of(ATTENTION[name])
     sampling = Sampling(GrammarConfig(), constrained)
     r = rollout(policy, queries, sampling, 4, 0, keep_prompts=True)
@@ -227,8 +228,7 @@ def test_kept_prompts_give_the_same_loss_and_gradients_once(name, constrained, q
         optimizer.step()
 
 
-def test_a_kept_prompt_is_not_used_after_the_weights_changed(queries, monkeypatch) -> None:
-    monkeypatch.setattr("fgrpo.rollout.KEEP_FROM", 0)
+def test_a_kept_prompt_is_not_used_after_the_weights_changed(queries) -> None:
     policy = policy_of(ATTENTION["qwen3"])
     r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 0, keep_prompts=True)
     with torch.no_grad():

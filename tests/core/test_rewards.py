@@ -11,7 +11,7 @@ from ir_measures import RR, P, Qrel, R, ScoredDoc, Success, nDCG
 from fgrpo.config import GrammarConfig, RLConfig
 from fgrpo.policy import Sampling
 from fgrpo.prompt import Output
-from fgrpo.rewards import f1, hit, ndcg, pad, precision, recall, reciprocal_rank, score
+from fgrpo.rewards import f1, hit, ndcg, pad, precision, recall, score
 from fgrpo.rollout import Rollouts
 
 
@@ -30,7 +30,7 @@ def test_metrics_agree_with_trec_eval(k: int) -> None:
     lists = pad([x for _, x in cases], 10)
     ours = {
         nDCG @ k: ndcg(lists, gains, k), R @ k: recall(lists, gains, k), P @ k: precision(lists, gains, k),
-        Success @ k: hit(lists, gains, k), RR @ k: reciprocal_rank(lists, gains, k),
+        Success @ k: hit(lists, gains, k),
     }  # fmt: skip
     qrels = [Qrel(str(q), str(d), gain) for q, (g, _) in enumerate(cases) for d, gain in enumerate(g)]
     run = [ScoredDoc(str(q), str(d), -i) for q, (_, x) in enumerate(cases) for i, d in enumerate(x)]
@@ -63,7 +63,7 @@ def test_values_by_hand() -> None:
 
 def test_empty_list_scores_zero() -> None:
     gains, empty = torch.tensor([0.0, 1, 1]), torch.full((4,), -1)
-    assert [m(empty, gains).item() for m in (recall, precision, f1, hit, reciprocal_rank)] == [0] * 5
+    assert [m(empty, gains).item() for m in (recall, precision, f1, hit)] == [0] * 4
     assert ndcg(empty, gains, 5).item() == 0
 
 

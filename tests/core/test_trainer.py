@@ -11,7 +11,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.data import Stream
 from fgrpo.policy import Policy
 from fgrpo.runs.fields import config_with
-from fgrpo.runs.policies import load_policy
+from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.sft import sft_stage
 from fgrpo.tasks.lab import lab_catalogue
@@ -168,7 +168,7 @@ def test_saved_policy_is_the_same_policy(policy, queries, tmp_path) -> None:
     from fgrpo.policy import Sampling
     from fgrpo.rollout import rollout
 
-    policy.save(tmp_path / "p")
+    write_policy(policy, tmp_path / "p")
     loaded = load_policy(tmp_path / "p")
     a, b = (rollout(p, queries, Sampling(GrammarConfig())) for p in (policy, loaded))
     assert a.outputs == b.outputs and torch.equal(a.logprobs, b.logprobs)

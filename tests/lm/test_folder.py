@@ -19,7 +19,7 @@ from fgrpo.lm.folder import check_folder
 from fgrpo.lm.pretrained import PretrainedPolicy, load_config, load_labels, load_lm
 from fgrpo.policy import Policy
 from fgrpo.runs.fields import config_with
-from fgrpo.runs.policies import load_policy, save_policy
+from fgrpo.runs.policies import load_policy, save_policy, write_policy
 from fgrpo.scale.estimate import shape_of
 from fgrpo.tasks.jsonl import write_jsonl
 from tests.families import examples, policy_of, save_model
@@ -241,7 +241,7 @@ def test_an_adapter_from_the_hub_is_found_when_it_is_loaded(model, monkeypatch) 
 def test_a_tiny_checkpoint_with_absurd_sizes_is_refused(tmp_path) -> None:
     from fgrpo.config import ModelConfig
 
-    Policy.tiny(["a", "b"], ModelConfig(hidden_size=8, layers=1, heads=2)).save(tmp_path)
+    write_policy(Policy.tiny(["a", "b"], ModelConfig(hidden_size=8, layers=1, heads=2)), tmp_path)
     change(num_hidden_layers=10**7)(tmp_path)
     with pytest.raises(KitError, match="num_hidden_layers 10000000 is more"):
         load_policy(tmp_path)

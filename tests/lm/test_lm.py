@@ -132,7 +132,6 @@ def test_forced_tokens_take_no_step_and_the_prompt_is_encoded_once(models, monke
 
 @pytest.mark.parametrize("constrained", [True, False])
 def test_kept_and_recomputed_prompts_give_the_plain_gradients(models, constrained, monkeypatch) -> None:
-    monkeypatch.setattr("fgrpo.rollout.KEEP_FROM", 0)
     policy = policy_of(models / "gemma3")
     r = sampled(policy, sampling=replace(SAMPLING, constrained=constrained), keep_prompts=True)
     assert r.tree is not None and r.tree.logits.requires_grad

@@ -12,7 +12,7 @@ from fgrpo.credit import CREDITS, with_credit
 from fgrpo.data import Splits
 from fgrpo.evaluate import evaluate, measure_outputs
 from fgrpo.policy import Policy
-from fgrpo.runs.policies import load_policy
+from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.sft import sft_stage
 from fgrpo.runs.trace import credit_of, read_trace, trace_policy
@@ -87,7 +87,7 @@ def _stop() -> None:
 def test_a_compared_run_keeps_its_test_lists(config, lab, tmp_path) -> None:
     small = Splits(lab.train[:64], lab.validation[:8], lab.test[:12])
     start = Policy.tiny([f.title for f in lab_catalogue()], config.model, seed=1)
-    start.save(tmp_path / "start")
+    write_policy(start, tmp_path / "start")
     result = train_and_test(config, small, tmp_path / "start", tmp_path / "a", quiet=True, resume=False)
     found = read_trace(tmp_path / "a/trace.jsonl")
     assert [g.example for g in found.groups] == small.test and {g.step for g in found.groups} == {config.rl.steps}

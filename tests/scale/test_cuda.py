@@ -195,7 +195,7 @@ def test_without_deterministic_algorithms_runs_agree_to_rounding(config, lab, tm
 
 
 def test_a_run_of_the_gpu_is_evaluated_and_resumed_on_the_cpu(config, lab, tmp_path) -> None:
-    config = replace(config, rl=replace(config.rl, lr_decay="none"))  # otherwise it has the same steps
+    config = replace(config, rl=replace(config.rl, lr_decay="none"))
     run = run_to_end(replace(config, device=DEVICE, rl=replace(config.rl, steps=2)), lab, tmp_path / "a")
     there, here = (load_policy(run.folder, device) for device in (DEVICE, "cpu"))
     assert same(there.model.cpu().state_dict(), here.model.state_dict())

@@ -22,7 +22,7 @@ from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, parse
 from fgrpo.rewards import ndcg, pad, pool_gains, recall
 from fgrpo.rollout import Rollouts
 from fgrpo.runs.fields import config_with
-from fgrpo.runs.policies import load_policy
+from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.runs.sft import sft_step
 from fgrpo.scale.trl_options import (
     TESTED,
@@ -64,7 +64,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
     for number in range(40):
         sft_step(policy, optimizer, queries, config, number, demonstrate=shown)
-    policy.save(tmp_path_factory.mktemp("taught"))
+    write_policy(policy, tmp_path_factory.mktemp("taught"))
     return tmp_path_factory.getbasetemp() / "taught0"
 
 

@@ -1,0 +1,115 @@
+"""The tiny policy's fast way of feeding rollouts: the same tokens, log-probabilities and gradients as the plain one."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fgrpo.config import Config, GrammarConfig, RLConfig
+from fgrpo.lm import rows
+from fgrpo.lm.rows import RowPolicy, RowTree
+from fgrpo.loss import policy_loss
+from fgrpo.policy import Policy, Sampling
+from fgrpo.prefix import PrefixTree
+from fgrpo.rollout import rollout
+from fgrpo.runs.policies import load_policy, new_policy, save_policy
+from fgrpo.runs.sft import sft_step
+from fgrpo.trainer import step
+from tests.conftest import spread_policy
+
+CASES = {
+    "constrained": (Sampling(GrammarConfig()), {}),
+    "filled": (Sampling(GrammarConfig(full=True)), {}),
+    "free": (Sampling(GrammarConfig(), constrained=False), {}),
+    "warm": (Sampling(GrammarConfig(6, 2), temperature=0.6), {}),
+    "rankings": (Sampling(GrammarConfig()), {"rankings": 2}),
+    "parts": (Sampling(GrammarConfig()), {"micro": 2}),
+    "a slate of one": (Sampling(GrammarConfig(1, 1)), {}),
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[RowPolicy, Policy]:
+    """The same weights, fed by row and fed plainly: every rollout with its own copy of the prompt."""
+    policy = spread_policy()
+    model = copy.deepcopy(policy.model)
+    model.set_attn_implementation("sdpa")
+    plain = Policy(model, policy.tokenizer, policy.labels)
+    plain.share = False
+    return policy, plain
+
+
+def gradient(policy: Policy, r, advantages) -> tuple[dict[str, float], torch.Tensor]:
+    policy.model.zero_grad()
+    loss, logs = policy_loss(policy, r, advantages, RLConfig())
+    loss.backward()
+    return logs, torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("keep_prompts", [True, False])
+def test_rollouts_loss_and_gradients_are_those_of_the_plain_way(name, keep_prompts, pair, queries) -> None:
+    policy, _ = pair
+    (sampling, options), results = CASES[name], []
+    for p in pair:
+        r = rollout(p, queries, sampling, 4, 7, keep_prompts=keep_prompts, **options)
+        signs = torch.randn(r.logprobs.shape, generator=torch.Generator().manual_seed(1))
+        results.append((r, *gradient(p, r, 1 + signs)))
+    (r, logs, found), (expected, plain_logs, wanted) = results
+    assert policy.share and torch.equal(r.completions, expected.completions) and r.outputs == expected.outputs
+    assert (r.logprobs - expected.logprobs).abs().max() < 1e-5
+    assert logs == pytest.approx(plain_logs, abs=1e-5) and (found - wanted).norm() < 1e-5 * wanted.norm()
+    _, again = gradient(policy, r, 1 + signs)  # a second epoch encodes the prompts anew
+    assert (again - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_greedy_and_given_slates(pair, queries) -> None:
+    whole = [rollout(p, queries, Sampling(GrammarConfig())) for p in pair]
+    assert whole[0].outputs == whole[1].outputs
+    slates = [tuple(range(2 + i % 3)) for i in range(len(queries))]
+    ranked = [rollout(p, queries, Sampling(GrammarConfig()), slates=slates).outputs for p in pair]
+    assert ranked[0] == ranked[1] and [o.slate for o in ranked[0]] == slates
+
+
+def test_long_prompts_are_left_to_the_prefix_tree(pair, queries, monkeypatch) -> None:
+    policy, _ = pair
+    short = policy.encode(queries)
+    assert isinstance(policy.grow(short.ids, short.mask, None), RowTree)
+    monkeypatch.setattr(rows, "SHORT", short.ids.shape[1] - 1)
+    tree = policy.grow(short.ids, short.mask, None)
+    assert isinstance(tree, PrefixTree) and not isinstance(tree, RowTree)
+    r, expected = (rollout(p, queries, Sampling(GrammarConfig()), 4, 7) for p in pair)
+    assert torch.equal(r.completions, expected.completions)
+
+
+def test_many_tokens_of_a_row_and_few_give_the_same(pair, queries, monkeypatch) -> None:
+    """Two ways of computing attention: products for a few queries of a row, torch's own for many."""
+    policy, _ = pair
+    r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 7)
+    found = []
+    for few in (0, 1000):
+        monkeypatch.setattr(rows, "FEW", few)
+        found.append(gradient(policy, r, torch.ones_like(r.logprobs) * r.mask)[1])
+    assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+
+
+def test_what_runs_make_and_load_is_fed_by_row(config: Config, queries, tmp_path) -> None:
+    policy = new_policy(spread_policy().labels.items, config)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    for do in (sft_step, step):
+        assert do(policy, optimizer, queries[:4], config)["loss"] == pytest.approx(0, abs=10)
+    save_policy(policy, tmp_path / "p")
+    assert '"rows"' not in (tmp_path / "p/config.json").read_text()  # any program reads it
+    loaded = load_policy(tmp_path / "p")
+    assert isinstance(policy, RowPolicy) and isinstance(loaded, RowPolicy)
+    r, again = (rollout(p, queries, Sampling(GrammarConfig()), 4, 7) for p in (policy, loaded))
+    assert torch.equal(r.logprobs, again.logprobs)
+
+
+def test_a_query_alone_and_in_company_gives_the_same_rollouts(pair, queries) -> None:
+    policy, _ = pair
+    together = rollout(policy, queries, Sampling(GrammarConfig()), 4, 7)
+    for q, query in enumerate(queries):
+        alone = rollout(policy, [replace(query)], Sampling(GrammarConfig()), 4, 7)
+        assert alone.outputs == together.outputs[q * 4 : (q + 1) * 4]
