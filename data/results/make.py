@@ -91,13 +91,13 @@ def demonstrations():
     for kind, steps in product(("relevant", "filled", "ranked"), (250, 500, 1000, 2000)):
         config = with_fields(LAB, demonstrations=kind, sft_steps=steps)
         folder = Path("runs/demonstrations") / f"{kind}-{steps}"
-        start = warm_start(config, splits, items, folder, True, True, demonstrator=demonstrator)
+        find = demonstrator(splits, config)
+        start = warm_start(config, splits, items, folder, True, True, demonstrate=find)
         row = {"demonstrations": kind, "steps": steps, "seed": config.seed} | instrument(
             load_policy(start), splits, config
         )
         generators = [generator_of(0, e.id) for e in splits.validation]
-        find = demonstrator(splits, config) or demonstration
-        lists = [find(e, config, g) for e, g in zip(splits.validation, generators, strict=True)]
+        lists = [(find or demonstration)(e, config, g) for e, g in zip(splits.validation, generators, strict=True)]
         rows.append(row | {"items": sum(len(part) for both in lists for part in both) / len(lists)})
         print(rows[-1], flush=True)
     write_text(RESULTS / "demonstrations.csv", to_csv(rows, {**provenance(), "config": LAB.to_dict()}))
