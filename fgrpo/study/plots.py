@@ -304,7 +304,7 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
     learns.axhline(means["sft_full"]["mean"], color="0.5", linewidth=1)
     learns.annotate("warm start, lists filled", (steps, means["sft_full"]["mean"]), (0, 3), textcoords="offset points",
                     ha="right", fontsize=8, color="0.35")  # fmt: skip
-    learns.set(title="RL learns", xlabel="RL steps", ylabel="NDCG@5")
+    learns.set(title="Does RL learn?", xlabel="RL steps", ylabel="NDCG@5")
     learns.legend(frameon=False, fontsize=8)
     for number, (name, found) in enumerate((("fgrpo", control.own), ("grpo", control.joint))):
         low, high = found.interval()

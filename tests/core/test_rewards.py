@@ -6,7 +6,7 @@ from random import Random
 import ir_measures
 import pytest
 import torch
-from ir_measures import RR, P, Qrel, R, ScoredDoc, Success, nDCG
+from ir_measures import P, Qrel, R, ScoredDoc, Success, nDCG
 
 from fgrpo.config import GrammarConfig, RLConfig
 from fgrpo.policy import Sampling
