@@ -210,12 +210,13 @@ AFTER = ("--seed", "0", "--init", str(CHECKPOINTS / "lab-rec"), "--credit")
 EXPERIMENTS = {
     "demonstrations": demonstrations,
     "ladder": ladder,
-    "recipe": lambda: experiment("recipe", sweep(LAB, FOUR, lr=[1e-4, 2e-4, 4e-4, 8e-4]), 3, split="validation",
-                                 sft_more=False),
-    "lab": lambda: experiment("lab", sweep(LAB, FOUR, full=[False, True]), 6, baselines=BESIDE, copies={
-        "full-false/learning.png": "lab-learning.png", "full-false/errors.png": "lab-errors.png",
-        "settling.csv": "lab-settling.csv"}),
-    "trained": lambda: experiment("trained", sweep(TRAINED, FOUR[:3], full=[False, True]), 6),
+    "recipe": lambda: experiment("recipe", sweep(LAB, FOUR, lr=[1e-4, 2e-4, 4e-4, 8e-4]), 2, split="validation",
+                                 starts=2, sft_more=False),
+    "lab": lambda: experiment("lab", {"": methods(LAB, *FOUR)}, 6, every=100, baselines=BESIDE, copies={
+        "learning.png": "lab-learning.png", "errors.png": "lab-errors.png", "settling.csv": "lab-settling.csv",
+        "efficiency.csv": "lab-curve.csv", "efficiency.png": "lab-curve.png"}),
+    "lab-filled": lambda: experiment("lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3),
+    "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 6),
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=300), TWO, lam=[0.25, 1.0, 4.0]), 3),
     "control": control,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),

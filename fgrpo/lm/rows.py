@@ -3,26 +3,28 @@
 A model as small as the lab's spends most of its time on what the mask of fgrpo.prefix hides: branches attend to each
 other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, a copy of its prompt's
 included, which costs memory but is cheap where prompts are short; longer ones are left to fgrpo.prefix. Linear layers
-see the tokens that are there and no padding, and the head computes the logits of each query's choices only. Everything
-else is transformers' own Qwen3, whose attention function can be replaced by name.
+see the tokens that are there and no padding, the last layer computes only what is read, and the head the logits of
+each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test compares them.
 """
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention, silu
+from transformers import Qwen3ForCausalLM
 
 from ..policy import Policy
-from ..prefix import PrefixTree
+from ..prefix import NO_BRANCH, PROMPT, PrefixTree, positions
 
-KEPT = ("keys", "values")  # of a layer of transformers' cache
+Fused = tuple[Tensor, Tensor, Tensor]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
 SHORT = 256
 """number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
 FEW = 4
@@ -32,25 +34,72 @@ FEW = 4
 class RowPolicy(Policy):
     """A tiny policy (Policy.tiny) that feeds rollouts of short prompts by row. Its results are the same to rounding."""
 
-    def __init__(self, model: Any, *args: Any):
-        super().__init__(model, *args)
-        model.set_attn_implementation("rows")
-
     def decoding(self) -> AbstractContextManager[None]:
         """A context in which tokens are sampled: without what autograd would need."""
         return torch.inference_mode()
 
     def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> PrefixTree:
         """Encode prompts (Q, P). Of `tokens` (Q, K), if given, the logits are enough."""
-        return PrefixTree(self.model, ids, mask) if ids.shape[1] > SHORT else RowTree(self.model, ids, mask, tokens)
+        by_row = ids.shape[1] <= SHORT and plain_qwen3(self.model)
+        return RowTree(self.model, ids, mask, tokens) if by_row else PrefixTree(self.model, ids, mask)
+
+
+def plain_qwen3(model: Any) -> bool:
+    """Whether `qwen3` computes what this model does: what Policy.tiny makes, none of the architecture's variants."""
+    config = model.config
+    kinds, rope = set(getattr(config, "layer_types", [])), getattr(config, "rope_parameters", {})
+    plain = kinds == {"full_attention"} and rope["rope_type"] == "default" and config.hidden_act == "silu"
+    return type(model) is Qwen3ForCausalLM and plain and not config.attention_bias
+
+
+def fused_weights(model: Any) -> list[Fused]:
+    """Weights of each layer that are used together: of queries, keys and values; of gate and up; norms of all heads."""
+    heads, key_heads, found = model.config.num_attention_heads, model.config.num_key_value_heads, []
+    for layer in model.model.layers:
+        a, m = layer.self_attn, layer.mlp
+        norms = torch.cat((a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(key_heads, -1)))
+        qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))
+        found.append((qkv, norms, torch.cat((m.gate_proj.weight, m.up_proj.weight))))
+    return found
+
+
+def qwen3(model: Any, fused: list[Fused], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
+    """Hidden states (R, hidden size) of the tokens `read` (R indices) among N tokens, ids and position (N,)."""
+    config, decoder = model.config, model.model
+    heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
+    x = embedding(ids, decoder.embed_tokens.weight, decoder.padding_idx)
+    cos, sin = (f.unsqueeze(1).to(x.dtype) for f in (angle.cos(), angle.sin()))
+
+    def normed(x: Tensor, norm: Any) -> Tensor:
+        return rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+    def turned(x: Tensor) -> Tensor:  # by its position
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+    for n, (layer, (qkv, norms, gate_up)) in enumerate(zip(decoder.layers, fused, strict=True)):
+        projected = linear(normed(x, layer.input_layernorm), qkv).view(len(ids), -1, size)
+        qk, v = projected.split((heads + key_heads, key_heads), dim=1)
+        qk = rms_norm(qk, (size,), None, layer.self_attn.q_norm.variance_epsilon) * norms
+        q, k = turned(qk).split((heads, key_heads), dim=1)
+        if n == len(fused) - 1 and len(read) < len(ids):  # of the last layer nothing else is read
+            x, q = x[read], q[read]
+        x = x + linear(attend(n, q, k, v).flatten(1), layer.self_attn.o_proj.weight)
+        gate, up = linear(normed(x, layer.post_attention_layernorm), gate_up).chunk(2, dim=-1)
+        x = x + linear(silu(gate) * up, layer.mlp.down_proj.weight)
+    return normed(x, decoder.norm)
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where N fed tokens belong: row of B, place among those fed to the row now, slot of the row. And what they see."""
+    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of the tokens whose attention is computed;
+    `written` and `slot`: row and slot of all N.
+    """
 
     row: Tensor
     place: Tensor
+    written: Tensor
     slot: Tensor
     shape: tuple[int, int]  # rows, tokens of the row that gets most
     mask: Tensor  # (B, 1, places, slots): 0 where a token sees a slot, -inf elsewhere
@@ -76,22 +125,39 @@ class RowTree(PrefixTree):
     fed: Tensor  # (B,): number of tokens that each row holds
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, tokens: Tensor | None):
-        super().__init__(model, ids, mask)
+        self.model, self.spent, self.group = model, False, 1
+        self.versions = [p._version for p in model.parameters()]
+        self.branch, self.prompt_length = torch.where(mask, PROMPT, NO_BRANCH), mask.sum(1, keepdim=True)
+        self.fused = fused_weights(model)
+        (queries, length), order = ids.shape, torch.arange(ids.shape[1], device=ids.device)
+        # padding sees itself, since a token that sees nothing has no attention at all
+        sees = (order <= order.unsqueeze(1)) & (mask.unsqueeze(1) | (order == order.unsqueeze(1)))
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.view(queries, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            kept.append((k, v))
+            own = sees[:, -q.shape[2] :].unsqueeze(1)
+            return scaled_dot_product_attention(q, k, v, attn_mask=own, enable_gqa=True).transpose(1, 2).flatten(0, 1)
+
+        last = torch.arange(length - 1, queries * length, length, device=ids.device)
+        out = qwen3(model, self.fused, ids.flatten(), positions(mask).flatten(), attend, last)
+        self.prompt_keys, self.prompt_values = zip(*kept, strict=True)
         self.head: Tensor | None = None  # of each query's choices, (Q, K, hidden size)
         if tokens is not None:
-            tokens = tokens.clamp(min=0)  # a pool shorter than the longest
-            self.head, self.logits = model.lm_head.weight[tokens], self.logits.gather(1, tokens)
+            self.head = model.lm_head.weight[tokens.clamp(min=0)]  # a pool may be shorter than the longest
+        self.logits = model.lm_head(out) if self.head is None else (self.head @ out.unsqueeze(-1)).squeeze(-1)
 
     def fork(self, group: int, length: int) -> "RowTree":
         """The same prompts with room for `group` rows of `length` tokens each."""
-        other = super().fork(group, length)
-        assert isinstance(other, RowTree)
+        other = copy(self)
+        other.group = group
 
         def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
             x = pad(x, (0, 0, 0, length), value=value)
             return x.unsqueeze(1).expand(-1, group, -1, -1, -1).flatten(0, 1).contiguous()  # of one query too
 
-        other.keys, other.values = ([rows(getattr(layer, name)) for layer in self.cache.layers] for name in KEPT)
+        other.keys, other.values = ([rows(x) for x in each] for each in (self.prompt_keys, self.prompt_values))
         hidden = torch.zeros_like(self.branch, dtype=self.logits.dtype).masked_fill(self.branch < -1, float("-inf"))
         other.hidden = rows(hidden.unsqueeze(1).unsqueeze(-1)).transpose(2, 3)
         other.first = self.prompt_length.repeat_interleave(group)
@@ -105,50 +171,35 @@ class RowTree(PrefixTree):
         sees = prompt + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
         later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
-        feed = Feed(row, place, prompt + depth, shape, mask)
+        feed = Feed(row, place, row, prompt + depth, shape, mask)
         self.fed = self.fed + torch.bincount(row, minlength=shape[0])
-        out = self.model.model(
-            ids.unsqueeze(0), attention_mask={"full_attention": None}, use_cache=False,
-            position_ids=(self.first[row] + depth).unsqueeze(0), rows=(self, feed),
-        ).last_hidden_state.squeeze(0)  # (N, hidden size)  # fmt: skip
+        where = read.nonzero().squeeze(1)
+        part = replace(feed, row=row[where], place=place[where]) if len(where) < len(ids) else feed
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
+
+        out = qwen3(self.model, self.fused, ids, self.first[row] + depth, attend, where)
         if self.head is None:
-            return self.model.lm_head(out[read])
-        logits = feed.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
-        return feed.flat(logits.view(*shape, -1))[read]
+            return self.model.lm_head(out)
+        logits = part.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
+        return part.flat(logits.view(*shape, -1))
 
     @staticmethod
     def at_once(prompt: int, length: int) -> int:
         """All branches: attention between them is not computed."""
         return sys.maxsize
 
-    def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of fed tokens to their rows, whose new keys and values are written first. (N, heads, size) each."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[feed.row, :, feed.slot], values[feed.row, :, feed.slot] = k, v
+        keys[feed.written, :, feed.slot], values[feed.written, :, feed.slot] = k, v
         (rows, places), end, heads = feed.shape, feed.mask.shape[-1], k.shape[1]
         keys, values, q = keys[:, :, :end], values[:, :, :end], feed.grid(q)  # q: (B, places, heads, size)
         if places > FEW:
-            out = scaled_dot_product_attention(
-                q.transpose(1, 2), keys, values, attn_mask=feed.mask, scale=scale, enable_gqa=True
-            )
+            out = scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=feed.mask, enable_gqa=True)
             return feed.flat(out.transpose(1, 2))
         q = q.view(rows, places, heads, -1, q.shape[-1]).transpose(1, 2).flatten(2, 3)  # heads that share keys together
-        scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end) * scale + feed.mask.unsqueeze(3)
-        out = scores.softmax(-1).flatten(2, 3) @ values
+        scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end) * k.shape[-1] ** -0.5
+        out = (scores + feed.mask.unsqueeze(3)).softmax(-1).flatten(2, 3) @ values
         return feed.flat(out.view(rows, heads, places, -1, k.shape[-1]).transpose(1, 2).flatten(2, 3))
-
-
-def row_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,
-    rows: tuple[RowTree, Feed] | None = None, **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention of a RowPolicy's model: torch's, unless a RowTree feeds it."""
-    if rows is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    tree, feed = rows
-    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    return tree.attend(feed, module.layer_idx, q, k, v, scaling).unsqueeze(0), None
-
-
-AttentionInterface.register("rows", row_attention)
-AttentionMaskInterface.register("rows", sdpa_mask)

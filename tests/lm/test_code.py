@@ -13,7 +13,7 @@ from fgrpo.config import KitError, LMConfig, ModelConfig
 from fgrpo.lm.pretrained import PretrainedPolicy, load_labels, load_lm
 from fgrpo.policy import Policy
 from fgrpo.runs.fields import config_with
-from fgrpo.runs.policies import load_policy
+from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.scale.estimate import shape_of
 from tests.families import save_model
 
@@ -99,7 +99,7 @@ def test_a_tokenizer_alone_may_have_code_too(own_code, tmp_path) -> None:
 
 def test_a_tiny_checkpoint_never_runs_code(tmp_path, monkeypatch) -> None:
     policy = Policy.tiny(["a", "b"], ModelConfig(hidden_size=8, layers=1, heads=2))
-    policy.save(tmp_path)
+    write_policy(policy, tmp_path)
     (tmp_path / "own.py").write_text(CODE.replace("RAN", str(tmp_path / "ran")))
     path = tmp_path / "config.json"
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}

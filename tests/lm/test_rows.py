@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fgrpo.config import Config, GrammarConfig, RLConfig
 from fgrpo.lm import rows
@@ -113,3 +114,19 @@ def test_a_query_alone_and_in_company_gives_the_same_rollouts(pair, queries) -> 
     for q, query in enumerate(queries):
         alone = rollout(policy, [replace(query)], Sampling(GrammarConfig()), 4, 7)
         assert alone.outputs == together.outputs[q * 4 : (q + 1) * 4]
+
+
+@pytest.mark.parametrize("change", [{"attention_bias": True}, {"hidden_act": "gelu"}, {"rope_theta": 500.0}])
+def test_variants_of_the_architecture_give_their_own_results(change, queries) -> None:
+    """Those that the forward pass of `qwen3` does not know are left to transformers' own."""
+    tiny = spread_policy()
+    model = Qwen3ForCausalLM(Qwen3Config(**{**tiny.model.config.to_diff_dict(), **change}))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    policy = RowPolicy(model, tiny.tokenizer, tiny.labels)
+    r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 7)
+    logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
+    assert policy.share and (logp - r.logprobs).abs().max() < 1e-5
+    tree = policy.grow(r.prompts.ids, r.prompts.mask, None)
+    assert isinstance(tree, RowTree) == ("rope_theta" in change)

@@ -27,7 +27,6 @@ from fgrpo import trainer
 from fgrpo.cli import compare as cli
 from fgrpo.cli.main import main
 from fgrpo.config import Config
-from fgrpo.policy import Policy
 from fgrpo.runs import run as checkpoint
 from fgrpo.runs import warm_start
 from fgrpo.runs.policies import load_policy
@@ -232,7 +231,7 @@ def test_a_second_ctrl_c_stops_at_once(whole: Callable, tmp_path: Path) -> None:
 
 PLACES: dict[str, tuple[Any, str, str]] = {
     "metrics": (Run, "log", "metrics.jsonl: cannot be written"),
-    "weights": (Policy, "save", "step-000004: the checkpoint cannot be written"),
+    "weights": (checkpoint, "write_policy", "step-000004: the checkpoint cannot be written"),
     "tokenizer": (PreTrainedTokenizerFast, "save_pretrained", "step-000004: the checkpoint cannot be written"),
     "trainer": (checkpoint, "write_text", "step-000004: the checkpoint cannot be written"),
     "sums": (checkpoint, "seal", "step-000004: the checkpoint cannot be written"),
