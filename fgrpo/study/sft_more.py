@@ -3,6 +3,7 @@
 Compute is counted in passes of a token through the network, a forward pass as 1 and a backward pass as 2. RL encodes
 each prompt for sampling and again for the loss, with its gradient (1 + 3), and so each token of its G completions; SFT
 trains on one prompt and one demonstration (3). Completions count at the grammar's maximum length, in favour of SFT.
+Its learning rates are those of the warm start over again: warm-up to the same peak, then decay to zero.
 """
 
 import math

@@ -12,6 +12,7 @@ from fgrpo.config import Config
 from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy
 from fgrpo.runs.fields import with_fields
+from fgrpo.runs.policies import save_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.sft import sft_stage
 from fgrpo.study.compare import SFT_MORE, SFT_ONCE, Result, go_on_with_sft
@@ -25,7 +26,7 @@ STRUCTURE = 5
 
 @pytest.fixture
 def start(policy, tmp_path) -> Path:
-    policy.save(tmp_path / "start")
+    save_policy(policy, tmp_path / "start")
     return tmp_path / "start"
 
 
