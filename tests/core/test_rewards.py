@@ -38,7 +38,7 @@ def test_metrics_agree_with_trec_eval(k: int) -> None:
     for row in ir_measures.iter_calc(list(ours), qrels, run):
         assert ours[row.measure][int(row.query_id)].item() == pytest.approx(row.value, abs=1e-6), row
         compared += 1
-    assert compared == 5 * 1000
+    assert compared == len(ours) * 1000
 
 
 def test_any_leading_dimensions() -> None:
