@@ -31,7 +31,7 @@ from ..runs.fields import check_pools
 from ..runs.lock import lock
 from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
-from ..runs.run import Run, check_folder, read_json
+from ..runs.run import Run, check_folder, read_config, read_json
 from ..runs.sft import Demonstrate, sft_stage
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, check_warm_start, made_by, warm_start
@@ -112,8 +112,8 @@ def compare(
         check_folder(run_folder(folder, setting, method, seed), config, resume, {"stage": "rl", "every": every})
         if every > config.rl.steps:
             raise KitError(f"every {every} is above steps {config.rl.steps}: no measurement would be made on the way.")
-    for setting, row, w in itertools.product(experiments, GO_ON if sft_more and not resume else (), range(starts)):
-        check_folder(sft_folder(folder, setting, row, w), next(iter(experiments[setting].values())))
+    for setting, row, w in itertools.product(experiments, GO_ON if sft_more else (), range(starts)):
+        check_sft_folder(sft_folder(folder, setting, row, w), next(iter(experiments[setting].values())), resume)
     loaded = {key: load(config) for key, (_, config) in first.items()}
     for key, (_, config) in first.items():
         check_pools(loaded[key][0].train, config)
@@ -309,6 +309,17 @@ def run_folder(folder: Path, setting: str, method: str, seed: int) -> Path:
 def sft_folder(folder: Path, setting: str, row: str, start: int) -> Path:
     """Folder of SFT that goes on from one warm start of a comparison, a row of GO_ON."""
     return folder / slug(setting) / f"{row}-start{start}"
+
+
+def check_sft_folder(folder: Path, config: Config, resume: bool) -> None:
+    """Raise KitError unless SFT may go on in a folder beside RL with these options. Writes nothing."""
+    if not resume:
+        check_folder(folder, config)
+    elif (folder / "metrics.jsonl").exists() and (was := read_config(folder).rl.steps) != config.rl.steps:
+        raise KitError(
+            f"{folder}: SFT went on here beside RL of {was} steps, not {config.rl.steps}, on which its learning rates "
+            "depend: delete this folder, or leave SFT out (--no-sft-more)."
+        )
 
 
 def seed_starts(seeds: int, starts: int) -> list[int]:

@@ -132,6 +132,22 @@ def test_sft_that_went_on_before_is_not_overwritten(config, small, tmp_path) -> 
         compare(grid(config, ["grpo"]), 2, tmp_path, load, {}, jobs=1, quiet=True, starts=2)
 
 
+def test_longer_runs_need_other_sft_beside_them(config, small, tmp_path) -> None:
+    """With a constant learning rate RL may go on, but SFT that went on beside it cannot: said before anything is done."""
+
+    def again(steps: int, **options):
+        experiments = grid(with_fields(config, lr_decay="none", steps=steps), ["grpo"])
+        return compare(experiments, 1, tmp_path, lambda c: (small, ITEMS), {}, jobs=1, quiet=True, **options)[""]
+
+    again(4)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(KitError, match=r"sft_once-start0: SFT went on here beside RL of 4 steps, not 6.*--no-sft-more"):
+        again(6, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    assert list(again(6, resume=True, sft_more=False)) == ["sft_full", "sft", "grpo"]
+    assert len(read_metrics(tmp_path / "grpo-seed0")) == 6
+
+
 @dataclass(frozen=True)
 class Counted(Viewers):
     """Viewers that count how many were made."""
