@@ -162,7 +162,7 @@ def check_credit(config: RLConfig) -> None:
     """Raise KitError on an unknown method, or on options that do not fit it."""
     if config.credit not in CREDITS:
         raise KitError(f"credit {config.credit!r} is not known; choose from {', '.join(CREDITS)}.")
-    if config.ratio == "sequence" and config.credit not in JOINT:  # one gradient for all tokens of a completion
+    if config.ratio == "sequence" and (config.credit not in JOINT or config.learn != "both"):  # one ratio for all
         raise KitError(f"ratio 'sequence' averages the phases of {config.credit!r}: choose ratio token, item or phase.")
     if (config.credit == "nested") != (config.rankings > 1):
         raise KitError("credit 'nested' compares rankings of one slate: give it, and it alone, --rankings 2 or more.")

@@ -88,16 +88,16 @@ def demonstrations():
     """What a warm start is made of: each kind of demonstration, after so many steps, measured on the validation split."""
     splits, items = load_task(LAB)
     rows = []
-    for kind, steps in product(("relevant", "filled", "ranked"), (250, 500, 1000, 2000)):
+    for kind, steps in product(("relevant", "filled", "ranked"), (250, 500, 1000)):
         config = with_fields(LAB, demonstrations=kind, sft_steps=steps)
         folder = Path("runs/demonstrations") / f"{kind}-{steps}"
-        start = warm_start(config, splits, items, folder, True, True, demonstrator=demonstrator)
+        find = demonstrator(splits, config)
+        start = warm_start(config, splits, items, folder, True, True, demonstrate=find)
         row = {"demonstrations": kind, "steps": steps, "seed": config.seed} | instrument(
             load_policy(start), splits, config
         )
         generators = [generator_of(0, e.id) for e in splits.validation]
-        find = demonstrator(splits, config) or demonstration
-        lists = [find(e, config, g) for e, g in zip(splits.validation, generators, strict=True)]
+        lists = [(find or demonstration)(e, config, g) for e, g in zip(splits.validation, generators, strict=True)]
         rows.append(row | {"items": sum(len(part) for both in lists for part in both) / len(lists)})
         print(rows[-1], flush=True)
     write_text(RESULTS / "demonstrations.csv", to_csv(rows, {**provenance(), "config": LAB.to_dict()}))
@@ -119,7 +119,7 @@ def ladder():
 def control():
     """Rank tokens alone learn, the slate's reward is noise."""
     splits, items = load_task(LAB)
-    seeds = 6
+    seeds = 3
     results = compare(control_experiments(LAB), seeds, Path("runs/control"), lambda config: (splits, items), {},
                       resume=True, starts=STARTS, sft_more=False)  # fmt: skip
     found = control_found(results, seed_starts(seeds, STARTS))
@@ -201,7 +201,8 @@ def traces():
         folder = CHECKPOINTS / name
         config = read_config(folder)
         config = replace(config, rl=with_credit(replace(config.rl, group=8), "nested"))
-        groups = trace_policy(load_policy(folder), load_task(config)[0].test, config, 24, seed=config.seed)
+        test = load_task(config)[0].test[:512]  # of all 2,048 a trace would have 1.6 MB
+        groups = trace_policy(load_policy(folder), test, config, 24, seed=config.seed)
         write_trace(folder / "trace.jsonl", trace_of(name, config, groups))
 
 
@@ -211,12 +212,12 @@ EXPERIMENTS = {
     "ladder": ladder,
     "recipe": lambda: experiment("recipe", sweep(LAB, FOUR, lr=[1e-4, 2e-4, 4e-4, 8e-4]), 2, split="validation",
                                  starts=2, sft_more=False),
-    "lab": lambda: experiment("lab", {"": methods(LAB, *FOUR)}, 6, every=100, baselines=BESIDE, copies={
+    "lab": lambda: experiment("lab", {"": methods(LAB, *FOUR[:3])}, 6, starts=6, every=200, baselines=BESIDE, copies={
         "learning.png": "lab-learning.png", "errors.png": "lab-errors.png", "settling.csv": "lab-settling.csv",
         "efficiency.csv": "lab-curve.csv", "efficiency.png": "lab-curve.png"}),
-    "lab-filled": lambda: experiment("lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3),
-    "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 6),
-    "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=300), TWO, lam=[0.25, 1.0, 4.0]), 3),
+    "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 3),
+    "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
+                                 sft_more=False),
     "control": control,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     "oracle-noise": lambda: oracle("oracle-noise", noisy(), 1, (8,)),

@@ -1,23 +1,22 @@
 """Baselines to compare a policy with. To add one, write a function of the splits and name it in BASELINES."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from ..config import Config, KitError
-from ..data import Splits
+from ..config import KitError
 from ..prompt import Output
-from ..runs.sft import Demonstrate, demonstration
 from .ceilings import attributes, taste
 from .decoupled import decoupled
 from .rankers import bm25, cross_encoder, dense, popularity, random_order
-from .sequential import gru4rec, gru4rec_ranker, unisrec
+from .sequential import demonstrator as demonstrator
+from .sequential import gru4rec, unisrec
 from .zero_shot import zero_shot
 
 Baseline = Callable[..., Sequence[Output] | Sequence[Sequence[int]]]
 """Takes the splits of a task and returns one answer per test example: an Output, or the order of its pool (indices, best
 first), whose first n are then the slate and whose first k the ranked list. If it has parameters named `items`, `config`,
-`grammar`, `folder`, `quiet` or `resume`, a comparison passes its catalogue, Config and so on; its other parameters are
-options, bound by functools.partial: `partial(dense, model="some/folder")`."""
+`grammar`, `folder`, `quiet`, `resume` or `sft_steps`, a comparison passes its catalogue, Config and so on, and the steps
+of SFT that cost as much as warm start and RL together; its other parameters are options, bound by functools.partial:
+`partial(dense, model="some/folder")`."""
 
 BASELINES: dict[str, Baseline] = {
     "random": random_order,
@@ -46,10 +45,3 @@ def baselines_by_name(names: Sequence[str]) -> dict[str, Baseline]:
         if name not in BASELINES:
             raise KitError(f"baseline {name!r} is not known; choose from {', '.join(BASELINES)}.")
     return {name: BASELINES[name] for name in names}
-
-
-def demonstrator(splits: Splits, config: Config) -> Demonstrate | None:
-    """What writes the demonstrations of a warm start, if it has to be trained: GRU4Rec for the kind `ranked`."""
-    if config.sft.demonstrations != "ranked":
-        return None
-    return partial(demonstration, ranker=gru4rec_ranker(splits))

@@ -19,31 +19,35 @@ from ..prompt import PHASE_RANK, PHASE_SLATE, Output
 from ..runs.policies import new_policy
 from ..runs.run import Run
 from ..runs.sft import Demonstrate, sft_stage
-from ..trainer import fit
+from ..trainer import batch_of, fit
+from .sequential import demonstrator
 
 
 def decoupled(
     splits: Splits, items: Sequence[str], config: Config, folder: Path, slates: str = "gold", quiet: bool = True,
-    resume: bool = False,
+    resume: bool = False, sft_steps: int = 0,
 ) -> list[Output]:  # fmt: skip
     """Train both policies with the options of the warm start, each on its own phase; their outputs on the test split.
 
     `slates` is the training data of the ranker: gold (demonstrations, which hold every relevant candidate) or selector.
-    A selector that the folder already holds is used again, so that both kinds of ranker follow the same one.
+    A selector that the folder already holds is used again, so that both kinds of ranker follow the same one. Each policy
+    is trained for `sft_steps`, 0 for those of the warm start.
     """
     if slates not in ("gold", "selector"):
         raise KitError(f"decoupled: slates {slates!r} is not known; choose from gold, selector.")
+    config = replace(config, sft=replace(config.sft, sft_steps=sft_steps or config.sft.sft_steps))
 
     def train(name: str, seed: int, resume: bool, phase: int, demonstrate: Demonstrate | None = None) -> Policy:
         run = Run(folder / name, replace(config, seed=seed), resume=resume, save_every=config.sft.sft_steps)
         stage = sft_stage(run.config, demonstrate, [phase])
         return fit(new_policy(items, config, seed), splits.train, run.config, run, stage, quiet)
 
-    sampling, demonstrate = Sampling(config.grammar), None
-    selector = train("selector", 0, True, PHASE_SLATE)
+    sampling, demonstrate = Sampling(config.grammar), demonstrator(splits, config)
+    selector = train("selector", 0, True, PHASE_SLATE, demonstrate)
     if slates == "selector":
-        outputs = greedy(selector, splits.train, sampling)
-        written = {e.id: output.slate for e, output in zip(splits.train, outputs, strict=True)}
+        batches = (batch_of(splits.train, config.sft.sft_batch, n, 1, "sft") for n in range(config.sft.sft_steps))
+        shown = list({e.id: e for batch in batches for e in batch}.values())  # the examples of the ranker, seed 1
+        written = {e.id: o.slate for e, o in zip(shown, greedy(selector, shown, sampling), strict=True)}
         demonstrate = partial(_best_order, slates=written)
     ranker = train(f"ranker-{slates}", 1, resume, PHASE_RANK, demonstrate)
     chosen = [output.slate for output in greedy(selector, splits.test, sampling)]

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import KitError
+from ..config import Config, KitError
 from ..data import Example, Splits
 from ..rewards import ndcg, pad, pool_gains
-from ..runs.sft import Ranker
+from ..runs.sft import Demonstrate, Ranker, demonstration
 from ..tasks.reading import catalogue
 from .encoders import PACKAGED, embed
 
@@ -138,6 +138,11 @@ def gru4rec_ranker(splits: Splits, seed: int = 0) -> Ranker:
         model = GRU4Rec(len(index))
         _fit(model, splits, index)
     return partial(_order, model, index=index)
+
+
+def demonstrator(splits: Splits, config: Config) -> Demonstrate | None:
+    """What writes the demonstrations of SFT if it has to be trained first: GRU4Rec, for the kind `ranked`."""
+    return partial(demonstration, ranker=gru4rec_ranker(splits)) if config.sft.demonstrations == "ranked" else None
 
 
 def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[list[int]]:

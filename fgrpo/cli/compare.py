@@ -24,13 +24,12 @@ STARTS = 3
 """independent warm starts, unless --starts or --init is given"""
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace) -> int:
     """Train every credit method from the same warm starts on the same queries, and print one table."""
     from ..study.experiments import grid, parse_vary
 
     if args.control:
-        _control(args)
-        return
+        return _control(args)
     credits = names_of(CREDITS if args.credits is None else args.credits, "--credits")
     if not credits:
         raise KitError("name at least one method with --credits.")
@@ -41,17 +40,22 @@ def compare(args: argparse.Namespace) -> None:
     if "nested" not in credits and ("rankings" in vary or getattr(args, "rankings", 1) > 1):
         raise KitError("--rankings is for credit 'nested', which is not among --credits.")
     _compare_and_report(args, config, grid(config, credits, vary))
+    return 0
 
 
-def _control(args: argparse.Namespace) -> None:
-    """The positive control: exit status 1 if it fails."""
+def _control(args: argparse.Namespace) -> int:
+    """The positive control: exit status 1 unless it holds."""
     from ..study.control import OPTIONS, control_experiments, control_found
 
     given = [name for name in OPTIONS if hasattr(args, name)]
-    given += [name for name in ("credits", "vary", "against", "baselines", "every") if getattr(args, name)]
+    given += [
+        name for name in ("credits", "vary", "against", "baselines", "every", "no_sft_more") if getattr(args, name)
+    ]
     if given:
         raise KitError(f"{flag(given[0])} is set by --control: leave it out.")
     config = config_of(args)
+    if config.rl.decoding == "free":
+        raise KitError("--control fills both lists, which free decoding cannot: leave out --decoding free.")
     experiments = control_experiments(config)
     began = time.perf_counter()
     results, starts, groups, folder = _compare(args, experiments, {}, sft_more=False)
@@ -64,8 +68,7 @@ def _control(args: argparse.Namespace) -> None:
         print(json.dumps({**row, "seconds": round(time.perf_counter() - began, 1)}))
     else:
         print("\n".join(found.sentences), f"All files are in {folder}.", sep="\n")
-    if not found.holds:
-        raise SystemExit(1)
+    return 0 if found.holds else 1
 
 
 def _compare(
@@ -78,6 +81,8 @@ def _compare(
         raise KitError("--resume continues the comparison in --out: name its folder.")
     if args.init and args.starts:
         raise KitError("--starts counts warm starts that are made here, and --init names one: leave out one of them.")
+    if (args.starts or 0) > args.seeds:
+        raise KitError(f"--starts {args.starts} is above --seeds {args.seeds}: some warm starts would not be used.")
     start = check_policy(args.init) if args.init else None
     folder = Path(args.out) if args.out else new_folder("compare")
     args.out = str(folder)  # what resumes a comparison that is stopped
@@ -99,8 +104,11 @@ def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "
     from ..study.report import format_table, reading, write_report
 
     began = time.perf_counter()
-    usual = LAB_BASELINES if config.task == "lab-rec" else BASELINES
+    others = {c.task for methods in experiments.values() for c in methods.values()} - {"lab-rec"}
+    usual = BASELINES if others else LAB_BASELINES
     baselines = baselines_by_name(names_of(usual if args.baselines is None else args.baselines, "--baselines"))
+    if ceilings := sorted({"taste", "attributes"} & baselines.keys() if others else ()):
+        raise KitError(f"baseline {ceilings[0]!r} is for task lab-rec, not for {min(others)}: leave it out.")
     results, starts, groups, folder = _compare(args, experiments, baselines, not args.no_sft_more)
     rows = write_report(results, experiments, folder, args.against, starts, groups)
     seconds = round(time.perf_counter() - began, 1)

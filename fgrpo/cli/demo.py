@@ -55,12 +55,14 @@ def demo(args: argparse.Namespace) -> None:
     results = run(experiments, "task", max(1, args.steps // POINTS))
     rows = write_report(results, experiments, folder / "task", starts=starts)
     found = control_found(run(control, "control", 0), starts)
+    checks = manipulation(results, starts)
     plots.save(plots.demo(rows, results[""], found, args.steps), folder / "demo.png")
     if args.json:
-        report(args, config, rows, results, found, time.perf_counter() - began)
+        report(config, rows, checks, results, found, time.perf_counter() - began)
         return
-    learned(results, manipulation(results, starts))
-    print("\n2. Where credit must matter, it does: rank tokens alone learn, and the slate's reward is noise.")
+    learned(results, checks)
+    title = "Where credit must matter, it does" if found.holds else "Does credit matter where it must?"
+    print(f"\n2. {title}: rank tokens alone learn, and the slate's reward is noise.")
     print(*(f"   {line}" for line in found.sentences), sep="\n")
     print(f"\n3. The full task, both phases learning: {args.steps} steps, {args.seeds} seeds from one warm start.")
     print(known(rows))
@@ -132,12 +134,12 @@ def example(config: Config, splits: "Splits", folder: Path) -> None:
 
 
 def report(
-    args: argparse.Namespace, config: Config, rows: "list[Row]", results: "Results", found: "Control", seconds: float
+    config: Config, rows: "list[Row]", checks: "Sequence[Check]", results: "Results", found: "Control", seconds: float
 ) -> None:
     """Print all of it as one JSON object."""
     runs = [run for by_method in results.values() for some in by_method.values() for run in some]
     control = {"start": found.start, "joint": found.joint.mean, "own": found.own.mean, "holds": found.holds}
     print(json.dumps({
-        "task": config.task, "rows": rows, "control": control, "tokens": sum(run.tokens for run in runs),
-        "seconds": round(seconds, 1),
+        "task": config.task, "rows": rows, "check": [c.sentence for c in checks], "control": control,
+        "tokens": sum(run.tokens for run in runs), "seconds": round(seconds, 1),
     }))  # fmt: skip

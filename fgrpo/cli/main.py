@@ -23,7 +23,8 @@ from .train import train
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or after one clear line on stderr 2 (bad input), 1 (a mistake of the
-    kit's own, whose traceback FGRPO_DEBUG=1 prints) or 128 + the number of a signal (Ctrl-C: 130).
+    kit's own, whose traceback FGRPO_DEBUG=1 prints) or 128 + the number of a signal (Ctrl-C: 130); 1 as well of a control
+    that does not hold.
     """
     make_printable()
     args = argparse.Namespace(command="", out="")
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             raise KitError(f"{args.command} runs on one process; only train is made for several.")
         args.argv = argv
         with ending():
-            args.run(args)
+            status = args.run(args) or 0
         print(end="", flush=True)  # where a full disk or a closed pipe shows
     except BrokenPipeError:
         return 141  # as a process that SIGPIPE ends
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
     finally:
         drop_unwritten()
-    return 0
+    return status
 
 
 def leave(status: int) -> NoReturn:

@@ -34,7 +34,8 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 
-LM_PRESET: dict[str, object] = {"sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5, "micro": 1}
+LM_PRESET: dict[str, object] = {"sft_steps": 200, "sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5,
+                                "micro": 1}  # fmt: skip
 """Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
 
 RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm")
@@ -55,7 +56,7 @@ LADDER: dict[str, dict[str, object]] = {
 RECIPES = LADDER | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
 """What --preset names."""
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -295,7 +296,10 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
     names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    options = {**RECIPES.get(getattr(args, "preset", None) or "", {}), **given}
+    name = getattr(args, "preset", None) or ""
+    options = {**RECIPES.get(name, {}), **given}
+    if name in LADDER and (options.get("task", "lab-rec") != "lab-rec" or options.get("model")):
+        raise KitError(f"--preset {name} is for the tiny policy on task lab-rec: leave it out.")
     preset = LM_PRESET if options.get("model") else PRESETS.get(options.get("task", "lab-rec"), {})
     config = config_with(**{**preset, **options})
     check_used(args, config, given, vary or {})

@@ -81,6 +81,7 @@ def _check_folders(args: argparse.Namespace, config: Config) -> None:
 def _train(
     args: argparse.Namespace, config: Config, team: "Team", stop: Callable[[], bool]
 ) -> "tuple[Policy, list[Example]]":
+    from ..baselines import demonstrator
     from ..runs.fields import check_pools
     from ..runs.origin import digest_of, digest_of_policy
     from ..runs.policies import load_policy, new_policy, policy_folder
@@ -100,6 +101,10 @@ def _train(
     }  # fmt: skip
     run = Run(out, config, args.resume, args.save_every, team.main, origin)
     quiet, stopped = args.json or not team.main, None
+    teaches = args.sft or (team.main and not args.init)  # this process trains on demonstrations
+    demonstrate = demonstrator(splits, config) if teaches else None
+    if args.sft:
+        stage = sft_stage(config, demonstrate)
     if args.sft or args.init == "base":
         policy = new_policy(items, config, config.seed)
     else:
@@ -107,7 +112,7 @@ def _train(
         with team.first():  # without --init, the main process makes the warm start and the others take it
             try:
                 start = policy_folder(init) if init else warm_start(
-                    config, splits, items, folder, quiet, args.resume, stop, team.main
+                    config, splits, items, folder, quiet, args.resume, stop, team.main, demonstrate=demonstrate,
                 )  # fmt: skip
             except Stopped as error:  # raised below, where no other process waits for this one
                 stopped = error

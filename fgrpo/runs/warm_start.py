@@ -23,22 +23,16 @@ TRACED = 4
 MADE_BY = ("task", "data", "one_relevant", "pool", "taste", "hard", "model", "lm", "sft", "grammar")
 """fields of a run that its warm start depends on, besides SFT_READS"""
 
-Demonstrator = Callable[[Splits, Config], Demonstrate | None]
-"""makes what writes the demonstrations of a run, where that needs training of its own: fgrpo.baselines.demonstrator"""
-
-
-def _usual(splits: Splits, config: Config) -> None:
-    """Demonstrations that need no ranker."""
-
 
 def warm_start(
     config: Config, splits: Splits, items: Sequence[str], folder: Path, quiet: bool = False, resume: bool = False,
-    stop: Callable[[], bool] = lambda: False, writes: bool = True, seed: int = 0, demonstrator: Demonstrator = _usual,
+    stop: Callable[[], bool] = lambda: False, writes: bool = True, seed: int = 0, demonstrate: Demonstrate | None = None,
 ) -> Path:  # fmt: skip
     """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here.
 
-    Another `seed` gives an independent one: other initial weights, other training queries of a stream. Of several
-    processes one `writes`; the others call this when it is done.
+    Another `seed` gives an independent one: other initial weights, other training queries of a stream. Demonstrations
+    `ranked` need `demonstrate` (fgrpo.baselines.demonstrator). Of several processes one `writes`; the others call this
+    when it is done.
     """
     if fits_shipped(config, seed):
         return policy_folder(SHIPPED)
@@ -47,7 +41,7 @@ def warm_start(
     origin = {"stage": "sft", "train": digest_of(splits.train)}
     run = Run(folder, replace(without_full(config), seed=seed), resume=resume, save_every=250, origin=origin)
     callback = tracer(run, splits.validation)
-    policy, stage = new_policy(items, config, seed), sft_stage(config, demonstrator(splits, config))
+    policy, stage = new_policy(items, config, seed), sft_stage(config, demonstrate)
     fit(policy, splits.train, run.config, run, stage, quiet, after_save=callback, stop=stop)
     latest = run.latest()
     assert latest is not None

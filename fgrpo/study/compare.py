@@ -31,15 +31,15 @@ from ..runs.fields import check_pools
 from ..runs.lock import lock
 from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
-from ..runs.run import Run, check_folder, read_json
-from ..runs.sft import sft_stage
+from ..runs.run import Run, check_folder, read_config, read_json
+from ..runs.sft import Demonstrate, sft_stage
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, check_warm_start, made_by, warm_start
 from ..runs.workers import without_ctrl_c, workers
 from ..tasks.atomic import write_text
 from ..trainer import Callback, fit, sampling_of
 from .experiments import Experiments
-from .sft_more import continued
+from .sft_more import continued, queries_of, steps_of
 
 T = TypeVar("T")
 Load = Callable[[Config], tuple[Splits, list[str]]]
@@ -49,6 +49,9 @@ WARM_START, WARM_START_FULL = "sft", "sft_full"
 """rows of the warm start itself, and of the warm start made to fill both lists: what length alone gives"""
 SFT_MORE, SFT_ONCE = "sft_more", "sft_once"
 """rows of SFT that goes on on RL's queries, for RL's compute and for one pass (fgrpo.study.sft_more); lists filled"""
+WARM_STARTS = "warm-start"
+"""how the folders of warm starts begin"""
+GO_ON = (SFT_ONCE, SFT_MORE)
 SFT_ROWS = (WARM_START_FULL, SFT_ONCE, SFT_MORE, WARM_START)
 TASK = ("task", "data", "one_relevant", "pool", "taste", "hard")
 """fields that the methods of one setting share: they are compared query by query"""
@@ -98,7 +101,7 @@ def compare(
     for (setting, _, _), config in configs.items():
         own = folder / slug(setting)
         beside = sum(path.parent == own for path, _ in first.values())
-        first.setdefault(made_by(config), (own / f"warm-start{f'-{beside + 1}' if beside else ''}", config))
+        first.setdefault(made_by(config), (own / f"{WARM_STARTS}{f'-{beside + 1}' if beside else ''}", config))
     making = {
         (key, w): (path.with_name(f"{path.name}{f'-seed{w}' if w else ''}"), config)
         for key, (path, config) in first.items() for w in range(starts)
@@ -109,6 +112,8 @@ def compare(
         check_folder(run_folder(folder, setting, method, seed), config, resume, {"stage": "rl", "every": every})
         if every > config.rl.steps:
             raise KitError(f"every {every} is above steps {config.rl.steps}: no measurement would be made on the way.")
+    for setting, row, w in itertools.product(experiments, GO_ON if sft_more else (), range(starts)):
+        check_sft_folder(sft_folder(folder, setting, row, w), next(iter(experiments[setting].values())), resume)
     loaded = {key: load(config) for key, (_, config) in first.items()}
     for key, (_, config) in first.items():
         check_pools(loaded[key][0].train, config)
@@ -123,28 +128,29 @@ def compare(
     quiet_runs = quiet or jobs > 1
 
     with lock(folder):
+        demonstrates = {key: _one_thread(partial(demonstrator, loaded[key][0], c)) for key, (_, c) in first.items()}
         paths = dict.fromkeys(making, start) if start else dict(zip(making, _run_all([
-            partial(
-                warm_start, config, *loaded[key], path, quiet_runs, resume, seed=w, demonstrator=demonstrator,
-            )
+            partial(warm_start, config, *loaded[key], path, quiet_runs, resume, seed=w, demonstrate=demonstrates[key])
             for (key, w), (path, config) in making.items()
         ], jobs, True), strict=True))  # fmt: skip
 
         calls: dict[tuple[str, str, int], Callable[[], Result]] = {}
         for setting, methods in experiments.items():
             config = next(iter(methods.values()))
-            (splits, items), own = loaded[made_by(config)], folder / slug(setting)
+            key, own = made_by(config), folder / slug(setting) / "baselines"
+            splits, items = loaded[key]
             for name, baseline in baselines.items():
                 calls[setting, name, 0] = partial(
-                    run_baseline, baseline, splits, items, config, own / "baselines", quiet_runs, resume
+                    run_baseline, baseline, splits, items, config, own, quiet_runs, resume, paths[key, 0]
                 )  # fmt: skip
             for row, w in itertools.product(SFT_ROWS, range(starts)):
-                path, go_on = paths[made_by(config), w], row in (SFT_MORE, SFT_ONCE)
-                if sft_more or not go_on:
-                    seeded = replace(config, seed=w)
+                path, seeded = paths[key, w], replace(config, seed=w)
+                if row not in GO_ON:
+                    calls[setting, row, w] = partial(measure_sft, seeded, splits, path, row)
+                elif sft_more:
                     calls[setting, row, w] = partial(
-                        measure_sft, seeded, splits, path, own / f"{row}-start{w}" if go_on else None, row, quiet_runs,
-                        resume, every,
+                        go_on_with_sft, seeded, splits, path, row, sft_folder(folder, setting, row, w), demonstrates[key],
+                        quiet_runs, resume, every,
                     )  # fmt: skip
         for (setting, method, seed), config in configs.items():
             key, w = made_by(config), seed % starts
@@ -175,8 +181,11 @@ def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline
     for names in (list(experiments), methods):
         if len({slug(name) for name in names}) < len(names):
             raise KitError(f"of {', '.join(names)}, two give a folder of the same name: rename one.")
-    if taken := [m for m in methods if not slug(m) or m in (*baselines, *SFT_ROWS)]:
-        raise KitError(f"method {taken[0]!r} needs another name: this one is empty, or that of another row.")
+    reserved = (SFT_MORE, WARM_STARTS)  # what begins so is a row of SFT (check.py), or the folder of a warm start
+    if taken := [m for m in methods if not slug(m) or m in (*baselines, *SFT_ROWS) or slug(m).startswith(reserved)]:
+        raise KitError(f"method {taken[0]!r} needs another name: this one is empty, or that of another row or folder.")
+    if taken := [name for name in baselines if name in SFT_ROWS or name.startswith(SFT_MORE)]:
+        raise KitError(f"baseline {taken[0]!r} needs another name: this one is that of a row of SFT.")
     for setting, configs in experiments.items():
         if list(configs) != methods:
             raise KitError(f"setting {setting!r} must hold the methods of the first one: {', '.join(methods)}.")
@@ -208,20 +217,29 @@ def train_and_test(
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), curve)
 
 
-def measure_sft(
-    config: Config, splits: Splits, start: Path, folder: Path | None, row: str, quiet: bool, resume: bool, every: int
-) -> Result:
-    """A row of SFT_ROWS: the policy `start` as it is, or after SFT went on in `folder`."""
-    filled = config if row == WARM_START else replace(config, grammar=replace(config.grammar, full=True))
-    if folder is None:
-        return Result(evaluate(load_policy(start, config.device, config.lm), splits.test, filled))
+def measure_sft(config: Config, splits: Splits, start: Path, row: str) -> Result:
+    """The policy `start` as it is, with lists of the run's length or (WARM_START_FULL) filled."""
+    config = _filled(config) if row == WARM_START_FULL else config
+    return Result(evaluate(load_policy(start, config.device, config.lm), splits.test, config))
+
+
+def go_on_with_sft(
+    config: Config, splits: Splits, start: Path, row: str, folder: Path, demonstrate: Demonstrate | None, quiet: bool,
+    resume: bool, every: int,
+) -> Result:  # fmt: skip
+    """A row of GO_ON: the policy `start` after SFT went on in `folder`; SFT_MORE also on the way, as often as RL."""
     policy, queries, run = continued(config, splits, start, folder, row == SFT_ONCE, resume)
+    filled = _filled(config)
     steps, points = run.config.sft.sft_steps, config.rl.steps // every if every and row == SFT_MORE else 0
-    at = [steps * (i + 1) // points for i in range(points)]
-    stage = sft_stage(run.config, demonstrator(splits, config))
+    at = sorted({-(-steps * (i + 1) // points) for i in range(points)})  # fewer, where SFT has fewer steps
+    stage = sft_stage(run.config, demonstrate)
     policy = fit(policy, queries, run.config, run, stage, quiet, after_step=_measure_at(at, run, splits, filled))
     metrics = evaluate(policy, splits.test, filled)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), _curve(run, at))
+
+
+def _filled(config: Config) -> Config:
+    return replace(config, grammar=replace(config.grammar, full=True))
 
 
 def _measure_at(steps: Sequence[int], run: Run, splits: Splits, config: Config) -> Callback:
@@ -263,15 +281,21 @@ def read_curve(path: Path) -> dict[str, tuple[int, list[float]]]:
 
 def run_baseline(
     baseline: Baseline, splits: Splits, items: Sequence[str], config: Config, folder: Path, quiet: bool = True,
-    resume: bool = False,
+    resume: bool = False, start: Path | None = None,
 ) -> Result:  # fmt: skip
-    """Call a baseline and measure its lists on the test split. `Baseline` (fgrpo.baselines) says what it is given."""
-    offered = {"items": items, "config": config, "grammar": config.grammar, "folder": folder, "quiet": quiet,
-               "resume": resume}  # fmt: skip
+    """Call a baseline and measure its lists on the test split. `Baseline` (fgrpo.baselines) says what it is given.
+
+    `start` is the warm start of the RL runs whose compute a baseline that is given `sft_steps` may spend as well.
+    """
     bound = baseline.keywords if isinstance(baseline, partial) else {}
-    wanted = {name: x for name, x in offered.items() if name in signature(baseline).parameters and name not in bound}
+    wanted = signature(baseline).parameters.keys() - bound.keys()
+    offered: dict[str, object] = {"items": items, "config": config, "grammar": config.grammar, "folder": folder,
+                                  "quiet": quiet, "resume": resume}  # fmt: skip
+    if start and "sft_steps" in wanted:
+        more = steps_of(load_policy(start, lm=config.lm), queries_of(splits, config), config)
+        offered["sft_steps"] = config.sft.sft_steps + more
     began = time.perf_counter()
-    answers = baseline(splits, **wanted)
+    answers = baseline(splits, **{name: x for name, x in offered.items() if name in wanted})
     n, k = config.grammar.slate_size, config.grammar.rank_size
     outputs = [a if isinstance(a, Output) else Output(tuple(a[:n]), tuple(a[:k])) for a in answers]
     return Result(measure_outputs(outputs, splits.test, config.grammar), seconds=time.perf_counter() - began)
@@ -280,6 +304,22 @@ def run_baseline(
 def run_folder(folder: Path, setting: str, method: str, seed: int) -> Path:
     """Folder of one run of a comparison."""
     return folder / slug(setting) / f"{slug(method)}-seed{seed}"
+
+
+def sft_folder(folder: Path, setting: str, row: str, start: int) -> Path:
+    """Folder of SFT that goes on from one warm start of a comparison, a row of GO_ON."""
+    return folder / slug(setting) / f"{row}-start{start}"
+
+
+def check_sft_folder(folder: Path, config: Config, resume: bool) -> None:
+    """Raise KitError unless SFT may go on in a folder beside RL with these options. Writes nothing."""
+    if not resume:
+        check_folder(folder, config)
+    elif (folder / "metrics.jsonl").exists() and (was := read_config(folder).rl.steps) != config.rl.steps:
+        raise KitError(
+            f"{folder}: SFT went on here beside RL of {was} steps, not {config.rl.steps}, on which its learning rates "
+            "depend: delete this folder, or leave SFT out (--no-sft-more)."
+        )
 
 
 def seed_starts(seeds: int, starts: int) -> list[int]:

@@ -299,12 +299,12 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
                   for i in range(len(by_method[method][0].curve))]  # fmt: skip
         at = np.linspace(0, steps, len(points) + 1)
         learns.plot(at, [begin, *points], label=name_of(method), markersize=5, **style_of(method, number))
-    more = [begin, *(float(value.mean()) for _, value in by_method["sft_more"][0].curve)]
+    more = [means["sft_full"]["mean"], *(float(value.mean()) for _, value in by_method["sft_more"][0].curve)]
     learns.plot(np.linspace(0, steps, len(more)), more, color="0.35", linestyle=":", label="SFT goes on, same compute")
     learns.axhline(means["sft_full"]["mean"], color="0.5", linewidth=1)
     learns.annotate("warm start, lists filled", (steps, means["sft_full"]["mean"]), (0, 3), textcoords="offset points",
                     ha="right", fontsize=8, color="0.35")  # fmt: skip
-    learns.set(title="RL learns", xlabel="RL steps", ylabel="NDCG@5")
+    learns.set(title="Does RL learn?", xlabel="RL steps", ylabel="NDCG@5")
     learns.legend(frameon=False, fontsize=8)
     for number, (name, found) in enumerate((("fgrpo", control.own), ("grpo", control.joint))):
         low, high = found.interval()

@@ -352,6 +352,8 @@ def reading(rows: list[Row], margin: float = MARGIN) -> str:
     elif seeds > 1:
         varied += " from one warm start, so they speak about this start alone"
     text = f"[95 %]: intervals of one row, over {varied}."
+    if starts == 2:
+        text += " Two warm starts leave 1 degree of freedom, so these intervals are wide: use 1, or 3 and more."
     if family:
         text += (
             f" Verdicts: {family[0]['metric']}, corrected for {len(family)} comparison{'s' * (len(family) > 1)} (trained "

@@ -3,6 +3,7 @@
 Compute is counted in passes of a token through the network, a forward pass as 1 and a backward pass as 2. RL encodes
 each prompt for sampling and again for the loss, with its gradient (1 + 3), and so each token of its G completions; SFT
 trains on one prompt and one demonstration (3). Completions count at the grammar's maximum length, in favour of SFT.
+Its learning rates are those of the warm start over again: warm-up to the same peak, then decay to zero.
 """
 
 import math
@@ -36,6 +37,12 @@ def passes_per_query(policy: Policy, queries: list[Example], config: Config) -> 
     return rollouts / (3 * (prompt + float(written)))
 
 
+def steps_of(policy: Policy, queries: list[Example], config: Config, once: bool = False) -> int:
+    """Steps of SFT on the queries of an RL run, for the compute of RL (`once`: each query once)."""
+    passes = 1.0 if once else passes_per_query(policy, queries, config)
+    return math.ceil(passes * len(queries) / config.sft.sft_batch)
+
+
 def continued(
     config: Config, splits: Splits, start: Path, folder: Path, once: bool = False, resume: bool = False
 ) -> tuple[Policy, list[Example], Run]:  # fmt: skip
@@ -44,8 +51,7 @@ def continued(
     Returns what `fit` needs: policy, queries, and the run, whose config holds the number of steps.
     """
     policy, queries = load_policy(start, lm=config.lm), queries_of(splits, config)
-    passes = 1.0 if once else passes_per_query(policy, queries, config)
-    steps = math.ceil(passes * len(queries) / config.sft.sft_batch)
+    steps = steps_of(policy, queries, config, once)
     config = replace(config, sft=replace(config.sft, sft_steps=steps))
     origin = {"stage": "sft", "init": digest_of_policy(start), "train": digest_of(queries)}
     return policy, queries, Run(folder, config, resume, max(1, steps // 4), origin=origin)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-from ..data import Example, Splits
+from ..data import Example, Splits, Stream
 from .reading import FileRows, Notes, catalogue
 
 CountTokens = Callable[[Example], tuple[int, int, int]]
@@ -29,6 +29,11 @@ def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTo
     instructions). With `count_tokens` also of: tokens of the prompt, texts cut short, tokens cut.
     """
 
+    remarks = notes.remarks if notes else {}
+    if isinstance(splits.train, Stream):
+        remarks = {**remarks, "train: a stream without end, of which a sample is counted": len(splits.train)}
+    splits = Splits(*map(list, splits))  # a stream makes its examples again whenever it is read
+
     def of(examples: Sequence[Example]) -> dict[str, int | dict[str, float]]:
         columns = {
             "pool": [len(e.candidates) for e in examples],
@@ -49,7 +54,7 @@ def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTo
     return {
         "items": len(catalogue(splits)),
         "files": notes.to_dict() if notes else {},
-        "remarks": notes.remarks if notes else {},
+        "remarks": remarks,
         "splits": {name: of(part) for name, part in splits._asdict().items() if part},
     }
 

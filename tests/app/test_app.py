@@ -428,7 +428,7 @@ def run_with(runs: Path, **files: bytes) -> Library:
         (b"", "nothing is logged yet"),
         (b'{"step": 1}\n', "nothing is logged yet"),
         (b'{"step": 1, "reward/slate": "x", "loss": [1], "tokens": null}\n', "must be a number; delete the line"),
-        (b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": Infin', "Step 1 of 200"),
+        (b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": Infin', "Step 1 of 1,000"),
         (b'{"step": 1, "loss": NaN}\n{"step": 2, "loss": 2.0, "<b>": 1e29}\n', "&lt;b&gt; 1e+29"),
         (b'{"step": 1, "loss": 1e308}\n{"step": 2, "loss": -Infinity, "reward/rank": 0.5}\n', "image/png"),
         (b'{"step": 1, "loss": 1' + b"0" * 400 + b', "slate_length": 3}\n', "image/png"),

@@ -41,6 +41,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["train", "--task", str(task), "--out", str(folder / "run"), "--json", *TINY]) == 0
     for name in ("odd-step", "odd-metrics", "alone", "above/warm-start"):
         shutil.copytree(folder / "run", folder / name)
+    argv = ["train", "--task", str(task), "--out", str(folder / "constant"), "--lr-decay", "none", "--json", *TINY]
+    assert main(argv) == 0
     task.write_text("".join(rows[::-1]))  # the same name, another order
     assert main(["train", "--task", str(task), "--out", str(folder / "changed"), "--json", *TINY]) == 0
     task.write_text("".join(rows))
@@ -103,6 +105,24 @@ train --out x --credit grpo:seed=5 -> credit 'grpo:seed=5' is not known
 train --out x --credit nested -> --rankings 2 or more
 train --out x --ratio sequence -> averages the phases
 train --out x --credit item --slate-noise 1 -> leave out one
+train --out x --demonstrations best -> demonstrations 'best' is not known; choose from relevant, filled, ranked
+train --out x --lr-decay cosine -> lr_decay 'cosine' is not known; choose from linear, none
+train --out x --learn neither -> learn 'neither' is not known; choose from both, slate, rank
+train --out x --taste -1 -> taste -1.0 must be at least 0
+train --out x --taste inf -> taste inf must be at most 100
+train --out x --hard nan -> hard nan must be at least 0
+train --out x --hard 101 -> hard 101.0 must be at most 100
+train --out x --task task.jsonl --taste 2 -> --taste is for task lab-rec alone
+train --out x --task task.jsonl --hard 1 -> --hard is for task lab-rec alone
+train --out x --sft --learn rank -> --learn is for RL
+train --out x --sft --lr-decay none -> --lr-decay is for RL
+train --out x --init base --demonstrations filled -> --init base leaves it out
+train --out x --init LAB --demonstrations filled -> --demonstrations does not change the policy of --init
+train --out x --preset lab-hot -> invalid choice
+train --preset lab-cold --task task.jsonl -> --preset lab-cold is for the tiny policy on task lab-rec
+train --preset lab-warm --model y -> --preset lab-warm is for the tiny policy on task lab-rec
+train --out x --starts 2 -> unrecognized arguments: --starts
+demo --starts 2 -> unrecognized arguments: --starts
 train --out x --lora-rank 8 -> --lora-rank is for a pretrained policy
 train --out x --dtype bfloat16 -> --dtype is for a pretrained policy
 train --out x --passage-tokens 9 -> --passage-tokens is for a pretrained policy
@@ -137,11 +157,15 @@ train --out notes.txt/run -> notes.txt
 train --out model -> is not the configuration of a run
 train --out deep -> is not the configuration of a run
 train --out run --task task.jsonl --init base -> already holds a run
-train --out run --resume RUN --lr 1e-3 -> rl.lr = 0.001, it began with 0.0001
+train --out run --resume RUN --lr 1e-3 -> rl.lr = 0.001, it began with 0.0004
 train --out run --resume RUN --credit grpo -> rl.credit
 train --out run --resume RUN --seed 3 -> seed = 3
 train --out run --resume RUN --temperature 2 -> rl.temperature
-train --out run --resume RUN --steps 1 -> 2 steps are done
+train --out run --resume RUN --steps 1 -> rl.steps = 1, it began with 2 (its learning rates fall to zero over them)
+train --out run --resume RUN --steps 3 -> rl.steps = 3, it began with 2
+train --out run --resume RUN --learn rank -> rl.learn = 'rank', it began with 'both'
+train --out run --resume RUN --lr-decay none -> rl.lr_decay = 'none', it began with 'linear'
+train --out constant --resume RUN --lr-decay none --steps 1 -> 2 steps are done, more than --steps 1
 train --out run --resume SHAPE RL -> another initial policy
 train --out run --resume SHAPE --sft -> cannot resume as sft, it began as rl
 train --out alone --resume RUN -> the policy alone was kept, it cannot be resumed
@@ -186,6 +210,32 @@ compare --credits grpo,fgrpo --ratio sequence -> averages the phases
 compare --baselines zz -> baseline 'zz' is not known
 compare --baselines random,random -> names 'random' twice
 compare --baselines zero_shot -> needs a model
+compare --baselines sft_more -> baseline 'sft_more' is not known
+compare --baselines taste --task task.jsonl -> baseline 'taste' is for task lab-rec, not for task.jsonl
+compare --baselines random,attributes --vary task=lab-rec,task.jsonl -> baseline 'attributes' is for task lab-rec
+compare --starts 0 -> above 0
+compare --starts many -> must be whole numbers
+compare --starts 1,2 -> must be one whole number
+compare --starts 4 -> --starts 4 is above --seeds 3
+compare --starts 2 --init LAB -> --init names one: leave out one of them
+compare --control --credits grpo,item -> --credits is set by --control
+compare --control --steps 50 -> --steps is set by --control
+compare --control --lr 1e-3 -> --lr is set by --control
+compare --control --lr-decay linear -> --lr-decay is set by --control
+compare --control --learn both -> --learn is set by --control
+compare --control --slate-noise 0.5 -> --slate-noise is set by --control
+compare --control --full -> --full is set by --control
+compare --control --vary lam=1,2 -> --vary is set by --control
+compare --control --against fgrpo -> --against is set by --control
+compare --control --baselines random -> --baselines is set by --control
+compare --control --every 5 -> --every is set by --control
+compare --control --no-sft-more -> --no-sft-more is set by --control
+compare --control --decoding free -> leave out --decoding free
+compare --control --starts 2 --init LAB -> leave out one of them
+compare --control --seed 1 -> --seed is an option of train
+compare --learn rank --vary learn=rank,both,none -> learn 'none' is not known
+compare --vary taste=1,2 --task task.jsonl -> --taste is for task lab-rec alone
+compare --vary demonstrations=filled,best -> demonstrations 'best' is not known
 compare --against zz -> must be one of the methods
 compare --vary lam=1,1.0 -> is there twice
 compare --vary lam=a -> must be of type float

@@ -12,7 +12,7 @@ from fgrpo.cli.options import config_of, parser_of
 from fgrpo.runs.run import read_config, read_metrics
 from fgrpo.runs.trace import read_trace
 from fgrpo.study.analysis import format_analysis
-from fgrpo.tasks.jsonl import write_jsonl
+from fgrpo.tasks.jsonl import read_jsonl, write_jsonl
 from fgrpo.tasks.lab import lab_task
 
 ROOT = Path(__file__).parents[2]
@@ -145,16 +145,22 @@ def test_another_task_or_part_of_one_may_be_measured(capsys) -> None:
 
 
 def test_compare_gives_the_documented_json_and_files(capsys) -> None:
-    status, out, err = call(
-        capsys, "compare", "--credits", "grpo,fgrpo", "--seeds", "2", "--jobs", "1", "--out", "runs/c", "--json", *TINY
-    )
+    argv = ["--credits", "grpo,fgrpo", "--seeds", "2", "--baselines", "random,attributes", "--limit", "64", "--jobs", "1",
+            "--out", "runs/c", "--json", *TINY]  # fmt: skip
+    status, out, err = call(capsys, "compare", *argv)
     report = json.loads(out)
-    assert status == 0 and err == "" and {"task", "rows", "tokens", "seconds"} <= set(report)
+    assert status == 0 and err == "" and set(report) == {"task", "rows", "check", "tokens", "seconds"}
     rows = {(r["method"], r["metric"]): r for r in report["rows"]}
-    assert {m for m, _ in rows} == {"random", "popularity", "sft_full", "sft", "grpo", "fgrpo"}
+    assert list(dict.fromkeys(m for m, _ in rows)) == [
+        "random", "attributes", "sft_full", "sft_once", "sft_more", "sft", "grpo", "fgrpo"
+    ]  # fmt: skip
+    assert [line.split(" by ")[0] for line in report["check"]] == [
+        f"{method} differs from {row}" for row in ("sft_full", "sft_more") for method in ("grpo", "fgrpo")
+    ]
     for row in report["rows"]:
-        assert {"method", "metric", "mean", "low", "high", "diff", "diff_low", "diff_high", "seeds"} <= set(row)
-        assert row["low"] - 1e-9 <= row["mean"] <= row["high"] + 1e-9
+        assert {"method", "metric", "mean", "low", "high", "diff", "diff_low", "diff_high", "detectable", "verdict",
+                "seeds"} <= set(row)  # fmt: skip
+        assert row["low"] - 1e-9 <= row["mean"] <= row["high"] + 1e-9 and row["starts"] == 2
     assert rows["grpo", "ndcg@5"]["diff"] == 0 and rows["fgrpo", "ndcg@5"]["verdict"]
     assert rows["fgrpo", "ndcg@5"]["seeds"] == 2
     made, header, *lines = Path("runs/c/comparison.csv").read_text().splitlines()
@@ -162,7 +168,8 @@ def test_compare_gives_the_documented_json_and_files(capsys) -> None:
     assert header.startswith("setting,method,metric,mean,low")
     assert len(lines) == len(report["rows"])
     files = {p.name for p in Path("runs/c").iterdir()}
-    assert {"comparison.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0", "fgrpo-seed1"} <= files
+    assert {"comparison.csv", "manipulation.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0",
+            "fgrpo-seed1", "warm-start", "warm-start-seed1", "sft_once-start1", "sft_more-start0"} <= files  # fmt: skip
 
 
 def test_analyse_finds_the_biased_method(capsys) -> None:
@@ -183,20 +190,22 @@ def test_analyse_finds_the_biased_method(capsys) -> None:
 def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
     reports = []
     for jobs in ("1", "2"):
-        argv = ["--seeds", "1", "--credits", "grpo,fgrpo", "--jobs", jobs, "--out", f"runs/{jobs}", "--json", *TINY]
+        argv = ["--seeds", "2", "--credits", "grpo,fgrpo", "--baselines", "random", "--limit", "64", "--jobs", jobs,
+                "--out", f"runs/{jobs}", "--json", *TINY]  # fmt: skip
         reports.append(json.loads(call(capsys, "compare", *argv)[1])["rows"])
     for row in [*reports[0], *reports[1]]:
         del row["seconds"]
     assert reports[0] == reports[1]
 
 
-def test_build_writes_the_committed_files(capsys) -> None:
+def test_build_writes_the_lab_as_files_to_look_at(capsys) -> None:
     assert call(capsys, "data", "build", "--out", "lab")[0] == 0
-    for path in (ROOT / "data/lab-rec").iterdir():
-        assert (Path("lab") / path.name).read_bytes() == path.read_bytes()
+    names = ("catalogue", "test", "train", "validation")
+    assert sorted(p.name for p in Path("lab").iterdir()) == [f"{name}.jsonl" for name in names]
+    assert read_jsonl("lab/test.jsonl") == lab_task().test
     assert call(capsys, "data", "build", "--out", "one", "--one-relevant")[0] == 0
     status, out, _ = call(capsys, "data", "check", "one/train.jsonl")
-    assert status == 0 and "4000 good lines, 0 bad" in out and "1 to 1 relevant" in out
+    assert status == 0 and "1000 good lines, 0 bad" in out and "1 to 1 relevant" in out
 
 
 GOOD = '{"id": "a", "query": "q", "history": [], "candidates": ["a", "b"], "relevant": [0]}\n'
@@ -317,7 +326,8 @@ def test_stats_counts_what_a_task_holds(capsys) -> None:
     status, out, _ = call(capsys, "data", "stats", "--task", "x.jsonl", "--skip-bad")
     assert status == 0 and "train: 16 examples in 1 groups (users, sessions), 1 pools with a text twice" in out
     status, out, _ = call(capsys, "data", "stats")
-    assert status == 0 and "300 items in the catalogue" in out and "test: 512 examples, 0 pools" in out
+    assert status == 0 and "300 items in the catalogue" in out and "test: 2,048 examples, 0 pools" in out
+    assert "train: 16,384 examples" in out and "a stream without end, of which a sample is counted" in out
 
 
 def test_stats_says_what_was_left_out(capsys) -> None:

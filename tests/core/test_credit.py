@@ -244,3 +244,25 @@ def test_phases_of_real_rollouts_get_their_own_number(policy, queries) -> None:
     end = r.mask.sum(1) - 1
     rank = (rewards.rank - rewards.rank.mean(1, keepdim=True)).flatten()
     assert torch.allclose(advantages[torch.arange(len(end)), end], rank, atol=1e-6)  # the end token has credit
+
+
+@pytest.mark.parametrize("learn", ["slate", "rank"])
+@pytest.mark.parametrize("name", CREDITS)
+def test_the_tokens_of_the_phase_that_does_not_learn_have_no_advantage(rollouts, rewards, name, learn) -> None:
+    """All others keep theirs, bit by bit."""
+    config = RLConfig(credit=name, group=G)
+    if name == "nested":
+        config, rollouts = replace(config, rankings=2), replace(rollouts, rankings=2)
+    both = assign_credit(rewards, rollouts, config)
+    found = assign_credit(rewards, rollouts, replace(config, learn=learn))
+    kept = rollouts.phase == {"slate": PHASE_SLATE, "rank": PHASE_RANK}[learn]
+    assert torch.equal(found[kept], both[kept]) and found[kept].any()
+    assert not found[~kept].any() and both[~kept & (rollouts.phase != PHASE_PAD)].any()
+
+
+@pytest.mark.parametrize("learn", ["slate", "rank"])
+def test_a_ratio_of_the_whole_sequence_would_train_both_phases(learn) -> None:
+    with pytest.raises(KitError, match="ratio 'sequence' averages the phases of 'grpo'"):
+        check_credit(RLConfig(credit="grpo", ratio="sequence", learn=learn))
+    check_credit(RLConfig(credit="grpo", ratio="sequence"))
+    check_credit(RLConfig(credit="grpo", ratio="phase", learn=learn))

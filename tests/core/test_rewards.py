@@ -6,7 +6,7 @@ from random import Random
 import ir_measures
 import pytest
 import torch
-from ir_measures import RR, P, Qrel, R, ScoredDoc, Success, nDCG
+from ir_measures import P, Qrel, R, ScoredDoc, Success, nDCG
 
 from fgrpo.config import GrammarConfig, RLConfig
 from fgrpo.policy import Sampling
@@ -38,7 +38,7 @@ def test_metrics_agree_with_trec_eval(k: int) -> None:
     for row in ir_measures.iter_calc(list(ours), qrels, run):
         assert ours[row.measure][int(row.query_id)].item() == pytest.approx(row.value, abs=1e-6), row
         compared += 1
-    assert compared == 5 * 1000
+    assert compared == len(ours) * 1000
 
 
 def test_any_leading_dimensions() -> None:

@@ -1,5 +1,6 @@
 """Training: the same seed gives the same run, a killed run resumes to the same bits, failures name what is needed."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from fgrpo.config import Config, KitError
+from fgrpo.data import Stream
 from fgrpo.policy import Policy
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.runs.run import Run, read_metrics
 from fgrpo.runs.sft import sft_stage
 from fgrpo.tasks.lab import lab_catalogue
-from fgrpo.trainer import batch_of, fit
+from fgrpo.trainer import batch_of, fit, rl_stage
 
 LOGGED = {
     "step", "loss", "approx_kl", "clipfrac/slate", "clipfrac/rank", "entropy/slate", "entropy/rank", "grad_norm",
@@ -72,6 +74,45 @@ def test_resumed_run_is_bit_identical(config, lab, tmp_path, sft, beta, monkeypa
 
 def _stop() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("sft", [False, True])
+def test_a_run_on_the_stream_is_resumed_after_any_step(config, lab, tmp_path, sft, monkeypatch) -> None:
+    """Stopped in each of its steps, with a checkpoint after every second one: the same queries, weights and metrics."""
+    assert isinstance(lab.train, Stream)
+    whole, logged = run_to_end(config, lab, tmp_path / "whole", sft), Run.log
+    for cut in range(1, 5):
+        monkeypatch.setattr(Run, "log", lambda self, row, cut=cut: logged(self, row) if row["step"] < cut else _stop())
+        with pytest.raises(KeyboardInterrupt):
+            run_to_end(config, lab, tmp_path / f"{cut}", sft)
+        monkeypatch.setattr(Run, "log", logged)
+        found = run_to_end(config, lab, tmp_path / f"{cut}", sft, resume=True)
+        assert same(weights(whole), weights(found)) and without_times(whole) == without_times(found)
+        assert same(*(load_file(r.latest() / "trainer.safetensors") for r in (whole, found)))
+
+
+def rates(config: Config, lab, folder, resume=False) -> list[float]:
+    """The learning rate of every step of RL that a run makes."""
+    found, stage = [], rl_stage(config)
+
+    def step(policy, optimizer, *rest):
+        found.append(optimizer.param_groups[0]["lr"])
+        return stage.step(policy, optimizer, *rest)
+
+    fit(fresh(config), lab.train, config, Run(folder, config, resume, 2), replace(stage, step=step), quiet=True)
+    return found
+
+
+def test_learning_rates_fall_to_zero_or_stay(config, lab, tmp_path) -> None:
+    """The first is lr, the last lr / steps; a run that is resumed goes on with its own."""
+    for decay, wanted in (("linear", [0.1, 0.075, 0.05, 0.025]), ("none", [0.1] * 4)):
+        own = replace(config, rl=replace(config.rl, lr=0.1, lr_decay=decay))
+        assert [rl_stage(own).lr(n) for n in range(4)] == pytest.approx(wanted)
+        assert rates(own, lab, tmp_path / decay) == pytest.approx(wanted)
+        shutil.rmtree(tmp_path / decay / "checkpoints/step-000004")
+        assert rates(own, lab, tmp_path / decay, resume=True) == pytest.approx(wanted[2:])
+    one = rl_stage(replace(config, rl=replace(config.rl, steps=1, lr=0.1)))
+    assert one.lr(0) == 0.1
 
 
 @pytest.mark.slow

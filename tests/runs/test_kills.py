@@ -1,5 +1,7 @@
 """kill -9 at any moment: whole checkpoints remain, and a resumed run ends bit-identical, alone or in a comparison.
 
+Runs train on a file of 14 queries, on the stream of the lab task, and in the comparison on that as well.
+
 One kill of each kind by default. In full, 50 of `train` and 10 of `compare --jobs 2`:
 `FGRPO_KILLS=50 python -m pytest tests/runs/test_kills.py`.
 """
@@ -25,6 +27,8 @@ KILLS = int(os.environ.get("FGRPO_KILLS", "4"))
 CASES: dict[str, tuple[int, list[str]]] = {
     "rl": (1, []),
     "sft": (1, ["--sft", "--sft-steps", str(STEPS), "--sft-batch", "4"]),
+    "rl on a stream": (1, ["--task", "lab-rec"]),
+    "sft on a stream": (1, ["--task", "lab-rec", "--sft", "--sft-steps", str(STEPS), "--sft-batch", "4"]),
     "kl": (1, ["--beta", "0.1", "--epochs", "2"]),
     "two processes": (2, []),
 }
@@ -91,7 +95,8 @@ def comparing(folder: Path, *more: str) -> list[str]:
     """The arguments of a comparison of two methods."""
     size = ["--hidden-size", "16", "--layers", "1", "--heads", "2", "--sft-steps", "4", "--sft-batch", "4"]
     return ["compare", "--credits", "grpo,fgrpo", "--seeds", "1", "--every", "5", "--limit", "16",
-            "--steps", "60", "--queries", "4", "--group", "4", "--out", str(folder), "--json", *size, *more]  # fmt: skip
+            "--steps", "60", "--queries", "4", "--group", "4", "--baselines", "random", "--out", str(folder), "--json",
+            *size, *more]  # fmt: skip
 
 
 def comparison(folder: Path, *more: str) -> subprocess.Popen[str]:

@@ -1,6 +1,6 @@
 """Long runs: memory stays flat, files stay small.
 
-Three hundred steps by default. In full: `FGRPO_STEPS=2000 python -m pytest tests/test_long_runs.py`.
+Three hundred steps by default. In full: `FGRPO_STEPS=2000 python -m pytest tests/runs/test_long_runs.py`.
 """
 
 import json
@@ -26,15 +26,15 @@ import torch
 from fgrpo.runs.run import Run
 from fgrpo.runs.warm_start import tracer
 from fgrpo.runs.fields import config_with
-from fgrpo.tasks.lab import build_lab
+from fgrpo.tasks.lab import lab_catalogue, lab_task
 from fgrpo.policy import Policy
 from fgrpo.trainer import fit
 
 torch.set_num_threads(1)
 folder, steps, every = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 config = config_with(queries=2, group=2, steps=steps, hidden_size=8, layers=1, heads=2)
-lab = build_lab()
-items = sorted({c for e in lab.train for c in (*e.candidates, *e.history)})
+lab = lab_task()  # a stream: no query is seen twice
+items = [film.title for film in lab_catalogue()]
 run = Run(folder, config, save_every=every)
 sizes = []
 

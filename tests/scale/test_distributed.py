@@ -1,10 +1,11 @@
 """Several processes train like one: same rollouts, same loss curve, one of them writes."""
 
+import itertools
 import json
 import os
 import random
 import sys
-from dataclasses import replace
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from fgrpo.scale import processes as distributed
 from fgrpo.scale.processes import Processes, launched
 from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.tasks.lab import lab_catalogue
-from fgrpo.trainer import ALONE, Team, fit, sampling_of
+from fgrpo.trainer import ALONE, Stopped, Team, fit, sampling_of
 from tests.families import examples, policy_of, save_model
 from tests.processes import launch
 
@@ -67,16 +68,18 @@ def queries() -> list[Example]:
 
 
 def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Run:
-    """One run of a case; with `stop`, it ends after that many steps and is resumed."""
+    """One run of a case; with `stop`, it is stopped after that many steps and resumed."""
     options = {**SMALL, **CASES[case]}
     options["micro"] = options.get("micro", 0) // team.size  # `micro` counts queries of each process
     config = config_with(**options)
-    for steps in [stop, config.rl.steps] if stop else [config.rl.steps]:
-        some = replace(config, rl=replace(config.rl, steps=steps))
-        run = Run(folder / case, some, resume=steps > stop > 0, save_every=2, writes=team.main)
+    for end in (stop, 0) if stop else (0,):
+        run, began = Run(folder / case, config, resume=end < stop, save_every=2, writes=team.main), itertools.count()
         new = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
-        data = examples(8) if case == "lora" else queries()
-        fit(new, data, some, run, sft_stage(config) if case == "sft" else None, quiet=True, team=team)
+        data, stage = examples(8) if case == "lora" else queries(), sft_stage(config) if case == "sft" else None
+        with suppress(Stopped):
+            fit(
+                new, data, config, run, stage, True, team=team, stop=lambda end=end, n=began: end > 0 and next(n) == end
+            )
     return run
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgrpo.cli.main import COMMANDS, main
-from fgrpo.cli.options import RECIPES, config_of, parser_of
+from fgrpo.cli.options import LADDER, RECIPES, config_of, parser_of
 from fgrpo.config import Config, KitError, ModelConfig
 from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy, Sampling
@@ -21,6 +21,7 @@ from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import new_policy
 from fgrpo.runs.sft import sft_step
+from fgrpo.runs.warm_start import fits_shipped
 from fgrpo.scale.bench import _status
 from fgrpo.scale.estimate import RATES, Tokens, format_plan, memory_of, plan, seconds_of, shape_of, tokens_of
 from fgrpo.tasks.jsonl import write_jsonl
@@ -55,16 +56,16 @@ def test_the_tiny_policy_is_planned(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = run(capsys, "--hidden-size", "32", "--heads", "2", "--layers", "1", "--steps", "7", "--queries", "5")
     # the shipped warm start is of other sizes, so that one is made
-    assert found["steps"] == {"sft": 200, "rl": 7, "rollouts": 280} and found["task"]["test"] == 512
+    assert found["steps"] == {"sft": 1000, "rl": 7, "rollouts": 280} and found["task"]["test"] == 2048
     policy = Policy.tiny([film.title for film in lab_catalogue()], ModelConfig(32, 1, 2))
     assert found["model"]["weights"] == found["model"]["trained"] == sum(p.numel() for p in policy.model.parameters())
     memory = found["memory_gb"]
     assert memory.pop("total") == pytest.approx(sum(memory.values())) and min(memory.values()) == memory["weights"] == 0
-    assert run(capsys)["steps"]["sft"] == 0 and run(capsys, "--sft")["steps"] == {"sft": 200, "rl": 0, "rollouts": 0}
+    assert run(capsys)["steps"]["sft"] == 0 and run(capsys, "--sft")["steps"] == {"sft": 1000, "rl": 0, "rollouts": 0}
     assert main(["train", "--dry-run", "--sft", "--init", "elsewhere"]) == 2
     assert "leave out one of them" in capsys.readouterr().err
     assert main(["train", "--dry-run"]) == 0
-    assert "train 4,000" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert "train 16,384" in capsys.readouterr().out and not list(tmp_path.iterdir())
     assert main(["train"]) == 2 and "--out" in capsys.readouterr().err
 
 
@@ -187,7 +188,7 @@ def test_more_of_anything_takes_more(tmp_path) -> None:
     assert seconds_of(shape._replace(shared=False), few, config) > 3 * seconds
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("paper-")])
 def test_presets_are_the_papers_and_options_win(name) -> None:
     given = parser_of(COMMANDS).parse_args(["train", "--preset", name, "--group", "4", "--model", "mine"])
     config = config_of(given)
@@ -195,6 +196,17 @@ def test_presets_are_the_papers_and_options_win(name) -> None:
     plain = config_of(parser_of(COMMANDS).parse_args(["train", "--preset", name]))
     assert (plain.rl.group, plain.grammar.slate_size, plain.grammar.rank_size) == (8, 10, 5)
     assert plain.lm.dtype == "bfloat16" and "Qwen3-4B" in plain.lm.model and plain.device == "cuda"
+
+
+def test_warm_starts_of_the_lab_are_a_ladder() -> None:
+    """Three presets, each a warm start that is trained longer, the middle one shipped; options win."""
+    found = {name: config_of(parser_of(COMMANDS).parse_args(["train", "--preset", name])) for name in LADDER}
+    assert list(found) == ["lab-cold", "lab-warm", "lab-trained"] and {c.task for c in found.values()} == {"lab-rec"}
+    steps = [c.sft.sft_steps for c in found.values()]
+    assert steps == sorted(set(steps)) and [fits_shipped(c) for c in found.values()] == [False, True, False]
+    assert found["lab-trained"].rl.lr < found["lab-warm"].rl.lr  # there is less to learn, and more to lose
+    given = ["train", "--preset", "lab-trained", "--sft-steps", "7", "--lr", "1e-3"]
+    assert (config := config_of(parser_of(COMMANDS).parse_args(given))).sft.sft_steps == 7 and config.rl.lr == 1e-3
 
 
 def test_a_preset_is_planned_without_the_model_hub(monkeypatch) -> None:

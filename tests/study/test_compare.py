@@ -18,6 +18,7 @@ from fgrpo.config import Config, KitError
 from fgrpo.data import Splits
 from fgrpo.prompt import Output
 from fgrpo.runs.fields import with_fields
+from fgrpo.runs.run import read_config
 from fgrpo.runs.warm_start import SHIPPED, warm_start
 from fgrpo.runs.workers import workers
 from fgrpo.study.compare import Result, check_experiments, compare, read_curve, run_baseline, slug
@@ -85,12 +86,18 @@ def test_names_that_would_be_mixed_up_are_refused() -> None:
         ({}, "at least one method"), ({"": {}}, "at least one method"),
         ({"": {"a b": c, "a_b": c}}, "same name"), ({"a:": {"x": c}, "a-": {"x": c}}, "same name"),
         ({"": {"": c}}, "needs another name"), ({"": {"sft": c}}, "needs another name"),
-        ({"": {"random": c}}, "needs another name"), ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
+        ({"": {"random": c}}, "needs another name"), ({"": {"sft_once": c}}, "needs another name"),
+        ({"": {"sft_more": c}}, "needs another name"), ({"": {"sft_more of mine": c}}, "needs another name"),
+        ({"": {"sft more": c}}, "needs another name"), ({"": {"warm-start": c}}, "needs another name"),
+        ({"a": {"x": c}, "b": {"y": c}}, "must hold the methods"),
         ({"": {"x": c, "y": replace(c, pool=50)}}, "make them settings"),
         ({"": {"x": with_fields(c, credit="who")}}, "'who' is not known"),
     ):  # fmt: skip
         with pytest.raises(KitError, match=message):
             check_experiments(experiments, {"random": random_order})
+    for name in ("sft", "sft_full", "sft_more", "sft_more, again"):
+        with pytest.raises(KitError, match="that of a row of SFT"):
+            check_experiments({"": {"x": c}}, {name: random_order})
     assert slug("../grpo: K=4 (a/b)") == "-grpo-_K-4_-a-b-" and slug("lam=0.5 pool=20") == "lam-0.5_pool-20"
 
 
@@ -128,7 +135,8 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
     found = compare(experiments, 2, tmp_path / "a", load, baselines={}, jobs=1, quiet=True)
     assert len(calls) == 2 and len(list((tmp_path / "a").glob("*/warm-start"))) == 2
     assert list(found) == ["slate_size=5 lam=1", "slate_size=5 lam=2", "slate_size=8 lam=1", "slate_size=8 lam=2"]
-    assert all(list(methods) == ["sft_full", "sft", "grpo", "fgrpo"] for methods in found.values())
+    rows = ["sft_full", "sft_once", "sft_more", "sft", "grpo", "fgrpo"]
+    assert all(list(methods) == rows for methods in found.values())
     assert found["slate_size=5 lam=1"]["grpo"][0].metrics["slate_length"].max() <= 5
     # by hand, under a free name, beside a method that needs a warm start of its own
     wide, other = with_fields(config, slate_size=8, credit="grpo"), with_fields(config, slate_size=6, credit="grpo")
@@ -136,11 +144,8 @@ def test_every_setting_starts_from_its_own_warm_start_and_pairs_its_methods(conf
     first, second = alone[""]["by hand"][0], found["slate_size=8 lam=1"]["grpo"][0]
     assert all(torch.equal(first.metrics[name], second.metrics[name]) for name in first.metrics)
     assert {p.name for p in (tmp_path / "b").iterdir()} - {".lock"} == {
-        "warm-start",
-        "warm-start-2",
-        "by_hand-seed0",
-        "other-seed0",
-    }
+        "warm-start", "warm-start-2", "by_hand-seed0", "other-seed0", "sft_once-start0", "sft_more-start0",
+    }  # fmt: skip
 
 
 def test_settling_step() -> None:
@@ -154,7 +159,8 @@ def test_compare_sweeps_and_measures_on_the_way(tmp_path, monkeypatch, capsys) -
     tiny = ["--queries", "2", "--group", "4", "--steps", "2", "--hidden-size", "32", "--layers", "1", "--heads", "2",
             "--sft-steps", "2", "--sft-batch", "4"]  # fmt: skip
     argv = ["compare", "--credits", "grpo,nested", "--vary", "lam=0.5,1,2", "--seeds", "1", "--every", "1",
-            "--limit", "16", "--split", "validation", "--jobs", "1", "--out", "c", "--json", *tiny]  # fmt: skip
+            "--limit", "16", "--split", "validation", "--jobs", "1", "--baselines", "random", "--out", "c", "--json",
+            *tiny]  # fmt: skip
     assert main(argv) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {r["setting"] for r in rows} == {"lam=0.5", "lam=1", "lam=2"}
@@ -181,6 +187,33 @@ def test_decoupled_trains_each_on_its_own_phase(config, small, tmp_path) -> None
     for o in [*gold, *own]:
         assert not o.error and set(o.rank) <= set(o.slate) and len(o.slate) <= grammar.slate_size
     assert {p.name for p in tmp_path.iterdir()} == {"selector", "ranker-gold", "ranker-selector"}
+
+
+def test_decoupled_on_a_stream_ranks_the_slates_of_its_own_selector(config, lab, small, tmp_path) -> None:
+    """Those of the examples that the ranker sees, which are not the ones of the sample that a stream is as a sequence."""
+    stream = small._replace(train=lab.train)
+    own = decoupled(stream, items(), config, tmp_path, slates="selector")
+    assert len(own) == 12 and not any(o.error for o in own)
+    longer = decoupled(small, items(), config, tmp_path / "longer", sft_steps=6)
+    assert len(longer) == 12 and all(
+        read_config(tmp_path / "longer" / name).sft.sft_steps == 6 for name in ("selector", "ranker-gold")
+    )
+
+
+def test_decoupled_is_trained_as_long_as_sft_and_rl_together(config, small, tmp_path) -> None:
+    """Each of its policies gets the steps of the warm start and those of SFT that goes on for RL's compute."""
+    given = []
+
+    def own(splits: Splits, sft_steps: int = 0, option: int = 1) -> list[list[int]]:
+        given.append((sft_steps, option))
+        return random_order(splits)
+
+    found = {"decoupled": decoupled, "own": own, "bound": partial(own, sft_steps=3, option=2), "random": random_order}
+    compare(grid(config, ["grpo"]), 1, tmp_path, lambda c: (small, items()), found, jobs=1, quiet=True)
+    more = read_config(tmp_path / "sft_more-start0").sft.sft_steps
+    assert more > 4 and given == [(config.sft.sft_steps + more, 1), (3, 2)]
+    for name in ("selector", "ranker-gold"):
+        assert read_config(tmp_path / "baselines" / name).sft.sft_steps == config.sft.sft_steps + more
 
 
 def test_baselines_are_functions_and_get_what_they_name(config, small, tmp_path) -> None:

@@ -197,6 +197,13 @@ def test_warm_starts_and_other_options_must_fit_the_runs() -> None:
         table(found)
 
 
+@pytest.mark.parametrize(("starts", "warned"), [([0] * 4, False), ([0, 1, 0, 1], True), ([0, 1, 2, 0], False)])
+def test_two_warm_starts_are_too_few_or_too_many(starts: list[int], warned: bool) -> None:
+    text = reading(table(results(4, fgrpo=0.0), starts=starts))
+    assert ("leave 1 degree of freedom" in text) == ("use 1, or 3 and more" in text) == warned
+    assert ("about this start alone" in text) == (max(starts) == 0)
+
+
 def test_warm_starts_widen_an_interval_when_they_vary() -> None:
     """Nine runs whose difference depends on their warm start: as nine independent runs they would look conclusive."""
     starts = [0, 1, 2] * 3
