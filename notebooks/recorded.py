@@ -36,11 +36,6 @@ def read_table(name: str) -> tuple[dict[str, Any], Rows]:
         raise KitError(f"data/results/{name}.csv cannot be read ({error}).") from None
 
 
-def read_tables(names: Mapping[str, str]) -> Rows:
-    """Rows of several tables with one setting each, `{name to show: table}`; the name replaces the setting."""
-    return [{**row, "setting": shown} for shown, name in names.items() for row in read_table(name)[1]]
-
-
 def _value(text: str) -> Any:
     try:
         return int(text) if text.lstrip("-").isdigit() else float(text)

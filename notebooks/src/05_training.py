@@ -236,7 +236,7 @@ Markdown(
 # %%
 from notebooks.recorded import read_table
 
-(made, _), (_, kinds), (_, recipe) = (read_table(name) for name in ("lab", "demonstrations", "recipe"))
+(made, lab), (_, kinds), (_, recipe) = (read_table(name) for name in ("lab", "demonstrations", "recipe"))
 rl, sft = made["config"]["rl"], made["config"]["sft"]
 (begin,) = pick(kinds, demonstrations=sft["demonstrations"], steps=sft["sft_steps"])
 rates = {c["method"]: c.get("lr", rl["lr"]) for c in made["changes"]}
@@ -255,27 +255,23 @@ Markdown(
 
 # %% [markdown]
 # **2. Does RL learn?** The curves show NDCG@5 on the test queries; the grey line is `sft_full`. Below is the manipulation
-# check of these runs, differences with 95 % intervals. There are two tables: `lab.csv`, where the policy decides how long
-# its lists are (as in the paper), and the smaller `lab-filled.csv`, where the grammar fills both lists in training too, so
-# that length cannot be learned.
+# check of these runs, differences with 95 % intervals. The policy decides how long its lists are, as in the paper. `item` is
+# one more method; it gives every item credit for its own contribution ([notebook 6](06_diagnosis.ipynb)).
 
 # %%
 from fgrpo.study.plots import efficiency
-from notebooks.recorded import read_tables
 
-TABLES = {"free lists": "lab", "full lists": "lab-filled"}
-lab = read_tables(TABLES)
-(full,) = pick(lab, setting="free lists", method="sft_full", metric="ndcg@5")
+(full,) = pick(lab, method="sft_full", metric="ndcg@5")
 figure = efficiency(read_table("lab-curve")[1], [{"target": full["mean"]}])
 Image(save(figure, FIGURES / "05_learns.png"), width=700, alt="NDCG at 5 on test queries, by sampled tokens")
 
 # %%
-checks = read_tables({shown: f"{name}-check" for shown, name in TABLES.items()})
+_, checks = read_table("lab-check")
 counts = {
     name: [sum(r["beats"] == "True" for r in own), len(own)]
     for name in ("sft_full", "sft_more") if (own := pick(checks, reference=name))
 }  # fmt: skip
-text = "; ".join(f"{name} is beaten in {n} of {of} rows" for name, (n, of) in counts.items())
+text = "; ".join(f"{name} is beaten by {n} of {of} methods" for name, (n, of) in counts.items())
 Markdown(learned(checks) + f"\n\n**{text}.**")
 
 # %% [markdown]
@@ -300,14 +296,11 @@ Markdown(
 # %% [markdown]
 # ## Then the comparison
 #
-# NDCG@5 on the test queries. Each of the two tables is a family of its own: its p-values and simultaneous intervals are
-# corrected for all its methods. `item` is one more method; it gives every item credit for its own contribution
-# ([notebook 6](06_diagnosis.ipynb)).
+# NDCG@5 on the test queries. The p-values and the simultaneous intervals are corrected for all methods of the table.
 
 # %%
 trained = [r for r in pick(lab, metric="ndcg@5") if r["seeds"]]
-sizes = [f"{r['setting']}: {r['seeds']} seeds over {r['starts']} warm starts" for r in trained if r["method"] == "grpo"]
-Markdown(f"{'; '.join(sizes)}.\n\n{differences(trained)}")
+Markdown(f"{trained[0]['seeds']} seeds from {trained[0]['starts']} warm starts.\n\n{differences(trained)}")
 
 # %%
 from fgrpo.study.plots import comparison
@@ -316,27 +309,25 @@ shown = [r for r in lab if r["seeds"] or r["method"] in ("sft_full", "sft_more")
 Image(save(comparison(shown), FIGURES / "05_comparison.png"), width=850, alt="NDCG at 5, and differences to grpo")
 
 # %% [markdown]
-# Two more questions about the runs with free lists: how much of the gain is due to list length alone, and which phase
-# settled first?
+# Two more questions about these runs: how much of the gain is due to list length alone, and which phase settled first?
 
 # %%
 order = settled({r["method"]: r for r in read_table("lab-settling")[1]})
-Markdown(f"{by_length(pick(lab, metric='ndcg@5', setting='free lists'))}\n\n{order}")
+Markdown(f"{by_length(pick(lab, metric='ndcg@5'))}\n\n{order}")
 
 # %% [markdown]
 # ## From a trained start
 #
-# Does RL still help after a longer SFT? `trained.csv` repeats the comparison, with free lists, from warm starts with more
-# SFT steps.
+# Does RL still help after a longer SFT? `trained.csv` repeats the comparison from warm starts with more SFT steps.
 
 # %%
 made, late = read_table("trained")
 _, late_checks = read_table("trained-check")
 rl = made["config"]["rl"]
-late_trained = [{**r, "setting": "free lists"} for r in pick(late, metric="ndcg@5") if r["seeds"]]
+late_trained = [r for r in pick(late, metric="ndcg@5") if r["seeds"]]
 Markdown(
     f"{made['config']['sft']['sft_steps']:,} SFT steps, then {rl['steps']} RL steps of {rl['queries']} x {rl['group']}, "
-    f"learning rate {rl['lr']:g}; {late_trained[0]['seeds']} seeds over {late_trained[0]['starts']} warm starts.\n\n"
+    f"learning rate {rl['lr']:g}; {late_trained[0]['seeds']} seeds from {late_trained[0]['starts']} warm starts.\n\n"
     + learned(late_checks) + "\n\n" + differences(late_trained)
 )  # fmt: skip
 
@@ -350,8 +341,8 @@ Markdown(
 
 # %%
 BESIDE = ("random", "popularity", "gru4rec", "decoupled", "sft", "sft_full", "sft_more")
-own = {r["method"]: r for r in pick(lab, metric="ndcg@5", setting="free lists")}
-recall = {r["method"]: r for r in pick(lab, metric="slate_recall", setting="free lists")}
+own = {r["method"]: r for r in pick(lab, metric="ndcg@5")}
+recall = {r["method"]: r for r in pick(lab, metric="slate_recall")}
 order = [*BESIDE, *(m for m in own if own[m]["seeds"]), "attributes", "taste"]
 lines = ["| method | NDCG@5 | 95 % interval | slate recall |", "|---" * 4 + "|"]
 for m in (m for m in order if m in own):
@@ -364,20 +355,19 @@ Markdown("\n".join(lines))
 # ## Answer
 #
 # The answer has three parts: the verdict, which differences still agree with the data, and which would have been seen.
+# Compare it with the predictions in [PLAN.md](../data/results/PLAN.md): which of them were wrong?
 
 # %%
 from notebooks.recorded import bracket
 
-every = [
-    (f"{name}, {r['setting']}", r) for name, found in (("warm", trained), ("trained", late_trained)) for r in found
-]
-lines = ["| start, setting | fgrpo - grpo | agrees with the data | detectable | verdict |", "|---" * 5 + "|"]
+every = [(name, r) for name, found in (("warm", trained), ("trained", late_trained)) for r in found]
+lines = ["| start | fgrpo - grpo | agrees with the data | detectable | verdict |", "|---" * 5 + "|"]
 for name, r in every:
     if r["method"] == "fgrpo":
         low, high = bracket(r)
         cells = f"{r['diff']:+.3f} | {low:+.3f} to {high:+.3f} | {r['detectable']:.3f} | {r['verdict']}"
         lines.append(f"| {name} | {cells} |")
-others = [f"{r['method']} is {r['verdict']} ({name})" for name, r in every
+others = [f"{r['method']} is {r['verdict']} ({name} start)" for name, r in every
           if r["verdict"] in ("higher", "lower") and r["method"] != "fgrpo"]  # fmt: skip
 Markdown("\n".join(lines) + f"\n\nOf the other methods, shown to differ from grpo: {'; '.join(others) or 'none'}.")
 

@@ -150,22 +150,16 @@ Markdown(
 # %% [markdown]
 # ## The same for trained policies
 #
-# From the recorded runs of the [last notebook](05_training.ipynb): shares of the relevant candidates, mean over seeds. First
-# `lab.csv`, where the policy decides how long its lists are, then `lab-filled.csv`, where both lists are full in training
-# too.
+# From the recorded runs of the [last notebook](05_training.ipynb) (`lab.csv`): shares of the relevant candidates, mean over
+# seeds.
 
 # %%
-from IPython.display import display
-
 from fgrpo.study.plots import error_types, name_of
-from notebooks.recorded import pick, read_tables
+from notebooks.recorded import pick, read_table
 
-SETTINGS = {"free lists": "lab", "full lists": "lab-filled"}
-lab = read_tables(SETTINGS)
-for setting in SETTINGS:
-    rows = [r for r in pick(lab, setting=setting) if r["seeds"] or r["method"] in ("sft", "sft_full", "sft_more")]
-    figure = save(error_types(rows), FIGURES / f"06_errors_{SETTINGS[setting]}.png")
-    display(Markdown(f"**{setting}**"), Image(figure, width=800, alt="Fate of the relevant candidates, by method"))
+_, lab = read_table("lab")
+rows = [r for r in lab if r["seeds"] or r["method"] in ("sft", "sft_full", "sft_more")]
+Image(save(error_types(rows), FIGURES / "06_errors.png"), width=800, alt="Fate of the relevant candidates, by method")
 
 # %% [markdown]
 # Does a credit method move losses from one phase to the other? Differences to grpo, with 95 % intervals of single rows.
@@ -174,15 +168,14 @@ for setting in SETTINGS:
 
 # %%
 METRICS = ("slate_miss", "rank_drop", "slate_length", "ndcg@5")
-lines = [f"| setting | method | {' | '.join(METRICS)} |", "|---" * (2 + len(METRICS)) + "|"]
-for setting in SETTINGS:
-    for method in [r["method"] for r in pick(lab, setting=setting, metric="ndcg@5") if r["seeds"]][1:]:
-        cells = []
-        for metric in METRICS:
-            (r,) = pick(lab, setting=setting, method=method, metric=metric)
-            bold = "**" * (r["diff_low"] > 0 or r["diff_high"] < 0)
-            cells.append(f"{bold}{r['diff']:+.3f}{bold} [{r['diff_low']:+.3f}, {r['diff_high']:+.3f}]")
-        lines.append(f"| {setting} | {name_of(method)} | {' | '.join(cells)} |")
+lines = [f"| method | {' | '.join(METRICS)} |", "|---" * (1 + len(METRICS)) + "|"]
+for method in [r["method"] for r in pick(lab, metric="ndcg@5") if r["seeds"] and r["method"] != r["baseline"]]:
+    cells = []
+    for metric in METRICS:
+        (r,) = pick(lab, method=method, metric=metric)
+        bold = "**" * (r["diff_low"] > 0 or r["diff_high"] < 0)
+        cells.append(f"{bold}{r['diff']:+.3f}{bold} [{r['diff_low']:+.3f}, {r['diff_high']:+.3f}]")
+    lines.append(f"| {name_of(method)} | {' | '.join(cells)} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
