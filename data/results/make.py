@@ -212,6 +212,8 @@ EXPERIMENTS = {
     "ladder": ladder,
     "recipe": lambda: experiment("recipe", sweep(LAB, FOUR, lr=[1e-4, 2e-4, 4e-4, 8e-4]), 2, split="validation",
                                  starts=2, sft_more=False),
+    "recipe-fgrpo": lambda: experiment(  # its best rate was at the edge of `recipe`
+        "recipe-fgrpo", sweep(LAB, ("fgrpo",), lr=[1.6e-3]), 2, split="validation", starts=2, sft_more=False),
     "lab": lambda: experiment("lab", {"": methods(LAB, *FOUR[:3])}, 6, starts=6, every=200, baselines=BESIDE, copies={
         "learning.png": "lab-learning.png", "errors.png": "lab-errors.png", "settling.csv": "lab-settling.csv",
         "efficiency.csv": "lab-curve.csv", "efficiency.png": "lab-curve.png"}),
