@@ -44,6 +44,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAB = config_with(**PRESETS["lab-rec"])
 TRAINED = config_with(**PRESETS["lab-rec"] | RECIPES["lab-trained"])
 STARTS = 3
+RATES = {"grpo": 4e-4, "fgrpo": 8e-4, "item": 4e-4, "reward_to_go": 4e-4}  # best of `recipe` and `recipe-fgrpo`
 ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
 FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
 BESIDE = ["random", "popularity", "gru4rec", "decoupled", "attributes", "taste"]
@@ -214,7 +215,7 @@ EXPERIMENTS = {
                                  starts=2, sft_more=False),
     "recipe-fgrpo": lambda: experiment(  # its best rate was at the edge of `recipe`
         "recipe-fgrpo", sweep(LAB, ("fgrpo",), lr=[1.6e-3]), 2, split="validation", starts=2, sft_more=False),
-    "lab": lambda: experiment("lab", {"": methods(LAB, *FOUR[:3])}, 6, starts=6, every=200, baselines=BESIDE, copies={
+    "lab": lambda: experiment("lab", {"": {m: with_fields(c, lr=RATES[m]) for m, c in methods(LAB, *FOUR[:3]).items()}}, 6, starts=6, every=200, baselines=BESIDE, copies={
         "learning.png": "lab-learning.png", "errors.png": "lab-errors.png", "settling.csv": "lab-settling.csv",
         "efficiency.csv": "lab-curve.csv", "efficiency.png": "lab-curve.png"}),
     "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 3),
