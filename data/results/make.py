@@ -117,6 +117,14 @@ def ladder():
     write_text(RESULTS / "ladder.csv", to_csv(rows, {**provenance(), "config": LAB.to_dict()}))
 
 
+def lab():
+    """The main comparison, from the warm start, each method at the learning rate chosen for it."""
+    experiments = {"": {m: with_fields(c, lr=RATES[m]) for m, c in methods(LAB, *FOUR[:3]).items()}}
+    copies = {"learning.png": "lab-learning.png", "errors.png": "lab-errors.png", "settling.csv": "lab-settling.csv",
+              "efficiency.csv": "lab-curve.csv", "efficiency.png": "lab-curve.png"}  # fmt: skip
+    experiment("lab", experiments, 6, starts=6, every=200, baselines=BESIDE, copies=copies)
+
+
 def control():
     """Rank tokens alone learn, the slate's reward is noise."""
     splits, items = load_task(LAB)
@@ -215,9 +223,7 @@ EXPERIMENTS = {
                                  starts=2, sft_more=False),
     "recipe-fgrpo": lambda: experiment(  # its best rate was at the edge of `recipe`
         "recipe-fgrpo", sweep(LAB, ("fgrpo",), lr=[1.6e-3]), 2, split="validation", starts=2, sft_more=False),
-    "lab": lambda: experiment("lab", {"": {m: with_fields(c, lr=RATES[m]) for m, c in methods(LAB, *FOUR[:3]).items()}}, 6, starts=6, every=200, baselines=BESIDE, copies={
-        "learning.png": "lab-learning.png", "errors.png": "lab-errors.png", "settling.csv": "lab-settling.csv",
-        "efficiency.csv": "lab-curve.csv", "efficiency.png": "lab-curve.png"}),
+    "lab": lab,
     "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 3),
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
