@@ -165,7 +165,7 @@ def test_a_comparison_killed_again_and_again_ends_bit_identical(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are counted in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_comparison_and_its_workers(tmp_path: Path, number: signal.Signals) -> None:
-    process = comparison(tmp_path / "c", "--steps", "5000")
+    process = comparison(tmp_path / "c", "--steps", "5000", "--no-sft-more")  # which would be trained first
     until_trained(process, tmp_path / "c", 4)
     os.killpg(process.pid, number)  # as a terminal does with Ctrl-C
     assert gone_within(process.pid, 5)  # a moment, on a busy machine
