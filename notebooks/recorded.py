@@ -48,6 +48,11 @@ def pick(rows: Rows, **wanted: Any) -> Rows:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
+def rates_of(made: Mapping[str, Any]) -> dict[str, float]:
+    """The learning rate of each method of a table with one setting."""
+    return {c["method"]: c.get("rl.lr", made["config"]["rl"]["lr"]) for c in made["changes"]}
+
+
 def differences(rows: Rows, digits: int = 3) -> str:
     """Rows of one metric as a Markdown table: mean, difference to the baseline, p-value, detectable difference, verdict.
 
@@ -133,6 +138,7 @@ def _lines(axes: Axes, rows: Rows, key: str) -> None:
         r["method"] for r in rows if r["seeds"] and r["method"] != r["baseline"]]  # fmt: skip
     for number, method in enumerate(names := list(dict.fromkeys(names))):
         own = sorted(pick(rows, method=method), key=lambda r: value_of(r["setting"]))
+        own = [r for r in own if key == "mean" or method != r["baseline"]]
         x = [values.index(value_of(r["setting"])) + 0.1 * (number - (len(names) - 1) / 2) for r in own]
         ends = [(r["low"], r["high"]) if key == "mean" else bracket(r) for r in own]
         spread = [spread_of(r[key], *end) for r, end in zip(own, ends, strict=True)]

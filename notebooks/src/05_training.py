@@ -230,16 +230,17 @@ Markdown(
 # [PLAN.md](../data/results/PLAN.md).
 #
 # **1. Were its settings chosen fairly?** The warm start must leave something to learn, and its samples must differ, because
-# a group with equal rewards teaches nothing. The learning rate was chosen from a grid on the *validation split*, never on
-# the test queries. [Notebook 7](07_ablations.ipynb) shows both choices.
+# a group with equal rewards teaches nothing. The learning rate was chosen for each method, from a grid on the *validation
+# split*, never on the test queries. [Notebook 7](07_ablations.ipynb) shows both choices.
 
 # %%
-from notebooks.recorded import read_table
+from notebooks.recorded import rates_of, read_table
 
-(made, lab), (_, kinds), (_, recipe) = (read_table(name) for name in ("lab", "demonstrations", "recipe"))
+(made, lab), (_, kinds) = (read_table(name) for name in ("lab", "demonstrations"))
+recipe = [row for name in ("recipe", "recipe-fgrpo") for row in read_table(name)[1]]
 rl, sft = made["config"]["rl"], made["config"]["sft"]
 (begin,) = pick(kinds, demonstrations=sft["demonstrations"], steps=sft["sft_steps"])
-rates = {c["method"]: c.get("lr", rl["lr"]) for c in made["changes"]}
+rates = rates_of(made)
 best = {m: max(pick(recipe, metric="ndcg@5", method=m), key=lambda r: r["mean"])["setting"] for m in rates}
 Markdown(
     f"- Warm start: {sft['sft_steps']:,} steps of {sft['sft_batch']} demonstrations ({sft['demonstrations']}). NDCG@5 on "
