@@ -78,7 +78,8 @@ Markdown("\n".join(lines))
 #
 # One column per field. Top: NDCG@5 of the finished list, with 95 % intervals; grey is the warm start with full lists and
 # without RL ([notebook 5](05_training.ipynb)). Bottom: the difference to joint credit at the same value, with simultaneous
-# intervals.
+# intervals. Mind the scales: two seeds are enough to choose a value, but how much seeds vary cannot be estimated from two,
+# so that the intervals of a difference are very wide.
 
 # %%
 figure = small_multiples(tables)
