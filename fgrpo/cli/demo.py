@@ -117,7 +117,7 @@ def known(rows: "list[Row]") -> str:
 
 
 def example(config: Config, splits: "Splits", folder: Path) -> None:
-    """Print one viewer's lists before and after RL, in titles: the first whose warm start, with full lists, misses a film."""
+    """Print one viewer's lists before and after RL, in titles: the first viewer whose full list first misses a film."""
     from ..evaluate import greedy
     from ..policy import Sampling
     from ..runs.policies import load_policy
