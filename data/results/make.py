@@ -215,7 +215,7 @@ def traces():
         write_trace(folder / "trace.jsonl", trace_of(name, config, groups))
 
 
-AFTER = ("--seed", "0", "--init", str(CHECKPOINTS / "lab-rec"), "--credit")
+AFTER = ("--steps", "300", "--seed", "0", "--init", str(CHECKPOINTS / "lab-rec"), "--credit")
 EXPERIMENTS = {
     "demonstrations": demonstrations,
     "ladder": ladder,

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,17 +117,20 @@ def known(rows: "list[Row]") -> str:
 
 
 def example(config: Config, splits: "Splits", folder: Path) -> None:
-    """Print one viewer's lists before and after RL, in titles."""
+    """Print one viewer's lists before and after RL, in titles: the first viewer whose full list first misses a film."""
+    from ..evaluate import greedy
     from ..policy import Sampling
-    from ..rollout import rollout
     from ..runs.policies import load_policy
     from ..runs.warm_start import SHIPPED
 
-    viewer = splits.test[0]
+    viewers, sampling = splits.test[:64], Sampling(replace(config.grammar, full=True))
+    before = greedy(load_policy(SHIPPED), viewers, sampling)
+    number = next((i for i, e in enumerate(viewers) if not e.relevant <= set(before[i].rank)), 0)
+    viewer = viewers[number]
+    after = greedy(load_policy(folder / "task" / "fgrpo-seed0"), [viewer], sampling)[0]
     print(f"\nOne viewer liked {', '.join(viewer.history)}.")
     print(f"Would like too (*): {', '.join(viewer.candidates[i] for i in sorted(viewer.relevant))}.")
-    for name, path in (("warm start", SHIPPED), ("fgrpo", folder / "task" / "fgrpo-seed0")):
-        output = rollout(load_policy(path), [viewer], Sampling(config.grammar)).outputs[0]
+    for name, output in (("warm start", before[number]), ("fgrpo", after)):
         slate, rank = (
             ", ".join(viewer.candidates[i] + "*" * (i in viewer.relevant) for i in part) for part in output[:2]
         )

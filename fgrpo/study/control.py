@@ -1,7 +1,7 @@
 """A positive control for comparisons of credit: a task on which credit must matter, and it is known which way.
 
-Only rank tokens learn, so that the slates stay those of the warm start, and noise of standard deviation 1 is added to
-the slate's reward. Joint credit (grpo) pays the ranker for that noise and must fall; its own reward (fgrpo) does not
+Only rank tokens learn, so that the slates change through shared weights alone, and noise of standard deviation 1 is added
+to the slate's reward. Joint credit (grpo) pays the ranker for that noise and must fall; its own reward (fgrpo) does not
 know the noise and must rise. Lists are filled, so that length is not learned. If either fails, the instrument is broken.
 """
 
