@@ -133,7 +133,7 @@ def control():
                       resume=True, starts=STARTS, sft_more=False)  # fmt: skip
     found = control_found(results, seed_starts(seeds, STARTS))
     rows = []
-    for name, gain in (("grpo", found.joint), ("fgrpo", found.own)):
+    for name, gain in (("grpo", found.joint), ("fgrpo", found.own), ("fgrpo minus grpo", found.apart)):
         low, high = gain.interval()
         rows.append({"method": name, "start": found.start, "gain": gain.mean, "low": low, "high": high,
                      "holds": found.holds, "seeds": seeds, "starts": STARTS})  # fmt: skip

@@ -62,7 +62,7 @@ def _control(args: argparse.Namespace) -> int:
     found = control_found(results, starts, groups)
     if args.json:
         row = {"task": config.task, "start": found.start, "holds": found.holds, "seeds": found.seeds}
-        for name, gain in (("joint", found.joint), ("own", found.own)):
+        for name, gain in (("joint", found.joint), ("own", found.own), ("own_minus_joint", found.apart)):
             low, high = gain.interval()
             row[name] = {"gain": gain.mean, "low": low, "high": high}
         print(json.dumps({**row, "seconds": round(time.perf_counter() - began, 1)}))

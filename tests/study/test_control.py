@@ -16,6 +16,7 @@ from fgrpo.study.control import control_experiments, control_found
 from tests.study.test_report import QUALITY, result, runs
 
 HOLDS, FAILS = "The control holds", "The control FAILS: the instrument is broken"
+UNDECIDED = "The control is undecided"
 FEW = "Fewer than 3 seeds decide nothing."
 
 
@@ -44,7 +45,8 @@ def test_the_ranker_learns_alone_and_the_slate_is_paid_noise() -> None:
         (-0.08, 0.02, 3, 0.001, HOLDS), (-0.08, 0.02, 5, 0.001, HOLDS),
         (0.02, 0.02, 5, 0.001, FAILS),  # joint credit rises
         (-0.08, -0.02, 5, 0.001, FAILS),  # own credit falls
-        (0.0, 0.0, 5, 0.001, FAILS), (-0.02, 0.02, 5, 0.1, FAILS),  # seeds vary too much to tell
+        (0.0, 0.0, 5, 0.001, FAILS),  # nothing, although it would have been seen
+        (-0.02, 0.02, 5, 0.1, UNDECIDED),  # seeds vary too much to tell
         (-0.08, 0.02, 2, 0.001, FEW), (-0.08, 0.02, 1, 0.001, FEW), (0.02, -0.02, 2, 0.001, FEW),
     ],
 )  # fmt: skip
@@ -80,9 +82,10 @@ def test_it_says_whether_it_holds_and_exits_with_1_if_not(
 def test_the_sentences_hold_the_numbers(monkeypatch) -> None:
     flat = {"": {name: [result(torch.full((50,), level))] * 4 for name, level in
                  (("sft_full", 0.5), ("sft", 0.4), ("grpo", 0.42), ("fgrpo", 0.515))}}  # fmt: skip
-    assert control_found(flat, [0, 0, 1, 1]).sentences[:2] == [
+    assert control_found(flat, [0, 0, 1, 1]).sentences[:3] == [
         "grpo: NDCG@5 0.500 -> 0.420 (-0.080 [-0.080, -0.080]); it must fall.",
         "fgrpo: NDCG@5 0.500 -> 0.515 (+0.015 [+0.015, +0.015]); it must rise.",
+        "fgrpo minus grpo: +0.095 [+0.095, +0.095]; it must be above 0.",
     ]
 
 
