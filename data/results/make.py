@@ -191,13 +191,6 @@ def oracle(name, configs, batches, groups):
     analysis.write_analysis(RESULTS / f"{name}.csv", *found, str(CHECKPOINTS / "lab-rec"), config)
 
 
-def noisy():
-    """Noise in one phase's reward: why it hurts both phases."""
-    plain = methods(LAB, "grpo", "fgrpo")
-    return plain | {f"{name} {noise}=1": with_fields(c, **{noise: 1.0})
-                    for noise in ("slate_noise", "rank_noise") for name, c in plain.items()}  # fmt: skip
-
-
 def train(name, *options):
     """A shipped policy. A folder that holds a run is not overwritten: remove it first."""
     subprocess.run([sys.executable, "-m", "fgrpo", "train", "--task", "lab-rec", "--policy-only", *options, "--out",
@@ -229,7 +222,6 @@ EXPERIMENTS = {
                                  sft_more=False),
     "control": control,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
-    "oracle-noise": lambda: oracle("oracle-noise", noisy(), 1, (8,)),
     # real data and models
     "movielens": movielens,
     "smollm2-movielens": lambda: smollm2("movielens", "MOVIELENS"),
