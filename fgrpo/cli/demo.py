@@ -41,29 +41,29 @@ def demo(args: argparse.Namespace) -> None:
     config = config_with(task="lab-rec", **{**PRESETS["lab-rec"], "steps": args.steps})
     splits, items = load_task(config)
     splits = splits._replace(test=splits.test[:QUERIES])
-    folder, starts = new_folder("demo"), seed_starts(args.seeds, 1)
+    folder, starts, seeds = new_folder("demo"), seed_starts(args.seeds, 1), 2 * args.seeds  # of the control
     experiments, control = grid(config, METHODS), control_experiments(config)
 
-    def run(what: "Experiments", name: str, every: int) -> "Results":
+    def run(what: "Experiments", seeds: int, name: str, every: int) -> "Results":
         baselines = baselines_by_name(["gru4rec", "attributes", "taste"] if every else [])
         return compare(
-            what, args.seeds, folder / name, lambda config: (splits, items), baselines, None, args.jobs, args.json,
+            what, seeds, folder / name, lambda config: (splits, items), baselines, None, args.jobs, args.json,
             every=every, sft_more=bool(every),
         )  # fmt: skip
 
     if not args.json:
         print(INTRODUCTION.format(steps=args.steps, seeds=args.seeds, queries=QUERIES), flush=True)
-    results = run(experiments, "task", max(1, args.steps // POINTS))
+    results = run(experiments, args.seeds, "task", max(1, args.steps // POINTS))
     rows = write_report(results, experiments, folder / "task", starts=starts)
-    found = control_found(run(control, "control", 0), starts)
+    found = control_found(run(control, seeds, "control", 0), seed_starts(seeds, 1))
     checks = manipulation(results, starts)
     plots.save(plots.demo(rows, results[""], found, args.steps), folder / "demo.png")
     if args.json:
         report(config, rows, checks, results, found, time.perf_counter() - began)
         return
     learned(results, checks)
-    title = "Where credit must matter, it does" if found.holds else "Does credit matter where it must?"
-    print(f"\n2. {title}: rank tokens alone learn, and the slate's reward is noise.")
+    title = "Where credit must matter, it does." if found.holds else "Does credit matter where it must?"
+    print(f"\n2. {title} Rank tokens alone learn, and the slate's reward is noise; {seeds} seeds.")
     print(*(f"   {line}" for line in found.sentences), sep="\n")
     print(f"\n3. The full task, both phases learning: {args.steps} steps, {args.seeds} seeds from one warm start.")
     print(known(rows))

@@ -85,5 +85,5 @@ def control_found(results: Results, starts: Sequence[int], groups: Groups | None
     ((setting, by_method),) = results.items()
     start, joint, own = (by_seed(by_method[m], "ndcg@5", starts) for m in (WARM_START_FULL, JOINT, OWN))
     clusters = (groups or {}).get(setting)
-    gains = (paired(x, starts, clusters) for x in (joint - start, own - start, own - joint))
-    return Control(float(start.mean()), *gains, len(starts))
+    fall, rise, apart = (paired(x, starts, clusters) for x in (joint - start, own - start, own - joint))
+    return Control(float(start.mean()), fall, rise, apart, len(starts))

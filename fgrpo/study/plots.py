@@ -327,6 +327,7 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
     known.set(title="The full task", ylim=(-0.7, len(others) - 0.4),
               xlabel=f"difference to {means[trained[0]]['baseline']} (grey: could not be seen)")  # fmt: skip
     for axes in (learns, must, known):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         tidy(axes)
     return figure
 

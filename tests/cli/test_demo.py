@@ -38,7 +38,7 @@ def demo(tmp_path, monkeypatch, capsys):
         def by_hand(experiments, count, folder, load, baselines, start, jobs, quiet, every=0, sft_more=True) -> Results:
             splits, _ = load(Config())
             calls.append((experiments, count, list(baselines), every, sft_more, splits))
-            return task(gain, seeds) if every else made(*control, seeds)
+            return task(gain, seeds) if every else made(*control, count)
 
         monkeypatch.setattr(compare, "compare", by_hand)
         monkeypatch.setattr(report, "write_report", lambda found, *args, starts: report.table(found, starts=starts))
@@ -74,9 +74,9 @@ def test_it_shows_learning_then_the_control_then_what_is_known(demo) -> None:
     ("gain", "control", "seeds", "said", "unsaid"),
     [
         (0.0, (-0.08, 0.02), 3, ["1. Does RL learn?", "RL has not been shown to learn here"], ["1. RL learns"]),
-        (0.1, (0.02, 0.02), 3, ["The control FAILS: the instrument is broken"], ["it does:", "The control holds"]),
+        (0.1, (0.02, 0.02), 3, ["The control FAILS: the instrument is broken"], ["it does.", "The control holds"]),
         (0.1, (-0.08, 0.02), 1, ["1. Does RL learn?", "no verdict: fewer than 3 seeds", "decide nothing"],
-         ["1. RL learns", "it does:"]),
+         ["1. RL learns", "it does."]),
     ],
 )  # fmt: skip
 def test_it_claims_nothing_that_its_numbers_do_not_show(demo, gain, control, seeds, said, unsaid) -> None:
