@@ -174,8 +174,9 @@ def on(monkeypatch, day: date) -> None:
 def test_tomorrow_the_prompt_is_the_same(dated, tmp_path, monkeypatch) -> None:
     """A run that began today shows its date when it is resumed, evaluated and used as a warm start."""
     config = config_with(
-        model=str(dated), slate_size=3, rank_size=2, group=2, queries=2, steps=2, lora_rank=2, passage_tokens=5
-    )
+        model=str(dated), slate_size=3, rank_size=2, group=2, queries=2, steps=2, lora_rank=2, passage_tokens=5,
+        lr_decay="none",
+    )  # fmt: skip
     grammar, (example, *_) = GrammarConfig(3, 2), examples()
     on(monkeypatch, date(2026, 11, 26))
     policy = PretrainedPolicy.new(config.lm)

@@ -56,7 +56,7 @@ def test_opens_on_a_bundled_trace(visit) -> None:
     page = visit()
     assert page.locator("#at-pool tbody tr").count() == 20
     assert page.locator("#at-strip .token").count() > 10
-    assert "slate miss: 2 of 4 relevant candidates not in the slate" in page.locator("#at-errors").inner_text()
+    assert "all 2 relevant candidates are ranked above every irrelevant one" in page.locator("#at-errors").inner_text()
     assert "query=test-0" in at(page) and "run=lab-rec-fgrpo" in at(page)
 
 
@@ -82,7 +82,7 @@ def test_a_rollout_can_be_picked_and_coloured(visit) -> None:
 
 
 def test_switching_credit_flips_signs(visit) -> None:
-    page = visit(rollout="1")
+    page = visit(query="test-3", rollout="1")
     assert page.locator("#at-strip .flipped").count() == 8  # the rank tokens: a good slate, badly ordered
     ranked = values(page)[-1]
     assert ranked.startswith("\N{MINUS SIGN}")
