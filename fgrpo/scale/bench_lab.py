@@ -14,7 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ import torch
 from ..config import Config
 from ..data import Example
 from ..policy import Policy, Prompts
-from ..runs.sft import sft_step
+from ..runs.sft import sft_step, without_full
 from ..trainer import Logs, step
 from .bench import Row
 
@@ -43,7 +43,7 @@ def bench_lab(policy: Policy, examples: Sequence[Example], config: Config, repea
     """One row for SFT and one for RL. The policy is trained meanwhile; `examples` are used in turn."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    free = replace(config, grammar=replace(config.grammar, full=False))  # demonstrations are of any length
+    free = without_full(config)  # demonstrations are of any length
     stages = [Stage("sft", sft_step, config.sft.sft_batch, free), Stage("rl", step, config.rl.queries, config)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6)
     rounds: dict[str, list[dict[str, float]]] = {stage.name: [] for stage in stages}

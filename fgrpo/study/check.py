@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ..config import KitError
-from .compare import WARM_START, WARM_START_FULL, Result, Results
+from .compare import SFT_MORE, WARM_START, WARM_START_FULL, Result, Results
 from .significance import Estimate, paired
 
-MORE_SFT = "sft_more"
-"""rows of this name, or that begin so (`sft_more_queries`), are SFT continued from the warm start"""
 LEAST_SEEDS = 3
 """fewer seeds give intervals, but no verdict"""
 Groups = Mapping[str, Sequence[str]]
@@ -66,7 +64,7 @@ def manipulation(
             by_seed(by_method[method], metric, starts) - by_seed(by_method[reference], metric, starts),
             starts, (groups or {}).get(setting)))
         for setting, by_method in results.items()
-        for reference in by_method if reference == WARM_START_FULL or reference.startswith(MORE_SFT)
+        for reference in by_method if reference == WARM_START_FULL or reference.startswith(SFT_MORE)
         for method in trained_methods(results)
     ]  # fmt: skip
 
@@ -85,7 +83,7 @@ def trained_methods(results: Results) -> list[str]:
     """The methods that RL trained: the rows after the warm start, but for those of SFT."""
     methods = list(next(iter(results.values())))
     after = methods[methods.index(WARM_START) + 1 :]
-    return [m for m in after if m != WARM_START_FULL and not m.startswith(MORE_SFT)]
+    return [m for m in after if m != WARM_START_FULL and not m.startswith(SFT_MORE)]
 
 
 def starts_of(results: Results, starts: Sequence[int] | None = None) -> list[int]:

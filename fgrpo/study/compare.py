@@ -27,7 +27,7 @@ from ..data import Splits
 from ..evaluate import evaluate, greedy, measure_outputs
 from ..policy import Policy
 from ..prompt import Output
-from ..runs.fields import check_pools
+from ..runs.fields import check_pools, with_fields
 from ..runs.lock import lock
 from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
@@ -158,12 +158,11 @@ def compare(
                 train_and_test, config, loaded[key][0], paths[key, w], run_folder(folder, setting, method, seed),
                 quiet_runs, resume, every, {**origins[key], "start": w},
             )  # fmt: skip
-        longest_first = sorted(calls, key=lambda call: call[1] in baselines)  # the sort is stable
-        done = dict(zip(longest_first, _run_all([calls[c] for c in longest_first], jobs, quiet), strict=True))
+        done = _run_all(list(calls.values()), jobs, quiet)
 
     results: Results = {setting: {} for setting in experiments}
-    for setting, name, number in calls:
-        results[setting].setdefault(name, []).append(done[setting, name, number])
+    for (setting, name, _), result in zip(calls, done, strict=True):
+        results[setting].setdefault(name, []).append(result)
     return results
 
 
@@ -219,7 +218,7 @@ def train_and_test(
 
 def measure_sft(config: Config, splits: Splits, start: Path, row: str) -> Result:
     """The policy `start` as it is, with lists of the run's length or (WARM_START_FULL) filled."""
-    config = _filled(config) if row == WARM_START_FULL else config
+    config = with_fields(config, full=True) if row == WARM_START_FULL else config
     return Result(evaluate(load_policy(start, config.device, config.lm), splits.test, config))
 
 
@@ -229,17 +228,13 @@ def go_on_with_sft(
 ) -> Result:  # fmt: skip
     """A row of GO_ON: the policy `start` after SFT went on in `folder`; SFT_MORE also on the way, as often as RL."""
     policy, queries, run = continued(config, splits, start, folder, row == SFT_ONCE, resume)
-    filled = _filled(config)
+    filled = with_fields(config, full=True)
     steps, points = run.config.sft.sft_steps, config.rl.steps // every if every and row == SFT_MORE else 0
     at = sorted({-(-steps * (i + 1) // points) for i in range(points)})  # fewer, where SFT has fewer steps
     stage = sft_stage(run.config, demonstrate)
     policy = fit(policy, queries, run.config, run, stage, quiet, after_step=_measure_at(at, run, splits, filled))
     metrics = evaluate(policy, splits.test, filled)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), _curve(run, at))
-
-
-def _filled(config: Config) -> Config:
-    return replace(config, grammar=replace(config.grammar, full=True))
 
 
 def _measure_at(steps: Sequence[int], run: Run, splits: Splits, config: Config) -> Callback:

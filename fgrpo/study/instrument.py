@@ -1,7 +1,6 @@
 """Whether a policy is one that a comparison of credit can be made with: what it knows, and how much its samples vary."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -12,6 +11,7 @@ from ..evaluate import evaluate
 from ..policy import Policy
 from ..rewards import score
 from ..rollout import rollout
+from ..runs.fields import with_fields
 from ..trainer import sampling_of
 
 SAMPLED = 256
@@ -26,7 +26,7 @@ def instrument(policy: Policy, splits: Splits, config: Config) -> dict[str, floa
     entropy: of the first choice of the slate, in nats (ln 20 = 3.0 is a coin); reward_slate, reward_rank: means of
     sampled rollouts; zero_variance_*: share of groups whose rewards are all equal, which teach nothing.
     """
-    filled = replace(config, grammar=replace(config.grammar, full=True))
+    filled = with_fields(config, full=True)
     free, full = (evaluate(policy, splits.validation, c) for c in (config, filled))
     queries: Sequence[Example] = splits.validation[:SAMPLED]
     rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, config.seed)

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from fgrpo.runs.run import provenance  # noqa: E402
+from fgrpo.study.compare import seed_starts  # noqa: E402
 from fgrpo.study.report import to_csv  # noqa: E402
 from fgrpo.study.significance import Estimate, paired  # noqa: E402
 from fgrpo.tasks.atomic import write_text  # noqa: E402
@@ -50,7 +51,7 @@ class Cell:
     @property
     def sd(self) -> float:
         """SD of the mean difference."""
-        starts = [s % self.starts for s in range(self.seeds)]
+        starts = seed_starts(self.seeds, self.starts)
         groups = self.groups() or [str(q) for q in range(QUERIES)]
         by_start = self.start_sd**2 * sum((n / self.seeds) ** 2 for n in Counter(starts).values())
         by_query = self.query_sd**2 * sum((n / QUERIES) ** 2 for n in Counter(groups).values())
