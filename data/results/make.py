@@ -216,7 +216,14 @@ EXPERIMENTS = {
                                  starts=2, sft_more=False),
     "recipe-fgrpo": lambda: experiment(  # its best rate was at the edge of `recipe`
         "recipe-fgrpo", sweep(LAB, ("fgrpo",), lr=[1.6e-3]), 2, split="validation", starts=2, sft_more=False),
+    "batch": lambda: experiment(  # the same number of rollouts a step, split otherwise
+        "batch", {f"{q} x {128 // q}": methods(with_fields(LAB, queries=q, group=128 // q), *TWO) for q in (8, 32)}, 2,
+        split="validation", starts=2, sft_more=False),
+    "horizon": lambda: experiment("horizon", sweep(LAB, TWO, steps=[300, 1200]), 2, split="validation", starts=2,
+                                  sft_more=False),
     "lab": lab,
+    "lab-filled": lambda: experiment(
+        "lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3, sft_more=False),
     "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 3),
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
