@@ -16,7 +16,7 @@ from ..runs.run import flat, provenance, read_metrics
 from ..tasks.atomic import write_text
 from . import plots
 from .check import LEAST_SEEDS, Check, Groups, by_seed, manipulation, not_learned, starts_of, trained_methods
-from .compare import WARM_START, Results, run_folder, slug
+from .compare import WARM_START, Result, Results, run_folder, slug
 from .experiments import Experiments
 from .plots import Row
 from .significance import Estimate, holm, paired
@@ -228,46 +228,61 @@ def efficiency(
     """NDCG@5 against drawn tokens, and the tokens that each method needs to reach the baseline's last value.
 
     From `compare(..., every=N)`. The first rows are the points of the mean curves, with 95 % intervals. The second rows
-    hold where a mean curve first crosses that level, by straight lines between measurements. `low` to `high` are all
-    amounts of tokens at which the paired 95 % interval of method minus the baseline's last value includes 0, and what is
-    between them, so they cover the true crossing with 95 % (a test, inverted); `high` is infinite if the method may not
-    have reached the level. Between measurements the bounds of these intervals follow straight lines, too.
+    hold where a mean curve first crosses that level, by straight lines between measurements (`reached`), and `saved`:
+    how many times more tokens the baseline needs for the same level. That level is its own last value, or that of the
+    method where the method ends lower, with `saved` then below 1.
     """
-    curves, crossings = [], []
+    points, crossings = [], []
     starts = starts_of(results, starts)
     for setting, by_method in results.items():
         own, runs = (groups or {}).get(setting), {m: by_method[m] for m in trained_methods(results)}
         begin = by_seed(by_method[WARM_START], CURVE, starts)
-        values = {  # (points, S, Q)
-            m: torch.stack(
-                [torch.stack([x, *(v for _, v in run.curve)]) for x, run in zip(begin, r, strict=True)], dim=1
-            )
-            for m, r in runs.items()
-        }
-        tokens = {
-            m: [0.0, *torch.tensor([[t for t, _ in run.curve] for run in r]).double().mean(0).tolist()]
-            for m, r in runs.items()
-        }
-        baseline = baseline_of(list(runs))
-        target = values[baseline][-1]
-        for method, spent in tokens.items():
-            for count, value in zip(spent, values[method], strict=True):
+        curves = {m: curve_of(begin, r) for m, r in runs.items()}
+        base = curves[baseline_of(list(runs))]
+        for method, curve in curves.items():
+            for count, value in zip(*curve, strict=True):
                 mean = paired(value, starts, own)
                 point = {"setting": setting, "method": method, "tokens": round(count), "mean": mean.mean}
-                curves.append(point | _bounds("", mean))
-            bounds = [paired(value - target, starts, own).interval() for value in values[method]]
-            if method == baseline:
-                low = high = spent[-1]
-            else:
-                low = crossing(spent, [high for _, high in bounds], 0.0)
-                below = crossing(spent[::-1], [-low for low, _ in bounds][::-1], 0.0)
-                high = math.inf if below == spent[-1] and bounds[-1][0] < 0 else below
-            crossings.append({
-                "setting": setting, "method": method, "target": float(target.mean()),
-                "tokens": crossing(spent, values[method].mean((1, 2)).tolist(), float(target.mean())),
-                "low": low, "high": high, "seeds": len(starts),
-            })  # fmt: skip
-    return curves, crossings
+                points.append(point | _bounds("", mean))
+            row = {"setting": setting, "method": method, "target": float(base[1][-1].mean()), "seeds": len(starts)}
+            crossings.append(row | dict(zip(("tokens", "low", "high"), reached(curve, base, starts, own), strict=True)))
+            slower = curve[1][-1].mean() < base[1][-1].mean()
+            needed = reached(base, curve, starts, own) if slower else reached(curve, base, starts, own)
+            last = (curve if slower else base)[0][-1]
+            saved = [x / last for x in needed] if slower else [last / x if x else math.inf for x in needed]
+            names = ("saved", "saved_low", "saved_high") if slower else ("saved", "saved_high", "saved_low")
+            crossings[-1] |= dict(zip(names, saved, strict=True))
+    return points, crossings
+
+
+Curve = tuple[list[float], Tensor]
+"""Drawn tokens at each point, mean over seeds; and the metric CURVE there, (points, S, Q)."""
+
+
+def curve_of(begin: Tensor, runs: Sequence[Result]) -> Curve:
+    """The learning curve of the runs of all seeds, from the warm start's values `begin` (S, Q) on."""
+    values = [torch.stack([x, *(v for _, v in run.curve)]) for x, run in zip(begin, runs, strict=True)]
+    spent = torch.tensor([[t for t, _ in run.curve] for run in runs]).double().mean(0).tolist()
+    return [0.0, *spent], torch.stack(values, dim=1)
+
+
+def reached(
+    curve: Curve, other: Curve, starts: Sequence[int], groups: Sequence[str] | None
+) -> tuple[float, float, float]:
+    """Tokens at which a mean curve first crosses the last value of another one, and the bounds of their 95 % interval.
+
+    Between the bounds lie all amounts of tokens at which the paired interval of the curve minus that value includes 0,
+    and what is between them, so they cover the true crossing with 95 % (a test, inverted); the upper one is infinite if
+    the curve may not have reached the level. Between measurements all follow straight lines.
+    """
+    (spent, values), target = curve, other[1][-1]
+    if curve is other:
+        return (spent[-1],) * 3
+    bounds = [paired(value - target, starts, groups).interval() for value in values]
+    low = crossing(spent, [high for _, high in bounds], 0.0)
+    below = crossing(spent[::-1], [-low for low, _ in bounds][::-1], 0.0)
+    high = math.inf if below == spent[-1] and bounds[-1][0] < 0 else below
+    return crossing(spent, values.mean((1, 2)).tolist(), float(target.mean())), low, high
 
 
 def settling(runs: Sequence[list[dict[str, float]]]) -> dict[str, float]:

@@ -283,6 +283,8 @@ def test_tokens_to_reach_a_level() -> None:
     assert [(r["method"], r["tokens"], r["low"], r["high"]) for r in reached] == [
         ("grpo", *[pytest.approx(200)] * 3), ("fgrpo", *[pytest.approx(100)] * 3), ("item", math.inf, math.inf, math.inf),
     ]  # fmt: skip
+    saved = [(r["saved"], r["saved_low"], r["saved_high"]) for r in reached]  # item needs twice the tokens for the same
+    assert saved == [(pytest.approx(factor),) * 3 for factor in (1, 2, 0.5)]
     assert [p["tokens"] for p in points if p["method"] == "fgrpo"] == [0, 100, 200]
     assert [r["target"] for r in reached] == [pytest.approx(0.4)] * 3 and plots.efficiency(points, reached)
 
@@ -300,6 +302,7 @@ def test_the_interval_of_a_crossing_covers_it() -> None:
     for seed in range(0, 600_000, 10_000):
         rows = {"sft": [result(torch.zeros(40))], "grpo": learned(1, seed), "fgrpo": learned(2, seed + 5_000)}
         _, (_, other) = efficiency({"": rows})
+        assert other["saved_low"] == pytest.approx(400 / other["high"]) and other["saved_high"] >= other["saved"]
         covered += other["low"] <= 200 <= other["high"]
     assert 54 <= covered <= 60
 
