@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..config import Config, RLConfig
 from ..credit import CREDITS
@@ -44,7 +45,7 @@ class CountSketch:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Sketches of vectors."""
-        signed = torch.nn.functional.pad(x * self.sign, (0, self.missing))
+        signed = pad(x * self.sign, (0, self.missing))
         return signed.unflatten(-1, (-1, self.buckets)).sum(-2)
 
 
@@ -99,16 +100,15 @@ def add_estimates(
     advantages = advantages * drawn_tokens(rollouts)  # (M, B, T); a forced token has no gradient
     for q, example in enumerate(examples):
         rows = slice(q * rollouts.group, (q + 1) * rollouts.group)
-        own, bases = advantages[:, rows] / rollouts.group, []
-        for phase, number_of in PHASES.items():
-            basis, coefficients = basis_of((own * (rollouts.phase[rows] == number_of)).flatten(1).cpu())
-            bases.append(basis)
-            found.coefficients[phase].append(coefficients.float())
-        found.sketches.append(group_gradients(policy, example, rollouts, rows, torch.cat(bases), sketch))
-        # a group's basis is that of slate tokens, then that of rank tokens
-        slate, rank = (found.coefficients[phase][-1] for phase in PHASES)
-        found.coefficients["slate"][-1] = torch.nn.functional.pad(slate, (0, rank.shape[1]))
-        found.coefficients["rank"][-1] = torch.nn.functional.pad(rank, (slate.shape[1], 0))
+        own, part = advantages[:, rows] / rollouts.group, rollouts.phase[rows]
+        (slate, of_slate), (rank, of_rank) = (
+            basis_of((own * (part == phase)).flatten(1).cpu()) for phase in PHASES.values()
+        )
+        # a group's basis is that of its slate tokens, then that of its rank tokens
+        found.coefficients["slate"].append(pad(of_slate, (0, len(rank))).float())
+        found.coefficients["rank"].append(pad(of_rank, (len(slate), 0)).float())
+        basis = torch.cat((slate, rank))
+        found.sketches.append(group_gradients(policy, example, rollouts, rows, basis, sketch))
 
 
 def advantages_of(

@@ -249,8 +249,8 @@ class Moments:
         return found
 
     def efficiency(self, name: str, part: str) -> Tensor:
-        """Relative to grpo; negative where the mean estimate points away from the true direction."""
-        ratio = self.along[name, part] / self.along[BASE, part].abs()
+        """Relative to grpo; negative where the two mean estimates point to different sides of the true direction."""
+        ratio = self.along[name, part] / self.along[BASE, part]
         return ratio * ratio.abs() * self._variance(BASE, part) / self._variance(name, part)
 
     def angle(self, name: str, part: str) -> Tensor:
