@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 141  # as a process that SIGPIPE ends
     except KeyboardInterrupt as interrupt:
-        again = f"; to go on: {how_to_resume(argv, args.out)}" if args.command in ("train", "compare") else ""
+        resumes = args.command in ("train", "compare") or (
+            getattr(args, "map", False) and args.out and not args.checkpoint
+        )
+        again = f"; to go on: {how_to_resume(argv, args.out)}" if resumes else ""
         say(f"stopped{again}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except Exception as error:

@@ -2,16 +2,27 @@
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import KitError, RLConfig
+from ..config import Config, KitError, RLConfig
 from .checkpoint import chosen, of_checkpoint, policy_of
-from .checks import check_device, check_output, names_of
+from .checks import check_device, check_output, flag, names_of
+
+if TYPE_CHECKING:
+    from ..data import Example
+    from ..policy import Policy
+
+
+ANALYSED = {"split": "test", "pools": 4, "batches": 8, "groups": [2, 4, 8, 16, 32]}
+"""what `analyse` measures unless told otherwise"""
+OF_MAP = ("coarse", "cells", "groups_per_cell", "seed", "jobs", "resume")
 
 
 def analyse(args: argparse.Namespace) -> None:
@@ -20,8 +31,17 @@ def analyse(args: argparse.Namespace) -> None:
     from ..runs.warm_start import SHIPPED
     from ..study.analysis import analyse, format_analysis, write_analysis
 
+    if args.map:
+        _map(args)
+        return
+    _refuse(args, OF_MAP, "is an option of --map")
     if args.out:
         check_output(Path(args.out), "CSV")
+    if args.signs:
+        _refuse(args, ("batches",), "does not change what --signs measures")
+    usual = {**ANALYSED, **({"pools": 200, "groups": [8]} if args.signs else {})}
+    for name, value in usual.items():
+        setattr(args, name, getattr(args, name) or value)
     names = names_of(args.credits, "--credits") or list(CREDITS)
     for name in names:
         check_credit(with_credit(RLConfig(), name))
@@ -33,11 +53,83 @@ def analyse(args: argparse.Namespace) -> None:
         if not any(g % rl.rankings == 0 and g >= 2 * rl.rankings for g in args.groups):
             raise KitError(f"--groups: {name} needs a multiple of {rl.rankings}, {2 * rl.rankings} at least.")
     policy, splits = policy_of(args, config), splits._replace(test=chosen(args, splits))
+    if args.signs:
+        _signs(args, policy, splits.test[: args.pools], methods, config)
+        return
     rows, apart, real = analyse(policy, splits, methods, config, args.pools, args.batches, args.groups)
     if args.out:
         write_analysis(Path(args.out), rows, apart, real, "shipped" if shipped else args.checkpoint, config)
     report = {"rows": rows, "separability": apart, "interference": real}
     print(json.dumps(report) if args.json else format_analysis(rows, apart, real))
+
+
+def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Raise KitError on the first of these options that was given."""
+    for name in names:
+        if getattr(args, name) not in (None, False, ""):
+            raise KitError(f"{flag(name)} {reason}: leave out one of them.")
+
+
+def _signs(
+    args: argparse.Namespace,
+    policy: "Policy",
+    examples: "Sequence[Example]",
+    methods: dict[str, RLConfig],
+    config: Config,
+) -> None:
+    """Wrong signs against the true advantage, every output listed."""
+    from ..runs.run import provenance
+    from ..study.report import to_csv
+    from ..study.signs import exact_signs, format_signs, sign_rows
+    from ..tasks.atomic import write_text
+
+    sized: dict[tuple[str, float], RLConfig] = {
+        (name, g): replace(rl, group=g) for name, rl in methods.items() for g in args.groups
+        if g % rl.rankings == 0 and g >= 2 * rl.rankings
+    }  # fmt: skip
+    rows = sign_rows(exact_signs(policy, examples, sized, config), config.rl.lam, config.seed)
+    if args.out:
+        write_text(Path(args.out), to_csv(rows, {**provenance(), "config": config.to_dict()}))
+    print(json.dumps({"rows": rows}) if args.json else format_signs(rows))
+
+
+def _map(args: argparse.Namespace) -> None:
+    """Sample efficiency of each method by regime, or for the policy and regime of a run."""
+    from ..study import map as study
+
+    _refuse(args, ("signs", *ANALYSED, "limit"), "does not change what --map measures")
+    alone = ("coarse", "cells", "jobs", "resume") if args.checkpoint else ()
+    _refuse(args, alone, "is about several cells, and --checkpoint is one")
+    if not args.checkpoint:
+        _refuse(args, ("task", "data", "device", "model", "gguf_file", "trust_remote_code"), "goes with --checkpoint, and "
+                "--map without one has policies of its own")  # fmt: skip
+    if args.coarse and args.cells:
+        raise KitError("--coarse names cells, and so does --cells: leave out one of them.")
+    if args.resume and not args.out:
+        raise KitError("--resume continues the map in --out: name its file.")
+    names = names_of(args.credits, "--credits") or study.all_methods()
+    study.map_methods(names, Config())  # refuses what is not known
+    cells = names_of(args.cells, "--cells") or list(study.COARSE if args.coarse else study.CELLS)
+    if unknown := [name for name in cells if name not in study.CELLS]:
+        raise KitError(f"cell {unknown[0]!r} is not known; choose from {', '.join(study.CELLS)}.")
+    most = args.groups_per_cell or (study.COARSE_GROUPS if args.coarse else study.GROUPS)
+    if most < study.LEAST:
+        raise KitError(f"--groups-per-cell {most} must be at least {study.LEAST}, for an interval.")
+    out, seed = Path(args.out) if args.out else None, args.seed or 0
+    if out:
+        check_output(out, "CSV")
+    if args.checkpoint:
+        config, splits = of_checkpoint(args)
+        rl = replace(config.rl, ratio="token", learn="both", rankings=1)
+        config = replace(config, rl=rl, seed=seed)
+        policy, name = policy_of(args, config), Path(args.checkpoint).name
+        rows = study.measure_checkpoint(name, policy, splits, config, names, most, out)
+    else:
+        folder = (out.parent if out else Path("runs/map")) / "starts"
+        rows = study.measure_map(cells, names, folder, out, most, seed, args.jobs or os.cpu_count() or 1, args.resume)
+    if out:
+        study.write_figure(rows, out)
+    print(json.dumps({"rows": rows}) if args.json else study.format_map(rows))
 
 
 BENCHED = {"queries": 2, "layers": 4, "hidden_size": 256, "dtype": "float32", "device": "cpu", "threads": 1}

@@ -151,15 +151,22 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("analyse")
     _add_checkpoint(p, "the shipped warm start")
     p.add_argument("--credits", default="", help="credit methods, separated by commas (default: all)")
-    p.add_argument("--pools", type=_count(), default=4, metavar="N", help="queries whose pool is cut down and enumerated "
-                   "(default 4)")  # fmt: skip
-    p.add_argument(
-        "--batches", type=_count(100_000), default=8, metavar="N", help="rollout batches of the real task (default 8)"
-    )
-    p.add_argument(
-        "--groups", type=_numbers(2, 4096), default="2,4,8,16,32", help="group sizes G (default 2,4,8,16,32)"
-    )
-    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it")
+    p.add_argument("--pools", type=_count(), metavar="N", help="queries whose pool is cut down and enumerated (default 4, "
+                   "with --signs 200)")  # fmt: skip
+    p.add_argument("--batches", type=_count(100_000), metavar="N", help="rollout batches of the real task (default 8)")
+    p.add_argument("--groups", type=_numbers(2, 4096), help="group sizes G (default 2,4,8,16,32, with --signs 8)")
+    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it (not with --signs)")
+    p.add_argument("--signs", action="store_true", help="instead how often a phase gets the wrong sign, in pools of 5")
+    p.add_argument("--map", action="store_true", help="instead the sample efficiency of each method by regime of the lab "
+                   "task, or of --checkpoint; warm starts that are missing are made beside --out")  # fmt: skip
+    p.add_argument("--coarse", action="store_true", help="with --map: half of the cells and a third of the groups")
+    p.add_argument("--cells", default="", help="with --map: names of cells, separated by commas (default: all)")
+    p.add_argument("--groups-per-cell", type=_count(1_000_000), metavar="N", help="with --map: maximum number of groups of "
+                   "a cell (default 1000, with --coarse 320)")  # fmt: skip
+    p.add_argument("--seed", type=_seed, metavar="INT", help="with --map: seed of queries and rollouts (default 0)")
+    p.add_argument("--jobs", type=_count(1024), metavar="N", help="with --map: cells at a time (default: one per core)")
+    p.add_argument("--resume", action="store_true", help="with --map: keep the cells that --out holds already")
+    p.set_defaults(split=None)
     p = command("bench")
     for name, default, text in (("prompt", 512, "tokens of the prompt"), ("completion", 48, "tokens of each completion"),
                                 ("group", 8, "rollouts per query")):  # fmt: skip
@@ -254,6 +261,10 @@ def _text(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("a value is needed, this one is empty")
     return text
+
+
+def _seed(text: str) -> int:
+    return _numbers(0, 2**32 - 1)(text)[0]
 
 
 def _count(most: int = 1_000_000_000) -> Callable[[str], int]:

@@ -45,8 +45,8 @@ class Oracle:
         weights = (self.probability * pay).unsqueeze(1).expand_as(self.decision)
         return found.index_add_(0, self.decision.flatten(), weights.flatten())[:-1]
 
-    def estimates(self, groups: Tensor, config: RLConfig, generator: torch.Generator | None = None) -> Tensor:
-        """The gradient estimate of each group of rollouts by `config.credit`. groups (N, G) of outputs -> (N, E).
+    def advantages(self, groups: Tensor, config: RLConfig, generator: torch.Generator | None = None) -> Tensor:
+        """Advantages of each group of rollouts under `config.credit`. groups (N, G) of outputs -> (N, G, T).
 
         Reward noise is added if there is a generator to draw it from. GDPO's division by the spread over a batch, one
         number for all tokens, is left out: here no batch is meant, and it turns no gradient.
@@ -54,15 +54,20 @@ class Oracle:
         flat, r = groups.flatten(), self.rollouts
         drawn = replace(
             r, prompts=replace(r.prompts, choices=r.prompts.choices.repeat(len(groups))), completions=r.completions[flat],
-            mask=r.mask[flat], phase=r.phase[flat], group=groups.shape[1], rankings=config.rankings,
+            mask=r.mask[flat], phase=r.phase[flat], outputs=[r.outputs[b] for b in flat.tolist()],
+            group=groups.shape[1], rankings=config.rankings,
         )  # fmt: skip
         paid = Rewards(**{name: x[0, groups] for name, x in vars(self.rewards).items()})
         if generator is not None:
             slate, rank = (torch.randn(paid.slate.shape, generator=generator) for _ in range(2))
             noisy = {"slate": paid.slate + config.slate_noise * slate, "rank": paid.rank + config.rank_noise * rank}
             paid = replace(paid, **noisy)
+        return CREDITS[config.credit](paid, drawn, config).view(*groups.shape, -1)
+
+    def estimates(self, groups: Tensor, config: RLConfig, generator: torch.Generator | None = None) -> Tensor:
+        """The gradient estimate of each group of rollouts, from its `advantages`. groups (N, G) of outputs -> (N, E)."""
         # a group's estimate is the mean over its G rollouts of advantage times gradient of log p, token by token
-        advantages = CREDITS[config.credit](paid, drawn, config).double().view(*groups.shape, -1) / groups.shape[1]
+        advantages = self.advantages(groups, config, generator).double() / groups.shape[1]
         found = torch.zeros(len(groups), len(self.phase) + 1, dtype=torch.float64)
         found.scatter_add_(1, self.decision[groups].flatten(1), advantages.flatten(1))
         return found[:, :-1]
@@ -124,8 +129,11 @@ class Oracle:
         return ((a @ self.gram) * b).sum(-1)
 
 
-def enumerate_outputs(policy: Policy, example: Example, config: Config) -> Oracle:
-    """List every output that the grammar allows for one query. Raises KitError on a pool that is too large for it."""
+def enumerate_outputs(policy: Policy, example: Example, config: Config, gradients: bool = True) -> Oracle:
+    """List every output that the grammar allows for one query. Raises KitError on a pool that is too large for it.
+
+    Without `gradients` `gram` is empty, and a pool takes a tenth of a second.
+    """
     pool, grammar = range(len(example.candidates)), config.grammar
     count = _count(len(pool), grammar)
     if count > MAX_OUTPUTS:
@@ -138,11 +146,12 @@ def enumerate_outputs(policy: Policy, example: Example, config: Config) -> Oracl
     completions, mask = policy.spell([example] * len(outputs), outputs)
     sampling = Sampling(grammar, temperature=config.rl.temperature)
     with torch.no_grad():
-        logprobs, _ = policy.logprobs(prompts, completions, mask, sampling, shared=False)
+        logprobs, _ = policy.logprobs(prompts, completions, mask, sampling, shared=not gradients)
     phase = policy.labels.phases(completions, mask)
     rollouts = Rollouts(prompts, completions, mask, phase, logprobs, outputs, len(outputs), sampling)
     decision, where = _decisions(completions, (logprobs < 0) & mask)
-    gram, rollouts = _gram(policy, rollouts, where).cpu(), _on_cpu(rollouts)
+    gram = _gram(policy, rollouts, where).cpu() if gradients else torch.zeros(0, 0)
+    rollouts = _on_cpu(rollouts)
     rows, columns = where.T
     return Oracle(
         rollouts, score(rollouts, [example], config.rl), rollouts.logprobs.double().sum(1).exp(), decision,

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ..config import KitError
@@ -215,6 +218,48 @@ def oracle(rows: list[Row]) -> Figure:
     paid.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (bias, signal, paid):
         tidy(axes)
+    return figure
+
+
+def credit_map(rows: list[Row]) -> Figure:
+    """One heat map a method: its sample efficiency relative to grpo, by cell (rows) and part (columns), in colour.
+
+    rows: as fgrpo.study.map measures them. Hatched: the 95 % interval holds 1; grey: it reaches 0, or there is none.
+    """
+    cells = list(dict.fromkeys((r["cell"], r["lam"]) for r in rows))
+    several = {cell for cell, lam in cells if (cell, lam) != next(c for c in cells if c[0] == cell)}
+    names = [f"{cell}, lambda {lam:g}" if cell in several else cell for cell, lam in cells]
+    methods = [m for m in dict.fromkeys(r["method"] for r in rows) if m != "grpo"] or ["grpo"]
+    parts = list(dict.fromkeys(r["part"] for r in rows))
+    found = {(r["cell"], r["lam"], r["method"], r["part"]): r for r in rows}
+    figure = Figure(figsize=(2.6 + 1.75 * len(methods), 1.6 + 0.27 * len(cells)), layout="constrained")
+    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    colours = colormaps["PuOr_r"].with_extremes(bad="0.8")
+    for axes, method in zip(panels, methods, strict=True):
+        shade = np.full((len(cells), len(parts)), np.nan)
+        for (y, cell), (x, part) in product(enumerate(cells), enumerate(parts)):
+            place = axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, edgecolor="0.55", linewidth=0, fill=False))
+            row = found.get((*cell, method, part))
+            if row is None:
+                place.set(fill=True, facecolor="white")
+                continue
+            value, low, high = (row[f"efficiency{end}"] for end in ("", "_low", "_high"))
+            if value is not None and low is not None and low > 0:
+                shade[y, x] = np.log2(value)
+                place.set_hatch("////" if low < 1 < high else "")
+            text = "?" if value is None else f"{value:.2f}" if abs(value) < 9.95 else f"{value:.0f}"
+            dark = abs(shade[y, x]) > 1.3  # of nan False
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        image = axes.imshow(np.ma.masked_invalid(shade), cmap=colours, vmin=-2, vmax=2, aspect="auto")
+        axes.set_title(name_of(method), fontsize=10)
+        axes.set_xticks(range(len(parts)), parts, fontsize=8)
+        axes.set_yticks(range(len(cells)), names, fontsize=8)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.suptitle("Sample efficiency relative to grpo, by tokens (hatched: the 95 % interval holds 1; grey: it reaches 0)",
+                    fontsize=10)  # fmt: skip
+    bar = figure.colorbar(image, ax=panels, shrink=0.6, pad=0.01, ticks=[-2, -1, 0, 1, 2], extend="both")
+    bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"], fontsize=8)
     return figure
 
 
