@@ -35,7 +35,8 @@ from fgrpo.study.compare import compare, groups_of, loaded_once, seed_starts  # 
 from fgrpo.study.control import control_experiments, control_found  # noqa: E402
 from fgrpo.study.experiments import grid  # noqa: E402
 from fgrpo.study.instrument import instrument  # noqa: E402
-from fgrpo.study.report import to_csv, write_report  # noqa: E402
+from fgrpo.study.map import CELLS  # noqa: E402
+from fgrpo.study.report import AREA, PRIMARY, to_csv, write_report  # noqa: E402
 from fgrpo.tasks import load_task, resolved  # noqa: E402
 from fgrpo.tasks.atomic import write_text  # noqa: E402
 
@@ -47,6 +48,9 @@ STARTS = 3
 RATES = {"grpo": 4e-4, "fgrpo": 8e-4, "item": 4e-4, "reward_to_go": 4e-4}  # best of `recipe` and `recipe-fgrpo`
 ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
 FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
+CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),
+             "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
+"""regimes in which the map's prediction is tested: a cell of it, and lambda"""
 BESIDE = ["random", "popularity", "gru4rec", "decoupled", "attributes", "taste"]
 
 
@@ -67,7 +71,7 @@ def sweep(config, names, **vary):
 
 
 def experiment(name, experiments, seeds, folder=None, copies=None, against="", split="test", limit=None, starts=STARTS,
-               baselines=(), **options):  # fmt: skip
+               baselines=(), primary=PRIMARY, margin=0.01, **options):  # fmt: skip
     """Run a comparison, in runs/NAME unless a folder is given; copy its table, its check, its figure and `copies`."""
 
     def load(config):
@@ -78,7 +82,7 @@ def experiment(name, experiments, seeds, folder=None, copies=None, against="", s
     beside = baselines if isinstance(baselines, dict) else baselines_by_name(list(baselines))
     results = compare(experiments, seeds, folder, read, beside, resume=True, starts=starts, **options)
     groups = groups_of(experiments, read)
-    write_report(results, experiments, folder, against, seed_starts(seeds, starts), groups)
+    write_report(results, experiments, folder, against, seed_starts(seeds, starts), groups, primary, margin)
     copies = {"comparison.csv": f"{name}.csv", "manipulation.csv": f"{name}-check.csv", "comparison.png": f"{name}.png",
               **(copies or {})}  # fmt: skip
     for source, target in copies.items():
@@ -142,6 +146,16 @@ def control():
         RESULTS / "control.csv",
         to_csv(rows, {**provenance(), "config": control_experiments(LAB)[""]["grpo"].to_dict()}),
     )
+
+
+def confirm():
+    """The map's prediction, tested: runs of 200 steps at one constant rate, measured every 40 steps."""
+    experiments = {
+        name: methods(with_fields(CELLS[cell].config(), lam=lam, steps=200, lr=2e-4, lr_decay="none"), *TWO)
+        for name, (cell, lam) in CONFIRMED.items()
+    }
+    copies = {"reached.csv": "confirm-reached.csv", "efficiency.csv": "confirm-curve.csv"}
+    experiment("confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)
 
 
 def folder_of(variable):
@@ -228,6 +242,7 @@ EXPERIMENTS = {
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
     "control": control,
+    "confirm": confirm,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models
     "movielens": movielens,
