@@ -20,7 +20,7 @@ MEMORY = (
 NETWORK = ("gloo", "nccl", "connection", "c10d", "tcpstore")
 LOWER = {
     "bench": "--prompt, --group, --queries or --hidden-size",
-    "analyse": "--groups or --pools",
+    "analyse": "--groups, --pools or --jobs",
     "trace": "--sampled",
     "evaluate": "--limit",
     "data": "the size of the data",

@@ -66,7 +66,8 @@ def analyse(args: argparse.Namespace) -> None:
 def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
     """Raise KitError on the first of these options that was given."""
     for name in names:
-        if getattr(args, name) not in (None, False, ""):
+        value = getattr(args, name)
+        if value is not None and value is not False and value != "":  # a seed of 0 is one
             raise KitError(f"{flag(name)} {reason}: leave out one of them.")
 
 

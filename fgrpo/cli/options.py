@@ -159,10 +159,10 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--signs", action="store_true", help="instead how often a phase gets the wrong sign, in pools of 5")
     p.add_argument("--map", action="store_true", help="instead the sample efficiency of each method by regime of the lab "
                    "task, or of --checkpoint; warm starts that are missing are made beside --out")  # fmt: skip
-    p.add_argument("--coarse", action="store_true", help="with --map: half of the cells and a third of the groups")
+    p.add_argument("--coarse", action="store_true", help="with --map: half of the cells, with fewer groups")
     p.add_argument("--cells", default="", help="with --map: names of cells, separated by commas (default: all)")
     p.add_argument("--groups-per-cell", type=_count(1_000_000), metavar="N", help="with --map: maximum number of groups of "
-                   "a cell (default 1000, with --coarse 320)")  # fmt: skip
+                   "a cell (default 1000, with --coarse 640)")  # fmt: skip
     p.add_argument("--seed", type=_seed, metavar="INT", help="with --map: seed of queries and rollouts (default 0)")
     p.add_argument("--jobs", type=_count(1024), metavar="N", help="with --map: cells at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="with --map: keep the cells that --out holds already")

@@ -110,7 +110,7 @@ CHECKED = 160
 """groups between two looks at the interval of fgrpo's efficiency"""
 PRECISE = 0.15
 """no more groups are drawn where this interval is within 15 % at every lambda"""
-GROUPS, COARSE_GROUPS, LEAST = 1000, 320, 8
+GROUPS, COARSE_GROUPS, LEAST = 1000, 640, 8
 """most groups of a cell, in the coarse map, and the fewest that can be asked for"""
 JUDGED = 64
 """most queries of a cell whose signs are judged, at most one for 8 groups"""

@@ -246,8 +246,8 @@ def credit_map(rows: list[Row]) -> Figure:
             value, low, high = (row[f"efficiency{end}"] for end in ("", "_low", "_high"))
             if value is not None and low is not None and low > 0:
                 shade[y, x] = np.log2(value)
-                place.set_hatch("////" if low < 1 < high else "")
-            text = "?" if value is None else f"{value:.2f}" if abs(value) < 9.95 else f"{value:.0f}"
+                place.set_hatch("////" if low < 0.999 and high > 1.001 else "")  # but for rounding
+            text = "?" if value is None else f"{value:z.2f}" if abs(value) < 9.95 else f"{value:.0f}"
             dark = abs(shade[y, x]) > 1.3  # of nan False
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         image = axes.imshow(np.ma.masked_invalid(shade), cmap=colours, vmin=-2, vmax=2, aspect="auto")

@@ -264,6 +264,33 @@ analyse --out notes.txt -> is not a CSV file
 analyse --out figure.png -> use the suffix .csv
 analyse --out figure.csv -> the figure beside the CSV file would overwrite it
 analyse --out empty -> is a folder
+analyse --coarse -> --coarse is an option of --map
+analyse --jobs 2 -> --jobs is an option of --map
+analyse --seed 0 -> --seed is an option of --map
+analyse --signs --cells warm -> --cells is an option of --map
+analyse --signs --batches 2 -> --batches does not change what --signs measures
+analyse --signs --out notes.txt -> is not a CSV file
+analyse --signs --groups 3 --credits grpo,nested -> nested needs a multiple of 2, 4 at least
+analyse --map --signs -> --signs does not change what --map measures
+analyse --map --groups 8 -> --groups does not change what --map measures
+analyse --map --pools 8 -> --pools does not change what --map measures
+analyse --map --split test -> --split does not change what --map measures
+analyse --map --limit 9 -> --limit does not change what --map measures
+analyse --map --task task.jsonl -> --task goes with --checkpoint
+analyse --map --device cpu -> --device goes with --checkpoint
+analyse --map --checkpoint LAB --coarse -> --coarse is about several cells
+analyse --map --checkpoint LAB --jobs 2 -> --jobs is about several cells
+analyse --map --checkpoint nowhere -> no policy here
+analyse --map --coarse --cells warm -> leave out one of them
+analyse --map --cells zz -> cell 'zz' is not known; choose from cold
+analyse --map --cells warm,warm -> names 'warm' twice
+analyse --map --credits nested -> several rankings of a slate
+analyse --map --credits zz -> credit 'zz' is not known
+analyse --map --groups-per-cell 4 -> must be at least 8
+analyse --map --resume -> name its file
+analyse --map --seed -1 -> whole numbers above -1
+analyse --map --out notes.txt -> is not a CSV file
+analyse --map --out figure.csv -> the figure beside the CSV file would overwrite it
 bench --prompt 1000000000 -> at most 65,536
 bench --prompt 20 -> prompt 20 must be at least 67
 bench --prompt a -> must be whole numbers

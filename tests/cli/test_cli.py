@@ -187,6 +187,18 @@ def test_analyse_finds_the_biased_method(capsys) -> None:
     assert json.loads(Path("o/oracle.csv").read_text().splitlines()[0][2:])["config"]["model"]["hidden_size"] == 32
 
 
+def test_analyse_counts_wrong_signs(capsys) -> None:
+    argv = ["--signs", "--pools", "3", "--groups", "3,8", "--credits", "grpo,nested", "--out", "signs.csv"]
+    status, out, err = call(capsys, "analyse", "--json", *argv)
+    rows = json.loads(out)["rows"]
+    assert status == 0 and err == "" and {r["queries"] for r in rows} == {3}
+    cases = [(r["method"], r["group"], r["phase"]) for r in rows]
+    assert cases == [(m, g, p) for m, g in (("grpo", 3), ("grpo", 8), ("nested", 8)) for p in ("slate", "rank")]
+    assert all(0 <= r["wrong_low"] <= r["wrong"] <= r["wrong_high"] < 1 for r in rows)
+    assert Path("signs.csv").read_text().startswith('# {"command"') and not Path("signs.png").exists()
+    assert "opposite sign" in call(capsys, "analyse", *argv)[1]
+
+
 def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
     reports = []
     for jobs in ("1", "2"):
