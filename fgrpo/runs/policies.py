@@ -20,9 +20,14 @@ from .seal import check_seal, seal
 class OwnFiles(Protocol):
     """A policy that writes and reads its checkpoints itself: PretrainedPolicy, fgrpo.study.apart.PhasePolicy."""
 
-    def save(self, folder: str | Path) -> None: ...
-    def reload(self, folder: str | Path) -> Policy: ...  # of another checkpoint of its run
-    def reference(self, folder: str | Path) -> Policy: ...  # the same, which stays as it is
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint."""
+
+    def reload(self, folder: str | Path) -> Policy:
+        """The policy of another checkpoint of its run."""
+
+    def reference(self, folder: str | Path) -> Policy:
+        """The same, as a policy that stays as it is, for a KL penalty."""
 
 
 def new_policy(items: Sequence[str], config: Config, seed: int = 0) -> Policy:

@@ -16,7 +16,7 @@ from fgrpo.prefix import PrefixTree
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
-from fgrpo.runs.fields import with_fields
+from fgrpo.runs.fields import config_with, with_fields
 from fgrpo.runs.run import Run
 from fgrpo.runs.trace import trace_policy
 from fgrpo.study.apart import PhasePolicy
@@ -118,7 +118,7 @@ def test_the_loss_has_the_gradients_of_both_phases_side_by_side(policy, queries,
 
 def test_a_slate_step_leaves_the_ranker_as_it_is_and_changes_what_it_is_asked(lab) -> None:
     """Probabilities of every output of a small pool: given the slate exactly the same, of the slates not."""
-    example, config = small_pool(lab.test[0], 4), with_fields(SMALL_CONFIG, slate_size=2, rank_size=2)
+    example, config = small_pool(lab.test[0], 4), config_with(slate_size=2, rank_size=2)
     apart = PhasePolicy.twice(spread_policy())
     before = enumerate_outputs(apart, example, config)
     slate, rank = before.phase == PHASE_SLATE, before.phase == PHASE_RANK
@@ -130,9 +130,6 @@ def test_a_slate_step_leaves_the_ranker_as_it_is_and_changes_what_it_is_asked(la
     a, b = (x.rollouts.logprobs for x in (before, after))
     ranks = before.rollouts.phase == PHASE_RANK
     assert torch.equal(a[ranks], b[ranks]) and not torch.allclose(a[~ranks], b[~ranks], atol=1e-3)
-
-
-SMALL_CONFIG = with_fields(__import__("fgrpo.config", fromlist=["Config"]).Config(), **SMALL)
 
 
 def test_it_trains_resumes_and_is_measured_as_any_policy(tmp_path, lab, config) -> None:
