@@ -130,7 +130,7 @@ def separability(policy: Policy, oracle: Oracle) -> Numbers:
     were, in shared weights: the leak. With a model of its own for each phase it is exactly 0. `rank_shared` and
     `rank_separate` are the change for the slates as they are after the step: the ranker is asked about other slates,
     whatever weights are shared. After a step of the rank phase, `slate_shared` is the change of the slate phase's
-    gradient; with separate models it is exactly 0. No rank reward comes before a slate's.
+    gradient, whose reward does not depend on the ranking; with separate models it is exactly 0.
     """
     of_slate, of_rank = (reward[0].double() for reward in (oracle.rewards.slate, oracle.rewards.rank))
     slates, ranks = phase_probabilities(policy, oracle)
