@@ -35,6 +35,7 @@ from fgrpo.study.compare import compare, groups_of, loaded_once, seed_starts  # 
 from fgrpo.study.control import control_experiments, control_found  # noqa: E402
 from fgrpo.study.experiments import grid  # noqa: E402
 from fgrpo.study.instrument import instrument  # noqa: E402
+from fgrpo.study.ladder import BEGIN, format_ladder, ladder_experiments, measure_ladder  # noqa: E402
 from fgrpo.study.map import CELLS  # noqa: E402
 from fgrpo.study.report import AREA, PRIMARY, to_csv, write_report  # noqa: E402
 from fgrpo.tasks import load_task, resolved  # noqa: E402
@@ -158,6 +159,17 @@ def confirm():
     experiment("confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)
 
 
+def control_ladder():
+    """Why the control's effect drowns: the ranker alone, separate weights, shared weights."""
+    (splits, items), experiments = load_task(LAB), ladder_experiments(LAB)
+    folder, seeds = Path("runs/control-ladder"), 3
+    results = compare(experiments, seeds, folder, lambda config: (splits, items), {}, resume=True, starts=STARTS,
+                      sft_more=False, begin=BEGIN)  # fmt: skip
+    print(format_ladder(measure_ladder(results, experiments, folder, splits, seed_starts(seeds, STARTS))))
+    for suffix in (".csv", ".png"):
+        shutil.copy((folder / "ladder").with_suffix(suffix), (RESULTS / "control-ladder").with_suffix(suffix))
+
+
 def folder_of(variable):
     """The folder that an environment variable names."""
     if not os.environ.get(variable):
@@ -243,6 +255,7 @@ EXPERIMENTS = {
                                  sft_more=False),
     "control": control,
     "confirm": confirm,
+    "control-ladder": control_ladder,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models
     "movielens": movielens,

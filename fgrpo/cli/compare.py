@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..baselines import Baseline
-    from ..study.compare import Results
+    from ..study.compare import Begin, Results
     from ..study.experiments import Experiments
 
 CREDITS = "grpo,fgrpo,reward_to_go"
@@ -30,6 +30,8 @@ def compare(args: argparse.Namespace) -> int:
 
     if args.control:
         return _control(args)
+    if args.ladder:
+        raise KitError("--ladder extends the positive control: give --control as well.")
     credits = names_of(CREDITS if args.credits is None else args.credits, "--credits")
     if not credits:
         raise KitError("name at least one method with --credits.")
@@ -44,8 +46,9 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def _control(args: argparse.Namespace) -> int:
-    """The positive control: exit status 1 unless it holds."""
+    """The positive control, with --ladder as the first of three rungs: exit status 1 unless it holds."""
     from ..study.control import OPTIONS, control_experiments, control_found
+    from ..study.ladder import ALONE, BEGIN, format_ladder, ladder_experiments, measure_ladder
 
     given = [name for name in OPTIONS if hasattr(args, name)]
     given += [
@@ -56,9 +59,18 @@ def _control(args: argparse.Namespace) -> int:
     config = config_of(args)
     if config.rl.decoding == "free":
         raise KitError("--control fills both lists, which free decoding cannot: leave out --decoding free.")
-    experiments = control_experiments(config)
     began = time.perf_counter()
-    results, starts, groups, folder = _compare(args, experiments, {}, sft_more=False)
+    if args.ladder:
+        experiments = ladder_experiments(config)
+        results, starts, groups, folder = _compare(args, experiments, {}, sft_more=False, begin=BEGIN)
+        rows = measure_ladder(results, experiments, folder, load(args, config)[0], starts, groups)
+        found = control_found({ALONE: results[ALONE]}, starts, groups)
+        seconds = round(time.perf_counter() - began, 1)
+        report = {"task": config.task, "rows": rows, "holds": found.holds, "seconds": seconds}
+        text = f"{format_ladder(rows)}\n{found.sentences[-1]} {seconds:.0f} s in all. All files are in {folder}."
+        print(json.dumps(report) if args.json else text)
+        return 0 if found.holds else 1
+    results, starts, groups, folder = _compare(args, control_experiments(config), {}, sft_more=False)
     found = control_found(results, starts, groups)
     if args.json:
         row = {"task": config.task, "start": found.start, "holds": found.holds, "seeds": found.seeds}
@@ -72,7 +84,11 @@ def _control(args: argparse.Namespace) -> int:
 
 
 def _compare(
-    args: argparse.Namespace, experiments: "Experiments", baselines: "Mapping[str, Baseline]", sft_more: bool
+    args: argparse.Namespace,
+    experiments: "Experiments",
+    baselines: "Mapping[str, Baseline]",
+    sft_more: bool,
+    begin: "Mapping[str, Begin] | None" = None,
 ) -> "tuple[Results, list[int], dict[str, list[str]], Path]":
     """Train and measure; the results, the warm start of each seed, the groups of the queries, and the folder."""
     from ..study.compare import compare, groups_of, loaded_once, seed_starts
@@ -93,7 +109,7 @@ def _compare(
     read = loaded_once(partial(load, args))
     results = compare(
         experiments, args.seeds, folder, read, baselines, start, args.jobs, args.json, args.resume, args.every or 0,
-        starts, sft_more,
+        starts, sft_more, begin,
     )  # fmt: skip
     return results, seed_starts(args.seeds, starts), groups_of(experiments, read), folder
 

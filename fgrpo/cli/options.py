@@ -118,6 +118,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--credits", help="credit methods, separated by commas (default grpo,fgrpo,reward_to_go)")
     p.add_argument("--control", action="store_true", help="instead the positive control: rank tokens alone learn, and the "
                    "slate's reward is noise; grpo must fall and fgrpo rise, or the instrument is broken")  # fmt: skip
+    p.add_argument("--ladder", action="store_true", help="with --control: also both phases learning, with separate and with "
+                   "shared weights, and what gradients predict of all three")  # fmt: skip
     p.add_argument("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="repeat everything for each value "
                    "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
     p.add_argument("--baselines", help="baselines beside the policies, separated by commas: random, popularity, bm25, "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -13,6 +14,20 @@ from ..lm.rows import RowPolicy
 from ..policy import Policy
 from ..prompt import ItemLabels
 from .seal import check_seal, seal
+
+
+@runtime_checkable
+class OwnFiles(Protocol):
+    """A policy that writes and reads its checkpoints itself: PretrainedPolicy, fgrpo.study.apart.PhasePolicy."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint."""
+
+    def reload(self, folder: str | Path) -> Policy:
+        """The policy of another checkpoint of its run."""
+
+    def reference(self, folder: str | Path) -> Policy:
+        """The same, as a policy that stays as it is, for a KL penalty."""
 
 
 def new_policy(items: Sequence[str], config: Config, seed: int = 0) -> Policy:
@@ -82,14 +97,14 @@ def _load_tiny(folder: Path, device: str, kind: type[Policy] = RowPolicy) -> Pol
 
 def reloaded(policy: Policy, folder: Path) -> Policy:
     """The policy of another checkpoint of the same run. Raises KitError if it is damaged."""
-    if isinstance(policy, PretrainedPolicy):
+    if isinstance(policy, OwnFiles):
         return policy.reload(folder)
     return _load_tiny(folder, str(policy.device), type(policy))
 
 
 def reference_of(policy: Policy, folder: Path) -> Policy:
     """The policy of a checkpoint of the same run, which stays as it is, for a KL penalty."""
-    if isinstance(policy, PretrainedPolicy):
+    if isinstance(policy, OwnFiles):
         return policy.reference(folder)
     return _load_tiny(folder, str(policy.device), type(policy))
 
@@ -102,7 +117,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
 
 def write_policy(policy: Policy, folder: str | Path) -> None:
     """Write a policy. Of a tiny one weights (safetensors), model configuration, tokenizer and item keys."""
-    if isinstance(policy, PretrainedPolicy):
+    if isinstance(policy, OwnFiles):
         policy.save(folder)
     elif isinstance(policy.labels, ItemLabels):
         policy.model.save_pretrained(folder)

@@ -1,17 +1,19 @@
 """Bias and variance of each credit method against the exact gradient, and how the phases interfere on the real task."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config import Config, GrammarConfig, RLConfig
 from ..credit import assign_credit, check_credit
 from ..data import Example, Splits
 from ..loss import policy_loss
-from ..policy import Policy
+from ..policy import Policy, Prompts
 from ..prompt import PHASE_RANK, PHASE_SLATE
 from ..rewards import score
 from ..rollout import rollout
@@ -46,7 +48,7 @@ def analyse(
     )  # fmt: skip
     rows = oracle_table(small, methods, (2, 3, 4), exact=True)
     rows += oracle_table(middle, methods, groups, seed=config.seed)
-    apart = mean_of([separability(oracle) for oracle in middle])
+    apart = mean_of([separability(policy, oracle) for oracle in middle])
     queries = [batch_of(splits.train, config.rl.queries, number, config.seed) for number in range(batches)]
     real = mean_of([interference(policy, batch, config, number) for number, batch in enumerate(queries)])
     return rows, apart, real
@@ -113,19 +115,84 @@ def bias_and_variance(
     }  # fmt: skip
 
 
-def separability(oracle: Oracle) -> Numbers:
-    """Effect of a small step of each phase on either expected reward, as F-GRPO takes it. Exact, to first order.
+RAISED = 0.01
+"""gain of the phase's own expected reward, to first order, by the steps of `separability`"""
 
-    `slate_on_rank` is the change of E[R_rank] after a step along the slate tokens' gradient of E[R_slate], divided by
-    the change after a step of the same length along E[R_rank]'s own gradient (a cosine, -1 to 1); the others
-    accordingly. `rank_on_slate` compares with the slate phase's own step.
+
+def separability(policy: Policy, oracle: Oracle) -> Numbers:
+    """Change of one phase's reward gradient after a small step of the other phase, relative to its length. Exact sums.
+
+    Our reading of a phrase: a summary of the paper speaks of "first-order separability", whose statement could not be
+    obtained. The step goes along a phase's gradient as F-GRPO takes it (slate tokens' of E[R_slate], rank tokens' of
+    E[R_rank]), as far as raises its own reward by RAISED to first order.
+
+    After a step of the slate phase, `rank_given_slates` is the change of the ranker's gradient for the slates as they
+    were, in shared weights: the leak. With a model of its own for each phase it is exactly 0. `rank_shared` and
+    `rank_separate` are the change for the slates as they are after the step: the ranker is asked about other slates,
+    whatever weights are shared. After a step of the rank phase, `slate_shared` is the change of the slate phase's
+    gradient, whose reward does not depend on the ranking; with separate models it is exactly 0.
     """
-    slate, rank = (oracle.gradient(x[0]) for x in (oracle.rewards.slate, oracle.rewards.rank))
-    slate_step, rank_step = slate * (oracle.phase == PHASE_SLATE), rank * (oracle.phase == PHASE_RANK)
+    of_slate, of_rank = (reward[0].double() for reward in (oracle.rewards.slate, oracle.rewards.rank))
+    slates, ranks = phase_probabilities(policy, oracle)
+    slate = phase_gradient(policy, oracle, PHASE_SLATE, slates * ranks * of_slate)
+    rank = phase_gradient(policy, oracle, PHASE_RANK, slates * ranks * of_rank)
+    with stepped(policy, slate * (RAISED / slate.square().sum())):
+        new_slates, new_ranks = phase_probabilities(policy, oracle)
+        given, shared = (
+            phase_gradient(policy, oracle, PHASE_RANK, asked * new_ranks * of_rank) for asked in (slates, new_slates)
+        )
+    # a ranker with weights of its own is as before, and asked about the new slates
+    separate = phase_gradient(policy, oracle, PHASE_RANK, new_slates * ranks * of_rank)
+    with stepped(policy, rank * (RAISED / rank.square().sum())):
+        new_slates, new_ranks = phase_probabilities(policy, oracle)
+        other = phase_gradient(policy, oracle, PHASE_SLATE, new_slates * new_ranks * of_slate)
+
+    def change(after: Tensor, before: Tensor) -> float:
+        return float((after - before).norm() / before.norm())
+
     return {
-        "slate_on_slate": oracle.cosine(slate_step, slate), "slate_on_rank": oracle.cosine(slate_step, rank),
-        "rank_on_slate": oracle.cosine(rank_step, slate), "rank_on_rank": oracle.cosine(rank_step, rank),
+        "rank_given_slates": change(given, rank), "rank_shared": change(shared, rank),
+        "rank_separate": change(separate, rank), "slate_shared": change(other, slate),
     }  # fmt: skip
+
+
+def phase_logps(policy: Policy, oracle: Oracle) -> tuple[Tensor, Tensor]:
+    """Log-probability of each output's slate, and of its ranking given the slate, by the policy as it is now. (B,) each."""
+    r, device = oracle.rollouts, policy.device
+    prompts = Prompts(r.prompts.ids.to(device), r.prompts.mask.to(device), r.prompts.choices.to(device))
+    logp, _ = policy.logprobs(prompts, r.completions.to(device), r.mask.to(device), r.sampling, shared=False)
+    slate, rank = ((logp.cpu() * (r.phase == phase)).double().sum(1) for phase in PHASES.values())
+    return slate, rank
+
+
+@torch.no_grad()
+def phase_probabilities(policy: Policy, oracle: Oracle) -> tuple[Tensor, Tensor]:
+    """Probability of each output's slate, and of its ranking given the slate, (B,) each."""
+    slate, rank = phase_logps(policy, oracle)
+    return slate.exp(), rank.exp()
+
+
+def phase_gradient(policy: Policy, oracle: Oracle, phase: int, pay: Tensor) -> Tensor:
+    """Gradient of sum(pay log p) over the tokens of a phase, in the weights of the policy. pay (B,) -> (P,)."""
+    slate, rank = phase_logps(policy, oracle)
+    total = (slate if phase == PHASE_SLATE else rank) @ pay
+    return torch.cat([part.flatten() for part in torch.autograd.grad(total, policy.parameters())])
+
+
+@contextmanager
+def stepped(policy: Policy, step: Tensor) -> Iterator[None]:
+    """Inside this context the weights of a policy are `step` (P,) away."""
+    weights = policy.parameters()
+    begin = [p.detach().clone() for p in weights]
+    with torch.no_grad():
+        for p, part in zip(weights, step.split([p.numel() for p in weights]), strict=True):
+            p.add_(part.view_as(p))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(weights, begin, strict=True):
+                p.copy_(value)
 
 
 def mean_of(rows: Sequence[Numbers]) -> Numbers:
@@ -182,19 +249,20 @@ def format_analysis(rows: list[Row], apart: Numbers, real: Numbers) -> str:
             f"{r['norm']:.2f}", f"{r['variance']:.3g}", f"{r['signal']:.2f}", f"{r['tokens']:.0f}", f"{r['signal_1k']:.2f}",
         ))  # fmt: skip
     percent = {name: f"{100 * value:.0f} %" for name, value in real.items()}
-    signed = {name: f"{value:+.3f}" for name, value in {**apart, **real}.items()}
+    change = {name: f"{100 * value:.1f} %" for name, value in apart.items()}
     return f"""{columns(lines)}
 
 Angles in degrees between the expected estimate and the true gradient of E[R_slate + lambda R_rank], over all tokens and
 within each phase; signal: length along the true gradient over the root of the variance (per 1k: for 1,000 sampled
 tokens). Means over queries.
 
-First-order separability (exact, pools of 6): change of an expected reward after a step of one phase, relative to the
-largest change that a step of this length can bring.
-  fgrpo's slate phase: E[R_slate] {signed["slate_on_slate"]}, E[R_rank] {signed["slate_on_rank"]}
-  fgrpo's rank phase:  E[R_slate] {signed["rank_on_slate"]}, E[R_rank] {signed["rank_on_rank"]}
+Separability, as we read it (exact, pools of 6): change of a phase's reward gradient, relative to its length, after a step
+of the other phase that raises that one's own reward by {RAISED:g}; with shared weights, and with a model for each phase:
+  slate step, ranker's gradient for the same slates: {change["rank_given_slates"]}; 0 % with a model each
+  slate step, ranker's gradient for the new slates:  {change["rank_shared"]}; {change["rank_separate"]} with a model each
+  rank step, slate phase's gradient:                 {change["slate_shared"]}; 0 % with a model each
 
-On the real task the gradients of the two phases have cosine {signed["cosine"]}; the slate's has {percent["slate_share"]} of
-the sum of both norms. Joint credit has the wrong sign for {percent["flipped_slate"]} of slates and {percent["flipped_rank"]}
-of rankings. It is not zero although the phase's own advantage is for {percent["blind_slate"]} and
-{percent["blind_rank"]}."""
+On the real task the gradients of the two phases have cosine {real["cosine"]:+.3f}; the slate's has {percent["slate_share"]}
+of the sum of both norms. Joint credit has the wrong sign for {percent["flipped_slate"]} of slates and
+{percent["flipped_rank"]} of rankings. It is not zero although the phase's own advantage is for {percent["blind_slate"]}
+and {percent["blind_rank"]}."""

@@ -44,6 +44,8 @@ from .sft_more import continued, queries_of, steps_of
 T = TypeVar("T")
 Load = Callable[[Config], tuple[Splits, list[str]]]
 """gives the splits and the catalogue of a run, as fgrpo.tasks.load_task does"""
+Begin = Callable[[Path, Config], Policy]
+"""(folder of the warm start, config) -> the policy that a run trains"""
 
 WARM_START, WARM_START_FULL = "sft", "sft_full"
 """rows of the warm start itself, and of the warm start made to fill both lists: what length alone gives"""
@@ -78,6 +80,7 @@ def compare(
     experiments: Experiments, seeds: int, folder: Path, load: Load,
     baselines: Mapping[str, Baseline] | None = None, start: Path | None = None, jobs: int | None = None,
     quiet: bool = False, resume: bool = False, every: int = 0, starts: int = 1, sft_more: bool = True,
+    begin: Mapping[str, Begin] | None = None,
 ) -> Results:  # fmt: skip
     """Train experiments[setting][method], a whole Config each, with seeds 0 to `seeds` - 1. Methods have free names.
 
@@ -85,7 +88,8 @@ def compare(
     with options of the setting's first method; without `sft_more`, SFT does not go on. `load` gives the splits and
     the catalogue of a run (fgrpo.tasks.load_task). `start` names a policy to start from in place of `starts` warm
     starts; `jobs` runs go on at a time; `every` N steps a run is measured on the test split. Runs are written to
-    folder/SETTING/METHOD-seedN, and continued from there with `resume`.
+    folder/SETTING/METHOD-seedN, and continued from there with `resume`. `begin`: of settings whose runs do not begin with
+    the warm start as it is, what makes their policy of it.
 
     Raises KitError on options that do not fit a method, and on names that would be mixed up.
     """
@@ -156,7 +160,7 @@ def compare(
             key, w = made_by(config), seed % starts
             calls[setting, method, seed] = partial(
                 train_and_test, config, loaded[key][0], paths[key, w], run_folder(folder, setting, method, seed),
-                quiet_runs, resume, every, {**origins[key], "start": w},
+                quiet_runs, resume, every, {**origins[key], "start": w}, (begin or {}).get(setting),
             )  # fmt: skip
         done = _run_all(list(calls.values()), jobs, quiet)
 
@@ -196,7 +200,7 @@ def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline
 
 def train_and_test(
     config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool, every: int = 0,
-    origin: Origin | None = None,
+    origin: Origin | None = None, begin: Begin | None = None,
 ) -> Result:  # fmt: skip
     """One RL run from the warm start, then greedy decoding of the test split, also after every `every` steps.
 
@@ -204,7 +208,7 @@ def train_and_test(
     """
     run = Run(folder, config, resume=resume, save_every=every or config.rl.steps, origin=origin)
     at = range(every, config.rl.steps + 1, every) if every else ()
-    policy = load_policy(start, lm=config.lm)
+    policy = begin(start, config) if begin else load_policy(start, lm=config.lm)
     policy = fit(policy, splits.train, config, run, quiet=quiet, after_step=_measure_at(at, run, splits, config))
     curve = _curve(run, at)
     outputs = greedy(policy, splits.test, sampling_of(config))

@@ -80,10 +80,12 @@ class Control:
         return [*lines, "The control is undecided: its seeds vary too much; give it more."]
 
 
-def control_found(results: Results, starts: Sequence[int], groups: Groups | None = None) -> Control:
+def control_found(
+    results: Results, starts: Sequence[int], groups: Groups | None = None, metric: str = "ndcg@5"
+) -> Control:
     """The control's result from its runs, `compare(control_experiments(config), ...)`."""
     ((setting, by_method),) = results.items()
-    start, joint, own = (by_seed(by_method[m], "ndcg@5", starts) for m in (WARM_START_FULL, JOINT, OWN))
+    start, joint, own = (by_seed(by_method[m], metric, starts) for m in (WARM_START_FULL, JOINT, OWN))
     clusters = (groups or {}).get(setting)
     fall, rise, apart = (paired(x, starts, clusters) for x in (joint - start, own - start, own - joint))
     return Control(float(start.mean()), fall, rise, apart, len(starts))

@@ -377,6 +377,32 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
     return figure
 
 
+def ladder(rows: list[Row]) -> Figure:
+    """Own minus joint credit on each rung of the ladder (study/ladder.py): measured, and predicted from gradients."""
+    apart = [r for r in rows if " minus " in r["method"]]
+    figure, at = Figure(figsize=(9, 3.4), layout="constrained"), np.arange(len(apart))
+    measured, predicted = figure.subplots(1, 2)
+    for axes, key, bounds, shift, label, color, marker in (
+        (measured, "gain", "", -0.08, "own lists", "#D55E00", "s"),
+        (measured, "ranker_gain", "ranker_", 0.08, "rankings of the same slates", "#0072B2", "o"),
+        (predicted, "predicted", "predicted_", -0.08, "own lists", "#D55E00", "s"),
+        (predicted, "predicted_ranker", "predicted_ranker_", 0.08, "rankings of the same slates", "#0072B2", "o"),
+    ):
+        spread = np.transpose([spread_of(r[key], r[f"{bounds}low"], r[f"{bounds}high"]) for r in apart])
+        look: Style = {"color": color, "marker": marker, "linestyle": "none"}
+        axes.errorbar(at + shift, [r[key] for r in apart], yerr=spread, label=label, capsize=3, **look)
+    for axes, title, unit in (
+        (measured, "Measured after training", "NDCG@5"),
+        (predicted, "Predicted from the warm starts", "gain per step"),
+    ):
+        axes.axhline(0, color="0.5", linewidth=1)
+        axes.set_xticks(at, [r["rung"].replace(" ", "\n", 1) for r in apart])
+        axes.set(title=title, ylabel=f"{unit}, {apart[0]['method']}", xlim=(-0.5, len(apart) - 0.5))
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        tidy(axes)
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, with its folder. Raises KitError if it cannot."""
     path = Path(path)

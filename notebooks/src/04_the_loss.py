@@ -301,5 +301,7 @@ Markdown("\n".join(rows))
 # - This was the step of one rollout. Training takes many steps on many rollouts, and the policy learns what their gradients
 #   have in common.
 #
-# The paper claims *separability*. We read this as: for small steps, the update of one phase does not change the expected
-# reward of the other. You have just seen why such a claim has to be measured.
+# A summary of the paper speaks of *first-order separability*; its exact statement could not be obtained. We read it as: a
+# small step of one phase does not change the reward gradient of the other. With a model for each phase that is so, except
+# that after a step of the slate phase the ranker is asked about other slates. With shared weights it is not, as you have
+# just seen. `python -m fgrpo analyse` measures both.

@@ -232,6 +232,9 @@ compare --control --every 5 -> --every is set by --control
 compare --control --no-sft-more -> --no-sft-more is set by --control
 compare --control --decoding free -> leave out --decoding free
 compare --control --starts 2 --init LAB -> leave out one of them
+compare --ladder -> give --control as well
+compare --control --ladder --steps 50 -> --steps is set by --control
+compare --control --ladder --model folder -> leave out --model
 compare --control --seed 1 -> --seed is an option of train
 compare --learn rank --vary learn=rank,both,none -> learn 'none' is not known
 compare --vary taste=1,2 --task task.jsonl -> --taste is for task lab-rec alone

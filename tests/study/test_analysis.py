@@ -12,7 +12,17 @@ from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
-from fgrpo.study.analysis import bias_and_variance, interference, oracle_table, separability
+from fgrpo.study import analysis
+from fgrpo.study.analysis import (
+    bias_and_variance,
+    interference,
+    oracle_table,
+    phase_gradient,
+    phase_probabilities,
+    separability,
+    stepped,
+)
+from fgrpo.study.apart import PhasePolicy
 from fgrpo.study.oracle import Oracle, enumerate_outputs, small_pool
 from tests.conftest import spread_policy
 
@@ -76,22 +86,36 @@ def test_the_gradient_is_that_of_the_expected_reward(oracle, policy, lab) -> Non
     assert sum(expected_rewards(policy, example)) - before == pytest.approx(step * squared, rel=0.05)
 
 
-def test_separability_is_what_a_small_step_does(oracle, policy, lab) -> None:
-    """The rank phase's own step changes E[R_slate] by `rank_on_slate`, and not by nothing."""
-    example, found = small_pool(lab.test[0], 4), separability(oracle)
-    r = oracle.rollouts
-    logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
-    own = (oracle.probability * oracle.rewards.rank[0]).unsqueeze(1) * (r.phase == PHASE_RANK)
-    gradient = torch.autograd.grad((own * logp).sum(), list(policy.model.parameters()))
-    length = sum(float((g.double() ** 2).sum()) for g in gradient) ** 0.5
-    slate = oracle.gradient(oracle.rewards.slate[0])
-    before = expected_rewards(policy, example)[0]
-    with torch.no_grad():
-        for p, g in zip(policy.model.parameters(), gradient, strict=True):
-            p.add_(1e-2 / length * g)
-    moved = (expected_rewards(policy, example)[0] - before) / 1e-2
-    assert moved == pytest.approx(found["rank_on_slate"] * float(oracle.dot(slate, slate)) ** 0.5, rel=0.1, abs=0.01)
-    assert abs(found["rank_on_slate"]) > 0.02  # shared weights: the phases are not separate, to first order
+def test_a_step_of_one_phase_changes_the_others_gradient_as_separability_says(oracle, policy, monkeypatch) -> None:
+    """To first order: half the step, half the change. The policy is left as it was, bit for bit."""
+    before = [p.clone() for p in policy.parameters()]
+    whole = separability(policy, oracle)
+    assert all(map(torch.equal, before, policy.parameters()))
+    monkeypatch.setattr(analysis, "RAISED", analysis.RAISED / 2)
+    half = separability(policy, oracle)
+    assert set(whole) == {"rank_given_slates", "rank_shared", "rank_separate", "slate_shared"}
+    for name, change in whole.items():
+        assert 0.001 < change == pytest.approx(2 * half[name], rel=0.1), name
+
+
+def test_with_a_model_for_each_phase_only_the_slates_that_are_asked_about_change(oracle) -> None:
+    """The same numbers from a policy of two models, whose weights are separate indeed."""
+    one, two = separability(spread_policy(), oracle), separability(PhasePolicy.twice(spread_policy()), oracle)
+    assert two["rank_given_slates"] == 0 and two["slate_shared"] < 1e-5  # exactly, and to the rounding of a sum
+    assert two["rank_shared"] == pytest.approx(two["rank_separate"], rel=1e-4)
+    assert two["rank_separate"] == pytest.approx(one["rank_separate"], rel=1e-2) and one["rank_given_slates"] > 0.001
+
+
+def test_a_step_raises_its_own_reward_by_what_it_is_said_to(oracle, policy, lab) -> None:
+    example = small_pool(lab.test[0], 4)
+    slates, ranks = phase_probabilities(policy, oracle)
+    along = phase_gradient(policy, oracle, PHASE_RANK, slates * ranks * oracle.rewards.rank[0])
+    before = expected_rewards(policy, example)[1]
+    with pytest.raises(ZeroDivisionError), stepped(policy, along * (0.001 / along.square().sum())):
+        given = float((slates * phase_probabilities(policy, oracle)[1] * oracle.rewards.rank[0]).sum())
+        assert given - before == pytest.approx(0.001, rel=0.1)  # for the slates as they were
+        raise ZeroDivisionError  # whatever happens inside, the weights come back
+    assert expected_rewards(policy, example)[1] == before
 
 
 @pytest.mark.parametrize(
