@@ -7,6 +7,7 @@ smollm2` makes it).
 """
 
 import argparse
+import csv
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+
+from scipy.stats import spearmanr
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -30,7 +33,7 @@ from fgrpo.runs.run import provenance, read_config  # noqa: E402
 from fgrpo.runs.sft import demonstration, generator_of  # noqa: E402
 from fgrpo.runs.trace import trace_of, trace_policy, write_trace  # noqa: E402
 from fgrpo.runs.warm_start import warm_start  # noqa: E402
-from fgrpo.study import analysis  # noqa: E402
+from fgrpo.study import analysis, plots  # noqa: E402
 from fgrpo.study.compare import compare, groups_of, loaded_once, seed_starts  # noqa: E402
 from fgrpo.study.control import control_experiments, control_found  # noqa: E402
 from fgrpo.study.experiments import grid  # noqa: E402
@@ -49,6 +52,7 @@ STARTS = 3
 RATES = {"grpo": 4e-4, "fgrpo": 8e-4, "item": 4e-4, "reward_to_go": 4e-4}  # best of `recipe` and `recipe-fgrpo`
 ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
 FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
+MAPPED = [name for name in CELLS if name not in ("trained-pool50", "trained-pool100")]  # 3,000 SFT steps on large pools
 CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),
              "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
 """regimes in which the map's prediction is tested: a cell of it, and lambda"""
@@ -170,6 +174,34 @@ def control_ladder():
         shutil.copy((folder / "ladder").with_suffix(suffix), (RESULTS / "control-ladder").with_suffix(suffix))
 
 
+def outcome():
+    """Prediction and outcome: efficiency on the map against tokens saved in training."""
+    predicted = {(r["cell"], float(r["lam"]), r["method"]): r for r in read_csv("map") if r["part"] == "whole"}
+    rows = []
+    for r in read_csv("confirm-reached"):
+        if r["method"] == "grpo":
+            continue
+        seen = predicted[(*CONFIRMED[r["setting"]], r["method"])]
+        rows.append({"regime": r["setting"], "method": r["method"]}
+                    | {name: float(seen[name]) for name in ("efficiency", "efficiency_low", "efficiency_high")}
+                    | {name: float(r[name]) for name in ("saved", "saved_low", "saved_high")})  # fmt: skip
+    order = float(spearmanr([r["efficiency"] for r in rows], [r["saved"] for r in rows]).statistic)
+    print(f"rank correlation over {len(rows)} regimes: {order:.2f}")
+    write_text(RESULTS / "confirm-outcome.csv", to_csv(rows, {**provenance(), "rank_correlation": order}))
+    plots.save(plots.outcome(rows), RESULTS / "confirm-outcome.png")
+
+
+def read_csv(name):
+    """The rows of a table in data/results."""
+    lines = (RESULTS / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(lines[1:]))
+
+
+def analysis_of(*options):
+    """What `python -m fgrpo analyse` measures, in data/results."""
+    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options], check=True)
+
+
 def folder_of(variable):
     """The folder that an environment variable names."""
     if not os.environ.get(variable):
@@ -254,7 +286,12 @@ EXPERIMENTS = {
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
     "control": control,
+    "map": lambda: analysis_of("--map", "--cells", ",".join(MAPPED), "--out", str(RESULTS / "map.csv"), "--resume",
+                               "--jobs", "2"),
+    "signs": lambda: analysis_of("--signs", "--pools", "500", "--split", "validation", "--out",
+                                 str(RESULTS / "signs.csv")),
     "confirm": confirm,
+    "outcome": outcome,
     "control-ladder": control_ladder,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..config import KitError
 from ..prompt import PHASE_RANK, PHASE_SLATE
@@ -182,6 +182,39 @@ def efficiency(curves: list[Row], reached: list[Row]) -> Figure:
     axes.axhline(reached[0]["target"], color="0.5", linewidth=1)
     axes.set(xlabel="sampled tokens (millions)", ylabel="NDCG@5, mean over seeds and queries")
     axes.legend(frameon=False)
+    tidy(axes)
+    return figure
+
+
+def outcome(rows: list[Row]) -> Figure:
+    """Prediction and outcome: sample efficiency on the map against tokens saved in training, with 95 % intervals.
+
+    Between the lines lies what the map promises: tokens saved grow with the efficiency, or with its root where every
+    step has the same length.
+    """
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axes = figure.subplots()
+    ends = [0.5, 2 * max(r["efficiency"] for r in rows)]
+    axes.fill_between(np.geomspace(*ends), np.geomspace(*ends) ** 0.5, np.geomspace(*ends), color="0.9", linewidth=0)
+    axes.axhline(1, color="0.5", linewidth=1)
+    least, most = 0.1, 10.0  # of the axes
+    regimes, several = list(dict.fromkeys(r["regime"] for r in rows)), len({r["method"] for r in rows}) > 1
+    for r in rows:
+        (x_low, x, x_high), (y_low, y, y_high) = (
+            [min(max(r[name + end], least), most) for end in ("_low", "", "_high")] for name in ("efficiency", "saved")
+        )
+        axes.errorbar(
+            x, y, np.transpose([spread_of(y, y_low, y_high)]), np.transpose([spread_of(x, x_low, x_high)]), capsize=2,
+            label=f"{r['regime']} ({name_of(r['method'])})" if several else r["regime"],
+            **{**style_of(r["method"]), "linestyle": "none", "marker": "osD^vPX*"[regimes.index(r["regime"]) % 8]},
+        )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="sample efficiency relative to grpo, from gradients (before training)",
+             ylabel="tokens saved in training: grpo's over the method's")  # fmt: skip
+    ticks = (0.1, 0.25, 0.5, 1, 2, 4, 10)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_minor_locator(NullLocator())
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     tidy(axes)
     return figure
 
