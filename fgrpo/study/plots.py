@@ -203,10 +203,12 @@ def outcome(rows: list[Row]) -> Figure:
         (x_low, x, x_high), (y_low, y, y_high) = (
             [min(max(r[name + end], least), most) for end in ("_low", "", "_high")] for name in ("efficiency", "saved")
         )
+        look: dict[str, Any] = {**style_of(r["method"]), "linestyle": "none"}
+        look["marker"] = "osD^vPX*"[regimes.index(r["regime"]) % 8]
         axes.errorbar(
             x, y, np.transpose([spread_of(y, y_low, y_high)]), np.transpose([spread_of(x, x_low, x_high)]), capsize=2,
             label=f"{r['regime']} ({name_of(r['method'])})" if several else r["regime"],
-            **{**style_of(r["method"]), "linestyle": "none", "marker": "osD^vPX*"[regimes.index(r["regime"]) % 8]},
+            **look,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="sample efficiency relative to grpo, from gradients (before training)",
              ylabel="tokens saved in training: grpo's over the method's")  # fmt: skip
