@@ -54,7 +54,8 @@ class Oracle:
         flat, r = groups.flatten(), self.rollouts
         drawn = replace(
             r, prompts=replace(r.prompts, choices=r.prompts.choices.repeat(len(groups))), completions=r.completions[flat],
-            mask=r.mask[flat], phase=r.phase[flat], group=groups.shape[1], rankings=config.rankings,
+            mask=r.mask[flat], phase=r.phase[flat], outputs=[r.outputs[b] for b in flat.tolist()],
+            group=groups.shape[1], rankings=config.rankings,
         )  # fmt: skip
         paid = Rewards(**{name: x[0, groups] for name, x in vars(self.rewards).items()})
         if generator is not None:
