@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fgrpo.config import Config, GrammarConfig
-from fgrpo.credit import JOINT
+from fgrpo.credit import CREDITS, JOINT
 from fgrpo.data import Example
 from fgrpo.evaluate import FATES
 from fgrpo.prompt import Output
@@ -84,10 +84,11 @@ def strip_panel(tokens: Sequence[Token], colour: str, names: tuple[str, str]) ->
 
 
 def credit_note(method: str) -> Markup:
-    """A caveat on how the app computes the method, if there is one."""
+    """What the method does, the first sentence of its docstring, and how the app differs from training, if it does."""
+    words = " ".join((CREDITS[method].__doc__ or "").split("\n\n")[0].split())
     if method == "gdpo":
-        return message("gdpo divides by a standard deviation over the whole batch; here the batch is this one query.")
-    return Markup("")
+        words += " It divides by a standard deviation over the whole batch; here the batch is this one query."
+    return message(f"{method}: {words}")
 
 
 def group_panel(group: Group, config: Config, one: GroupCredit, other: GroupCredit) -> Markup:

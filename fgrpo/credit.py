@@ -9,19 +9,28 @@ The format penalty is added to what the phase at fault is paid.
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .config import KitError, RLConfig
 from .prompt import PHASE_RANK, PHASE_SLATE
-from .rewards import Rewards
+from .rewards import WORTH, Rewards, output_lists
 from .rollout import Rollouts
+
+RIDGE = 0.1  # squared slate reward: in `control`, steadies lines through few points; tuned on lab pools, November 2026
 
 
 def grpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """Joint: A(R_slate + lambda R_rank) on every token (GRPO, arXiv 2402.03300)."""
     joint = advantage(rewards.slate + config.lam * rewards.rank + rewards.format, config)
     return by_phase(joint, joint, rollouts)
+
+
+def rloo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """Joint, against the mean of the group's OTHER rollouts (RLOO, arXiv 2402.14740): G / (G - 1) times grpo."""
+    group = rewards.slate.shape[1]
+    return grpo(rewards, rollouts, config) * group / (group - 1)
 
 
 def fgrpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
@@ -47,6 +56,47 @@ def gdpo(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     return by_phase(joint, joint, rollouts)
 
 
+def anchor(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """As reward_to_go, but a ranking against those of the same slate, in any order, where the group has others.
+
+    GiGPO's anchor states (arXiv 2505.10978), at no extra tokens. Of two rollouts with one slate, each is the other's
+    baseline: a mean that includes the rollout itself would halve their credit and so favour rankings of rare slates.
+    All rank tokens get (1 - 1/G) (R - mean of the others), which is what centring on the group's mean comes to: one
+    factor for every token, so that the estimate is unbiased in direction. An unreadable slate is the empty set.
+    """
+    slates = output_lists(rollouts)[0].sort(dim=-1).values  # (Q, G, n)
+    same = (slates.unsqueeze(2) == slates.unsqueeze(1)).all(-1)  # (Q, G, G)
+    others = ~torch.eye(same.shape[1], dtype=torch.bool).expand_as(same)
+    peers = torch.where((same & others).any(-1, keepdim=True), same & others, others)
+    paid = config.lam * rewards.rank + rewards.rank_format
+    ahead = ((paid.unsqueeze(2) - paid.unsqueeze(1)) * peers).sum(-1) / peers.sum(-1)  # of the mean of its peers
+    return _with_rank(ahead * (1 - 1 / same.shape[1]), rewards, rollouts, config)
+
+
+def control(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """As reward_to_go, but from a ranking's reward is taken what its slate's reward predicts (a control variate).
+
+    The prediction is that of a line through the group's other rollouts, a ridge regression of R_rank on R_slate. It
+    knows nothing of the ranking itself, so that the estimate is unbiased, as in `anchor` with the factor 1 - 1/G. The
+    residual of one line through all G would be biased: the further a slate's reward is from the mean, the more of its
+    own ranking's reward is in the line. Dividing that residual by one minus its leverage gives the one wanted.
+    """
+    plain = replace(config, scale="none")
+    slate, rank = advantage(rewards.slate, plain), rank_advantage(rewards, plain)
+    spread = slate.square().sum(1, keepdim=True) + RIDGE
+    residual = rank - (slate * rank).sum(1, keepdim=True) / spread * slate
+    kept = 1 - 1 / slate.shape[1]
+    return _with_rank(residual * kept / (kept - slate.square() / spread), rewards, rollouts, config)
+
+
+def _with_rank(rank: Tensor, rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """Slate tokens as reward_to_go; rank tokens these advantages (Q, G), over the spread of R_rank if scale is std."""
+    joint = advantage(rewards.slate + config.lam * rewards.rank + rewards.format, config)
+    if config.scale == "std":
+        rank = rank / group_std(rewards.rank + rewards.rank_format)
+    return by_phase(joint, rank, rollouts)
+
+
 def nested(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     """M slates with K rankings each: a slate against the other slates, a ranking against those of the SAME slate.
 
@@ -68,7 +118,22 @@ def item(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
     Centred on the group's mean at the same place, where a list that has ended counts 0; so does its closing tag. Where
     all slates of a group earn the same, or all rankings, no item of theirs is praised or blamed.
     """
-    items = rewards.items.masked_fill(zero_variance(rewards.slate).view(-1, 1, 1), 0.0)
+    return _by_item(rewards.items, rewards, rollouts, config)
+
+
+def shapley(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """As item, but slate items get their Shapley values, which sum to the slate's reward (ShapE-GRPO, arXiv 2603.29871).
+
+    The same as item where the reward is recall. Under F1 leaving items out one by one pays all of them together less
+    than the slate earned, and closes slates early: an item of a slate of 10 that holds the one relevant candidate has to
+    be right with a chance of 1 in 11 before it pays, and of 1 in 17 by its Shapley value. Biased, as item is.
+    """
+    return _by_item(rewards.shapley, rewards, rollouts, config)
+
+
+def _by_item(items: Tensor, rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
+    """The credit of `item` for given values of the slate's items, (Q, G, n)."""
+    items = items.masked_fill(zero_variance(rewards.slate).view(-1, 1, 1), 0.0)
     places = rewards.places.masked_fill(zero_variance(rewards.rank).view(-1, 1, 1), 0.0)
     to_go = places.flip(-1).cumsum(-1).flip(-1)
     if config.scale == "std":
@@ -81,10 +146,12 @@ def item(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> Tensor:
 Credit = Callable[[Rewards, Rollouts, RLConfig], Tensor]
 
 CREDITS: dict[str, Credit] = {
-    "grpo": grpo, "gdpo": gdpo, "fgrpo": fgrpo, "reward_to_go": reward_to_go, "nested": nested, "item": item,
+    "grpo": grpo, "rloo": rloo, "gdpo": gdpo, "fgrpo": fgrpo, "reward_to_go": reward_to_go, "anchor": anchor,
+    "control": control, "nested": nested, "item": item, "shapley": shapley,
 }  # fmt: skip
 
-JOINT = {"grpo", "gdpo"}  # give all tokens of a rollout one advantage, which a sequence-level ratio may carry
+JOINT = {"grpo", "rloo", "gdpo"}  # give all tokens of a rollout one advantage, which a sequence-level ratio may carry
+BY_ITEM = {"item", "shapley"}  # pay single items, by their labels
 OVER_THE_BATCH = {"gdpo"}  # divide by the standard deviation over the whole batch
 
 
@@ -168,5 +235,7 @@ def check_credit(config: RLConfig) -> None:
         raise KitError("credit 'nested' compares rankings of one slate: give it, and it alone, --rankings 2 or more.")
     if config.group % config.rankings or config.group < 2 * config.rankings:
         raise KitError(f"group {config.group} must be a multiple of rankings {config.rankings}, two slates at least.")
-    if config.credit == "item" and (config.slate_noise or config.rank_noise):
-        raise KitError("credit 'item' is paid by item, reward noise by phase: leave out one of them.")
+    if config.credit in BY_ITEM and (config.slate_noise or config.rank_noise):
+        raise KitError(f"credit {config.credit!r} is paid by item, reward noise by phase: leave out one of them.")
+    if config.credit == "shapley" and config.slate_reward not in WORTH:
+        raise KitError(f"credit 'shapley' needs a slate reward in WORTH, which {config.slate_reward!r} is not.")

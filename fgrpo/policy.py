@@ -1,13 +1,15 @@
 """A causal language model behind one small interface: encode queries, give the log-probability of every token.
 
-`Policy.tiny` builds a small Qwen3-architecture decoder from scratch. Pretrained models with a LoRA adapter are a
-subclass, fgrpo.lm.pretrained.PretrainedPolicy; fgrpo.runs.policies.load_policy reads a saved policy of either kind.
+`Policy.tiny` builds a small Qwen3-architecture decoder from scratch. Here every rollout encodes its own prompt, the
+plain way. Subclasses encode it once for the rollouts of a query: fgrpo.lm.prefix.SharedPolicy, for any model, and from
+it fgrpo.lm.rows.RowPolicy, the tiny policy as runs make it, and fgrpo.lm.pretrained.PretrainedPolicy, with a LoRA
+adapter; fgrpo.runs.policies.load_policy reads a saved policy of either kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,7 +21,6 @@ from transformers.utils import logging as transformers_logging
 
 from .config import GrammarConfig, ModelConfig
 from .data import Example
-from .prefix import PrefixTree, positions
 from .prompt import END, PAD, Choices, ItemLabels, Labels
 
 transformers_logging.disable_progress_bar()
@@ -43,18 +44,29 @@ class Sampling:
     temperature: float = 1.0
 
 
+class Tree(Protocol):
+    """Encoded prompts, from which the rollouts of a query grow as branches: fgrpo.lm.prefix.PrefixTree."""
+
+    logits: Tensor  # (Q, V) after each prompt
+
+    def take(self) -> bool: ...  # whether the loss may still grow from it
+    def feed(self, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]: ...
+    def completion_logits(self, completions: Tensor, wanted: Tensor, fed: Tensor, begun: int) -> Tensor: ...
+
+
 class Policy:
     """A model, its tokenizer and its label scheme.
 
     `model` is a Hugging Face causal model, or one wrapped by peft. `share`: the rollouts of a query share its encoded
-    prompt, True until a comparison shows that this model cannot (fgrpo.rollout). `checked`: the group sizes compared so
-    far, each with its largest length of prompt and completion. `precision`: in which the model computes.
+    prompt. Never here; in fgrpo.lm.prefix.SharedPolicy until a comparison shows that its model cannot (fgrpo.rollout).
+    `checked`: the group sizes compared so far, each with its largest length of prompt and completion. `precision`: in
+    which the model computes.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, labels: Labels):
         self.model, self.tokenizer, self.labels = model, tokenizer, labels
         self.pad, self.end, self.tags = labels.pad, labels.end, labels.tags
-        self.share, self.checked, self.precision = True, dict[int, int](), next(model.parameters()).dtype
+        self.share, self.checked, self.precision = False, dict[int, int](), next(model.parameters()).dtype
         model.eval()  # no dropout anywhere: sampled and recomputed log-probabilities must agree
 
     @classmethod
@@ -85,9 +97,9 @@ class Policy:
     def narrowed(self, columns: Tensor | None) -> AbstractContextManager[None]:
         return nullcontext()  # while open, the model may give the logits of these tokens alone
 
-    # encoded prompts (Q, P), for branches; of `tokens` (Q, K), if given, the logits are enough
-    def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> PrefixTree:
-        return PrefixTree(self.model, ids, mask)
+    # encoded prompts (Q, P), for branches, where `share` is true; of `tokens` (Q, K), if given, the logits are enough
+    def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> Tree:
+        raise NotImplementedError(f"{type(self).__name__} encodes the prompt of each rollout")
 
     def batches(self, examples: Sequence[Example], grammar: GrammarConfig, size: int) -> list[slice]:
         return slices(len(examples), size)  # what fits memory together in greedy decoding, at most `size` at a time
@@ -108,7 +120,7 @@ class Policy:
 
     def logprobs(
         self, prompts: Prompts, completions: Tensor, mask: Tensor, sampling: Sampling, shared: bool = True,
-        tree: PrefixTree | None = None, begun: int = 0,
+        tree: Tree | None = None, begun: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Log-probability of each completion token and entropy of its distribution, both (B, T), 0 where masked.
 
@@ -135,7 +147,7 @@ class Policy:
 
     def completion_logits(
         self, prompts: Prompts, completions: Tensor, wanted: Tensor, group: int, shared: bool = True,
-        tree: PrefixTree | None = None, begun: int = 0, tokens: Tensor | None = None,
+        tree: Tree | None = None, begun: int = 0, tokens: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Logits before the `wanted` completion tokens. completions, wanted (Q * group, T) -> (Q * group, T, V).
 
@@ -154,21 +166,7 @@ class Policy:
             ).logits  # fmt: skip
         if tree is None or not tree.take():
             tree, begun = self.grow(prompts.ids, prompts.mask, tokens), 0
-        # the logits after the prompt predict the first token of every branch; each later one needs those before it fed
-        logits = tree.logits.repeat_interleave(group, dim=0).unsqueeze(1).expand(-1, length, -1)
-        fed[:, :begun] = False
-        size, parts = tree.at_once(prompts.ids.shape[1], length), []
-        branch = torch.arange(len(fed), device=fed.device) % group
-        for n in range(0, group, size):
-            row, at = (fed & ((branch >= n) & (branch < n + size)).unsqueeze(1)).nonzero(as_tuple=True)
-            if len(row):
-                read = wanted[row, at + 1]
-                found = tree.fork(group, length).extend(completions[row, at], row, at - begun, read)
-                parts.append((row[read], at[read] + 1, found))
-        if not parts:
-            return logits
-        row, at, found = (torch.cat(x) for x in zip(*parts, strict=True))
-        return logits.index_put((row, at), found)
+        return tree.completion_logits(completions, wanted, fed, begun)
 
     def parameters(self) -> list[Tensor]:
         """The weights that are trained."""
@@ -188,6 +186,11 @@ class Policy:
 def slices(count: int, size: int) -> list[slice]:
     """`count` things, `size` at a time (0: all at once)."""
     return [slice(a, min(a + (size or count), count)) for a in range(0, count, size or count)]
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token, counted from its row's first real token."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:

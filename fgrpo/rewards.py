@@ -5,7 +5,7 @@ pool, 0 where it is irrelevant; graded gains are welcome. Every function returns
 Recall, precision and hit count a candidate as relevant if its gain is above 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,7 +64,32 @@ def _hits(items: Tensor, gains: Tensor, k: int | None) -> Tensor:
     return (listed_gains(items, gains)[..., :k] > 0).to(gains.dtype)
 
 
+def shapley(items: Tensor, gains: Tensor, worth: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Shapley value of each item of a slate whose reward is hits x worth(length, relevant). (..., K) -> (..., K).
+
+    What an item adds to those that joined before it, as a mean over all orders of joining: s others are there with
+    probability 1/n for each s below the length n, and s times the share of hits among the others are hits on average.
+    The values of a slate sum to its reward; 0 at padding. (ShapE-GRPO, arXiv 2603.29871.)
+    """
+    hits, length = _hits(items, gains, None), (items >= 0).sum(-1, keepdim=True)
+    relevant = (gains > 0).sum(-1, keepdim=True).to(gains.dtype)
+    before = torch.arange(items.shape[-1], dtype=gains.dtype)  # (K,): number s of items that joined before
+    share = (hits.sum(-1, keepdim=True) - hits) / (length - 1).clamp(min=1)  # (..., K)
+    found = share.unsqueeze(-1) * before  # (..., K, K): hits among those
+    with_it, without = (worth(size.clamp(min=1), relevant.unsqueeze(-1)) for size in (before + 1, before))
+    added = with_it * (found + hits.unsqueeze(-1)) - without * found
+    mean = (added * (before < length).unsqueeze(-2)).sum(-1) / length.clamp(min=1)
+    return torch.where(items >= 0, mean, 0.0)
+
+
 SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
+
+WORTH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "recall": lambda length, relevant: 1 / relevant, "precision": lambda length, relevant: 1 / length,
+    "f1": lambda length, relevant: 2 / (length + relevant),
+}  # fmt: skip
+"""What a hit is worth, by the slate's length and the number of relevant candidates, in the rewards that are hits times
+a worth; credit `shapley` divides these, and no other."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +102,8 @@ class Rewards:
 
     And what single items brought, for credit finer than a phase: `items` (Q, G, n) is the slate reward minus that of
     the slate without the item at this place (leave one out), `places` (Q, G, k) the term of each rank in the NDCG, so
-    that they sum to `rank`; 0 at padding.
+    that they sum to `rank`, `shapley` (Q, G, n) the Shapley value of each item of the slate, which sum to `slate` (nan
+    for a slate reward that WORTH does not hold); 0 at padding.
     """
 
     slate: Tensor
@@ -86,6 +112,7 @@ class Rewards:
     rank_format: Tensor
     items: Tensor
     places: Tensor
+    shapley: Tensor
 
     @property
     def format(self) -> Tensor:
@@ -110,7 +137,9 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     without = slates.unsqueeze(-2).masked_fill(here, -1)  # (Q, G, n, n): the slate with each place emptied in turn
     items = (slate.unsqueeze(-1) - reward(without, gains.unsqueeze(1))).masked_fill(slates < 0, 0.0)
     rank, places = ndcg(ranks, gains, rank_size), ndcg_terms(ranks, gains, rank_size)
-    rewards = Rewards(slate, rank, slate_format, rank_format, items, places)
+    worth = WORTH.get(config.slate_reward)
+    values = shapley(slates, gains, worth) if worth else torch.full_like(items, torch.nan)
+    rewards = Rewards(slate, rank, slate_format, rank_format, items, places, values)
     if not (config.slate_noise or config.rank_noise):
         return rewards
     drawn = uniforms(seed, step, examples, rollouts.group, 2, "reward noise").clamp(min=2.0**-50)

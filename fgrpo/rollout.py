@@ -1,7 +1,8 @@
 """G rollouts a query: completions sampled token by token, or decoded greedily.
 
-The plain way is below, `_feed_rows`: every row encodes its own prompt and is fed one token a step. Where the model
-allows it, which `_compared` finds out, the rollouts of a query grow as branches of one encoded prompt (fgrpo.prefix).
+The plain way is below, `_feed_rows`: every row encodes its own prompt and is fed one token a step. Where policy and
+model allow it, which `_compared` finds out, the rollouts of a query grow as branches of one encoded prompt
+(fgrpo.lm.prefix). A policy that shares nothing is compared as well, once: a cache may change what a model computes.
 Either way a token that the grammar forces (tags, the end, the last choice left) has log-prob 0 and costs the branches
 no step of its own.
 
@@ -22,8 +23,7 @@ from torch import Tensor
 
 from .config import KitError
 from .data import Example
-from .policy import Policy, Prompts, Sampling, constrained_logps, free_logps, join_rows, slices
-from .prefix import PrefixTree, feed_branches, positions
+from .policy import Policy, Prompts, Sampling, Tree, constrained_logps, free_logps, join_rows, positions, slices
 from .prompt import PHASE_PAD, Output, parse
 
 COMPARED = 2048  # tokens of prompts and completions on which rollouts are compared
@@ -46,7 +46,7 @@ class Rollouts:
     outputs: list[Output]
     group: int
     sampling: Sampling
-    tree: PrefixTree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
+    tree: Tree | None = None  # the encoded prompts and the `begun` tokens that all rows share, for the loss
     begun: int = 0
     rankings: int = 1  # K: each K rows in turn share one slate
     words: Tensor | None = None  # (B, T): number of the word that a token belongs to (None: each is one by itself)
@@ -262,14 +262,14 @@ class _Rows:
             self.append(rows, self.choices.tokens[rows, allowed[rows].int().argmax(1)])
         return None
 
-    def decode(self, tree: PrefixTree | None, begun: int, drawn: Tensor | None, slate_only: bool = False) -> None:
+    def decode(self, tree: Tree | None, begun: int, drawn: Tensor | None, slate_only: bool = False) -> None:
         """Write on until every row has written the end (`slate_only`: `</SLATE>`) or has no room left.
 
         drawn (B, T): the uniform number of every token; None: greedy.
         """
         group, sampling = len(self.completions) // len(self.prompts.ids), self.sampling
         if tree is not None:
-            logits_after = feed_branches(tree, group, self.completions, begun)
+            logits_after = tree.feed(group, self.completions, begun)
         else:
             logits_after = _feed_rows(self.policy, self.prompts, group, self.completions)
         while True:

@@ -181,7 +181,7 @@ def factorised(student: Callable[..., Any]) -> str:
     mask = (tokens == end).cumsum(1) - (tokens == end).long() == 0
     phase = phases(tokens, mask, close_slate)
     a_slate, a_rank = (credit.advantage(x, RLConfig()).flatten().unsqueeze(1) for x in (slate, rank))
-    paid = rewards.Rewards(slate, rank, *torch.zeros(2, 2, 2), items=torch.empty(0), places=torch.empty(0))
+    paid = rewards.Rewards(slate, rank, *torch.zeros(2, 2, 2), *torch.empty(3, 0))
     rollouts: Any = SimpleNamespace(phase=phase)  # all that these methods read
     wanted, joint = (method(paid, rollouts, RLConfig(lam=lam)) for method in (credit.fgrpo, credit.grpo))
     if wrong := same(found, wanted):
@@ -319,7 +319,7 @@ def reward_to_go(student: Callable[..., Any]) -> str:
     joint, own, alone, bare = (
         credit.advantage(x, RLConfig()).reshape(-1, 1) for x in (slate + lam * rank, lam * rank, slate, rank)
     )
-    paid = rewards.Rewards(slate, rank, *torch.zeros(2, 2, 3), items=torch.empty(0), places=torch.empty(0))
+    paid = rewards.Rewards(slate, rank, *torch.zeros(2, 2, 3), *torch.empty(3, 0))
     rollouts: Any = SimpleNamespace(phase=PHASE_SLATE * in_slate + PHASE_RANK * in_rank)  # all that the method reads
     wanted = credit.reward_to_go(paid, rollouts, RLConfig(lam=lam))
     if wrong := same(found, wanted):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import KitError, LMConfig
-from ..prefix import positions
+from ..policy import positions
 from .folder import read_json
 from .loading import reason_of
 

@@ -31,12 +31,12 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import Config, GrammarConfig, KitError, LMConfig
 from ..data import Example
-from ..policy import Policy, Prompts, Sampling
-from ..prefix import PrefixTree
+from ..policy import Policy, Prompts, Sampling, Tree
 from .adapter import FROZEN, TRAINED, check_forward, check_rank, check_saved, set_weights, with_adapter
 from .folder import MERGE, check_counts, check_folder, check_size, read_json
 from .index_labels import IndexLabels
 from .loading import loading, optional
+from .prefix import PrefixTree, SharedPolicy
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -174,7 +174,7 @@ def _source(gguf_file: str) -> dict[str, str]:
     return {"gguf_file": gguf_file}
 
 
-class PretrainedPolicy(Policy):
+class PretrainedPolicy(SharedPolicy):
     """A Hugging Face causal model with a LoRA adapter. Only the adapter is trained and saved."""
 
     labels: IndexLabels
@@ -325,7 +325,7 @@ class FrozenReference(PretrainedPolicy):
 
     def logprobs(
         self, prompts: Prompts, completions: torch.Tensor, mask: torch.Tensor, sampling: Sampling, shared: bool = True,
-        tree: PrefixTree | None = None, begun: int = 0,
+        tree: Tree | None = None, begun: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """As Policy.logprobs, without gradient."""
         with torch.no_grad(), self.adapter(self.frozen):

@@ -1,8 +1,8 @@
 """The tiny policy's fast way to feed rollouts: their tokens in one sequence, each attending to the slots of its own row.
 
-A model as small as the lab's spends most of its time on what the mask of fgrpo.prefix hides: branches attend to each
+A model as small as the lab's spends most of its time on what the mask of fgrpo.lm.prefix hides: branches attend to each
 other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, a copy of its prompt's
-included, which costs memory but is cheap where prompts are short; longer ones are left to fgrpo.prefix. Linear layers
+included, which costs memory but is cheap where prompts are short; longer ones are left to fgrpo.lm.prefix. Linear layers
 see the tokens that are there and no padding, the last layer computes only what is read, and the head the logits of
 each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test compares them.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention, silu
 from transformers import Qwen3ForCausalLM
 
-from ..policy import Policy
-from ..prefix import NO_BRANCH, PROMPT, PrefixTree, positions
+from ..policy import positions
+from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
 
 Fused = tuple[Tensor, Tensor, Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -31,7 +31,7 @@ FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
 
 
-class RowPolicy(Policy):
+class RowPolicy(SharedPolicy):
     """A tiny policy (Policy.tiny) that feeds rollouts of short prompts by row. Its results are the same to rounding."""
 
     def decoding(self) -> AbstractContextManager[None]:

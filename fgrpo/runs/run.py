@@ -115,7 +115,7 @@ class Run:
         try:
             state = read_json(folder / "trainer.json")
             done = state["step"]
-            policy.share = state.get("shared", True) is not False  # an earlier comparison showed that it cannot
+            policy.share &= state.get("shared", True) is not False  # an earlier comparison showed that it cannot
             if type(done) is not int or done != step_of(folder):
                 raise ValueError("trainer.json is that of another step")
             _load_state(optimizer, safetensors.torch.load_file(folder / "trainer.safetensors"))

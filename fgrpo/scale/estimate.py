@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from ..config import Config, KitError
 from ..data import Splits
 from ..lm.loading import loading
+from ..lm.prefix import PrefixTree, sliding_windows
 from ..lm.pretrained import RECOMPUTE_FROM, load_config, load_labels
 from ..policy import Policy
-from ..prefix import PrefixTree, sliding_windows
 from ..runs.fields import check_pools
 from ..runs.warm_start import fits_shipped
 

@@ -27,6 +27,11 @@ STYLES = {
     "nested": ("#CC79A7", "D", ":"),
     "item": ("#E69F00", "v", "-"),
     "gdpo": ("#56B4E9", "P", "--"),
+    # in the colour of the method that each is a variant of
+    "rloo": ("#0072B2", "<", ":"),
+    "anchor": ("#009E73", ">", ":"),
+    "control": ("#009E73", "d", "--"),
+    "shapley": ("#E69F00", "p", ":"),
 }
 STYLES |= {"shared": ("#D55E00", "s", "-"), "unshared": ("#0072B2", "o", "--"), "trl": ("#000000", "X", "-.")}
 OTHERS = (("#000000", "X", "-."), ("#999999", "*", ":"), ("#000000", "p", "--"), ("#999999", "h", "-"))

@@ -105,6 +105,8 @@ train --out x --credit grpo:seed=5 -> credit 'grpo:seed=5' is not known
 train --out x --credit nested -> --rankings 2 or more
 train --out x --ratio sequence -> averages the phases
 train --out x --credit item --slate-noise 1 -> leave out one
+train --out x --credit shapley --rank-noise 1 -> leave out one
+train --out x --credit control --ratio sequence -> averages the phases
 train --out x --demonstrations best -> demonstrations 'best' is not known; choose from relevant, filled, ranked
 train --out x --lr-decay cosine -> lr_decay 'cosine' is not known; choose from linear, none
 train --out x --learn neither -> learn 'neither' is not known; choose from both, slate, rank

@@ -9,12 +9,12 @@ import transformers as tf
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
 from fgrpo.data import Example
 from fgrpo.loss import policy_loss
-from fgrpo.policy import Sampling
+from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.sft import sft_step
 from fgrpo.trainer import step
 
-from .test_prefix import ATTENTION, DENSE, policy_of
+from ..lm.test_prefix import ATTENTION, DENSE, policy_of
 
 PLAIN = {"vocab_size": 308, "bos_token_id": None, "eos_token_id": 1}
 GPT = {**PLAIN, "n_embd": 32, "n_layer": 2, "n_head": 4}
@@ -103,6 +103,27 @@ def test_models_that_differ_even_by_themselves_are_refused(name, queries, capsys
     with pytest.raises(KitError, match="cannot be sampled from as a policy"):
         rollout(policy, queries, SAMPLING, 4, 0)
     assert not capsys.readouterr().err  # one sentence, not two
+
+
+def plain_policy_of(config: tf.PreTrainedConfig) -> Policy:
+    """The core's own policy, as anyone may build it around a model."""
+    shared = policy_of(config)
+    return Policy(shared.model, shared.tokenizer, shared.labels)
+
+
+@pytest.mark.parametrize("config", [ATTENTION["llama"], *UNSHARED.values()], ids=["llama", *UNSHARED])
+def test_a_plain_policy_shares_nothing_and_is_right_whatever_its_model(config, queries, capsys) -> None:
+    policy = plain_policy_of(config)
+    r = rollout(policy, queries, SAMPLING, 4, 0, keep_prompts=True)
+    assert not policy.share and r.tree is None and not capsys.readouterr().err
+    assert largest_gap(policy, r) < 1e-5 and policy.checked[4] > 0
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_plain_policy_is_compared_too(name, queries) -> None:
+    """Its feed keeps keys and values from token to token, which changes what these models compute."""
+    with pytest.raises(KitError, match="cannot be sampled from as a policy"):
+        rollout(plain_policy_of(REFUSED[name]), queries, SAMPLING, 4, 0)
 
 
 def test_greedy_decoding_stops_no_run(queries) -> None:

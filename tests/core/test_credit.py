@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from fgrpo.config import GrammarConfig, KitError, RLConfig
-from fgrpo.credit import CREDITS, JOINT, assign_credit, check_credit, zero_variance
+from fgrpo.credit import BY_ITEM, CREDITS, JOINT, RIDGE, assign_credit, check_credit, zero_variance
 from fgrpo.policy import Prompts, Sampling
 from fgrpo.prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, ItemChoices, Output
-from fgrpo.rewards import Rewards, score
+from fgrpo.rewards import WORTH, Rewards, score
 from fgrpo.rollout import Rollouts, rollout
 
 Q, G, T = 3, 4, 7
+SLATES = [  # two pairs, in any order; all different; three of a kind
+    (0, 1), (3, 2), (1, 0), (2, 3), (0, 1), (0, 2), (0,), (1,), (1, 2), (3,), (2, 1), (1, 2),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -29,7 +32,8 @@ def rollouts() -> Rollouts:
     tokens[1::2, 5] = 2
     choices = ItemChoices(torch.tensor([[0, 1, 2, 3, 9, 9, 9, 9, 9]]).repeat(Q, 1))
     prompts = Prompts(torch.zeros(Q, 1).long(), torch.ones(Q, 1).bool(), choices)
-    return Rollouts(prompts, tokens, mask, phase, torch.zeros(Q * G, T), [], G, None)  # type: ignore[arg-type]
+    sampling = Sampling(GrammarConfig(2, 2))
+    return Rollouts(prompts, tokens, mask, phase, torch.zeros(Q * G, T), [Output(s) for s in SLATES], G, sampling)
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def rewards() -> Rewards:
     slate[1] = 0.1  # a group that the slate reward cannot tell apart
     slate_format, rank_format = torch.zeros(2, Q, G)
     slate_format[2, 3], rank_format[0, 1] = -0.5, -0.5
-    return Rewards(slate, rank, slate_format, rank_format, *torch.rand(2, Q, G, 2, generator=generator))
+    return Rewards(slate, rank, slate_format, rank_format, *torch.rand(3, Q, G, 2, generator=generator))
 
 
 def by_loop(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> torch.Tensor:
@@ -61,10 +65,23 @@ def by_loop(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> torch.Ten
             def centred(values: list[float], over: list[float], g: int = g) -> float:
                 return (values[g] - sum(values) / G) / spread(over)
 
+            others = [j for j in range(G) if j != g]
+            peers = [j for j in others if set(SLATES[q * G + j]) == set(SLATES[q * G + g])] or others
+            apart = (paid_rank[g] - sum(paid_rank[j] for j in peers) / len(peers)) * (1 - 1 / G)
+            # a line through the others, with the slope of a ridge regression
+            mean_x, mean_y = (sum(values[j] for j in others) / (G - 1) for values in (slate, paid_rank))
+            along = sum((slate[j] - mean_x) * (paid_rank[j] - mean_y) for j in others)
+            slope = along / (sum((slate[j] - mean_x) ** 2 for j in others) + RIDGE)
+            beyond = (paid_rank[g] - mean_y - slope * (slate[g] - mean_x)) * (1 - 1 / G)
+            alone = (joint[g] - sum(joint[j] for j in others) / (G - 1)) / spread(joint)
+
             pay = {
                 "grpo": (centred(joint, joint), centred(joint, joint)),
+                "rloo": (alone, alone),
                 "fgrpo": (centred(own_slate, own_slate), centred(paid_rank, own_rank)),
                 "reward_to_go": (centred(joint, joint), centred(paid_rank, own_rank)),
+                "anchor": (centred(joint, joint), apart / spread(own_rank)),
+                "control": (centred(joint, joint), beyond / spread(own_rank)),
             }[config.credit]
             for t in range(T):
                 phase = int(rollouts.phase[q * G + g, t])
@@ -72,7 +89,7 @@ def by_loop(rewards: Rewards, rollouts: Rollouts, config: RLConfig) -> torch.Ten
     return out
 
 
-@pytest.mark.parametrize("credit", ["grpo", "fgrpo", "reward_to_go"])
+@pytest.mark.parametrize("credit", ["grpo", "rloo", "fgrpo", "reward_to_go", "anchor", "control"])
 @pytest.mark.parametrize("scale", ["none", "std"])
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 def test_agrees_with_the_plain_loop(rewards, rollouts, credit, scale, lam) -> None:
@@ -101,7 +118,7 @@ def test_fgrpo_keeps_the_phases_apart(rewards, rollouts) -> None:
 
 def test_groups_are_centred_and_rewards_left_alone(rewards, rollouts) -> None:
     kept = replace(rewards, slate=rewards.slate.clone(), rank=rewards.rank.clone())
-    for credit in ("grpo", "gdpo", "fgrpo", "reward_to_go"):
+    for credit in ("grpo", "rloo", "gdpo", "fgrpo", "reward_to_go"):
         first = assign_credit(rewards, rollouts, RLConfig(credit=credit))[:, 0].view(Q, G)
         assert first.sum(1).abs().max() < 1e-6
     assert torch.equal(kept.slate, rewards.slate) and torch.equal(kept.rank, rewards.rank)
@@ -144,15 +161,44 @@ def test_nested_by_loop(rewards, rollouts, lam) -> None:
             assert row[5 - (g + 1) % 2] == pytest.approx(rank.item(), abs=1e-6)
 
 
-def test_item_by_hand(rewards, rollouts) -> None:
+@pytest.mark.parametrize("slates", [[(0, 1)] * 3 + [(1, 0)], [(0,), (1,), (0, 1), (1, 2)]])
+def test_anchors_that_tell_nothing_apart_leave_reward_to_go(rewards, rollouts, slates) -> None:
+    """One slate in all rollouts of a group, or another in each."""
+    rollouts = replace(rollouts, outputs=[Output(s) for s in slates * Q])
+    found, plain = (assign_credit(rewards, rollouts, RLConfig(credit=c)) for c in ("anchor", "reward_to_go"))
+    assert torch.allclose(found, plain, atol=1e-6) and plain.abs().max() > 0.1
+
+
+def test_rankings_of_one_slate_are_rewarded_for_their_own_differences(rewards, rollouts) -> None:
+    """Two pairs: what the slates contribute to the rank reward is gone, the difference within a pair is not halved."""
+    rank = torch.tensor([[0.9, 0.1, 0.7, 0.1]] * Q)
+    rewards = replace(rewards, rank=rank, rank_format=torch.zeros(Q, G))
+    found = assign_credit(rewards, rollouts, RLConfig(credit="anchor"))[:G][rollouts.phase[:G] == PHASE_RANK]
+    assert found.view(G, 2).tolist() == pytest.approx(torch.tensor([[0.15] * 2, [0.0] * 2, [-0.15] * 2, [0.0] * 2]))
+
+
+def test_control_takes_out_what_the_slate_predicts(rewards, rollouts) -> None:
+    """Rank rewards on a line over slate rewards are nearly all luck of the slate; flat ones are left as they are."""
+    config, nothing = RLConfig(credit="control"), torch.zeros(Q, G)
+    slate = torch.tensor([[0.0, 20.0, 40.0, 60.0]] * Q)  # far apart, so that the ridge is small
+    line = replace(rewards, slate=slate, rank=0.2 + slate / 100, slate_format=nothing, rank_format=nothing)
+    own = rollouts.phase == PHASE_RANK
+    assert assign_credit(line, rollouts, config)[own].abs().max() < 1e-3
+    flat = replace(line, slate=torch.full((Q, G), 0.5))
+    found, plain = (assign_credit(flat, rollouts, replace(config, credit=c)) for c in ("control", "reward_to_go"))
+    assert torch.allclose(found[own], plain[own], atol=1e-6) and plain[own].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("credit, name", [("item", "items"), ("shapley", "shapley")])
+def test_item_and_shapley_by_hand(rewards, rollouts, credit, name) -> None:
     """A token is paid for the item at its place, against the group's mean at this place; a closed list counts 0."""
     nothing = torch.zeros(Q, G)
     rewards = replace(rewards, slate=torch.rand(Q, G), slate_format=nothing, rank_format=nothing)
-    found = assign_credit(rewards, rollouts, RLConfig(credit="item", lam=0.5))
+    found, values = assign_credit(rewards, rollouts, RLConfig(credit=credit, lam=0.5)), getattr(rewards, name)
     to_go = torch.stack((rewards.places.sum(-1), rewards.places[..., 1]), dim=-1)
     for b in range(Q * G):
         q, g = divmod(b, G)
-        slate = [(rewards.items[q, g, j] - rewards.items[q, :, j].mean()).item() for j in range(2)] + [0.0]
+        slate = [(values[q, g, j] - values[q, :, j].mean()).item() for j in range(2)] + [0.0]
         rank = [0.5 * (to_go[q, g, j] - to_go[q, :, j].mean()).item() for j in range(2)]
         if b % 2 == 0:  # <SLATE> 0 1 | </SLATE>-less: 9 0 1, then rank 9 2
             expected = [slate[0], slate[0], slate[1], rank[0], rank[0], 0, 0]
@@ -178,19 +224,20 @@ def test_rewards_that_are_all_equal_give_zero(policy, queries, credit, scale, fu
     rewards, r = sampled_and_scored(policy, pool, grammar, 8, k, scale=scale)
     alike = replace(rewards, slate=torch.ones_like(rewards.slate))
     found = assign_credit(alike, r, RLConfig(credit=credit, scale=scale, group=8, rankings=k))
-    if credit not in JOINT | {"nested", "reward_to_go"}:  # those pay slates for their rankings too
+    if credit not in JOINT | {"nested", "reward_to_go", "anchor", "control"}:  # those pay slates for their rankings too
         assert (found[r.phase == PHASE_SLATE] == 0).all()
     assert found.abs().max() < 10
     both = replace(alike, rank=torch.ones_like(alike.rank))
     assert (assign_credit(both, r, RLConfig(credit=credit, scale=scale, group=8, rankings=k)) == 0).all()
 
 
-def test_item_pushes_at_nothing_where_coverage_is_perfect(policy, queries) -> None:
+@pytest.mark.parametrize("credit", BY_ITEM)
+def test_item_credit_pushes_at_nothing_where_coverage_is_perfect(policy, queries, credit) -> None:
     """One relevant candidate in a pool of 6, all 6 in every slate: each slate has reward 1, at different places."""
     pool = [replace(q, candidates=q.candidates[:6], relevant=frozenset({2})) for q in queries]
     rewards, r = sampled_and_scored(policy, pool, GrammarConfig(6, 2, full=True), 8)
     assert (rewards.slate == 1).all() and (rewards.items.std(1) > 0).any()
-    found = assign_credit(rewards, r, RLConfig(credit="item", scale="std"))
+    found = assign_credit(rewards, r, RLConfig(credit=credit, scale="std"))
     assert (found[r.phase == PHASE_SLATE] == 0).all() and 0 < found.abs().max() < 10
 
 
@@ -211,7 +258,7 @@ def test_a_fault_of_the_ranking_is_not_taken_off_the_slate(queries, credit) -> N
     r = replace(r, prompts=prompts, completions=tokens, mask=phase > 0, phase=phase)
     found = assign_credit(rewards, r, RLConfig(credit=credit))
     same = bool((found[0] == found[1])[phase[0] == PHASE_SLATE].all())
-    assert same == (credit in ("fgrpo", "item"))  # joint credit tells the two slates apart, by their rankings
+    assert same == (credit in {"fgrpo"} | BY_ITEM)  # joint credit tells the two slates apart, by their rankings
     assert found[0, -1] > found[1, -1]
 
 
@@ -232,9 +279,24 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"credit": "nested", "rankings": 3}, "must be a multiple of rankings 3"),
         ({"credit": "nested", "rankings": 8}, "two slates at least"),
         ({"credit": "item", "rank_noise": 0.5}, "leave out one"),
+        ({"credit": "shapley", "slate_noise": 0.5}, "'shapley' is paid by item"),
     ):
         with pytest.raises(KitError, match=message):
             check_credit(RLConfig(**options))
+
+
+def test_a_slate_reward_that_nobody_can_divide_is_refused_by_shapley_alone(policy, queries, monkeypatch) -> None:
+    monkeypatch.delitem(WORTH, "f1")  # as of a reward that is added to SLATE_REWARDS only
+    rewards, r = sampled_and_scored(policy, queries, GrammarConfig(), 4, slate_reward="f1")
+    assert rewards.shapley.isnan().all()
+    for credit in CREDITS:
+        config = RLConfig(credit=credit, slate_reward="f1", group=4, rankings=2 if credit == "nested" else 1)
+        if credit == "shapley":
+            with pytest.raises(KitError, match="in WORTH, which 'f1' is not"):
+                check_credit(config)
+        else:
+            check_credit(config)
+            assert assign_credit(rewards, replace(r, rankings=config.rankings), config).isfinite().all()
 
 
 def test_phases_of_real_rollouts_get_their_own_number(policy, queries) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from fgrpo.config import Config, KitError
 from fgrpo.data import Stream
+from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.policy import Policy
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import load_policy, write_policy
@@ -25,7 +26,7 @@ LOGGED = {
 
 
 def fresh(config: Config) -> Policy:
-    return Policy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
+    return SharedPolicy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
 
 
 def run_to_end(config, lab, folder, sft=False, save_every=2, resume=False) -> Run:

@@ -9,10 +9,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fgrpo.config import Config, GrammarConfig, RLConfig
 from fgrpo.lm import rows
+from fgrpo.lm.prefix import PrefixTree
 from fgrpo.lm.rows import RowPolicy, RowTree
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Sampling
-from fgrpo.prefix import PrefixTree
 from fgrpo.rollout import rollout
 from fgrpo.runs.policies import load_policy, new_policy, save_policy
 from fgrpo.runs.sft import sft_step
@@ -37,7 +37,7 @@ def pair() -> tuple[RowPolicy, Policy]:
     model = copy.deepcopy(policy.model)
     model.set_attn_implementation("sdpa")
     plain = Policy(model, policy.tokenizer, policy.labels)
-    plain.share = False
+    assert not plain.share
     return policy, plain
 
 

@@ -27,7 +27,7 @@ from fgrpo.runs.run import Run
 from fgrpo.runs.warm_start import tracer
 from fgrpo.runs.fields import config_with
 from fgrpo.tasks.lab import lab_catalogue, lab_task
-from fgrpo.policy import Policy
+from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.trainer import fit
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ sizes = []
 def resident(policy, step):
     sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
 
-fit(Policy.tiny(items, config.model), lab.train, config, run, quiet=True, after_step=resident,
+fit(SharedPolicy.tiny(items, config.model), lab.train, config, run, quiet=True, after_step=resident,
     after_save=tracer(run, lab.validation))
 print(json.dumps(sizes))
 """

@@ -11,7 +11,7 @@ from fgrpo.config import Config
 from fgrpo.credit import CREDITS, with_credit
 from fgrpo.data import Splits
 from fgrpo.evaluate import evaluate, measure_outputs
-from fgrpo.policy import Policy
+from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
 from fgrpo.runs.sft import sft_stage
@@ -28,7 +28,7 @@ SHIPPED = ("lab-rec", "lab-rec-grpo", "lab-rec-fgrpo")
 def train(config: Config, lab: Splits, folder: Path, sft=False, resume=False, trace=True) -> Run:
     run = Run(folder, config, resume=resume, save_every=2)
     look = {"after_save": tracer(run, lab.validation)} if trace else {}
-    policy = Policy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
+    policy = SharedPolicy.tiny([f.title for f in lab_catalogue()], config.model, config.seed)
     fit(policy, lab.train, config, run, sft_stage(config) if sft else None, quiet=True, **look)
     return run
 
@@ -86,7 +86,7 @@ def _stop() -> None:
 
 def test_a_compared_run_keeps_its_test_lists(config, lab, tmp_path) -> None:
     small = Splits(lab.train[:64], lab.validation[:8], lab.test[:12])
-    start = Policy.tiny([f.title for f in lab_catalogue()], config.model, seed=1)
+    start = SharedPolicy.tiny([f.title for f in lab_catalogue()], config.model, seed=1)
     write_policy(start, tmp_path / "start")
     result = train_and_test(config, small, tmp_path / "start", tmp_path / "a", quiet=True, resume=False)
     found = read_trace(tmp_path / "a/trace.jsonl")

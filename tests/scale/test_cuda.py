@@ -27,8 +27,8 @@ from fgrpo.study.oracle import enumerate_outputs, small_pool
 from fgrpo.trainer import step
 from tests import families
 from tests.conftest import SMALL, spread_policy
-from tests.core.test_prefix import ATTENTION, largest_error, loss_and_gradients, policy_of, relative_error
 from tests.core.test_trainer import run_to_end, same, weights, without_times
+from tests.lm.test_prefix import ATTENTION, largest_error, loss_and_gradients, policy_of, relative_error
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; deterministic algorithms need it
 DEVICE = "cuda"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
 from fgrpo.data import Example
-from fgrpo.policy import Policy
+from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.rollout import Rollouts, rollout
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.run import Run, read_metrics
@@ -74,7 +74,9 @@ def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Ru
     config = config_with(**options)
     for end in (stop, 0) if stop else (0,):
         run, began = Run(folder / case, config, resume=end < stop, save_every=2, writes=team.main), itertools.count()
-        new = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
+        new = (
+            policy_of(model) if case == "lora" else SharedPolicy.tiny([f.title for f in lab_catalogue()], config.model)
+        )
         data, stage = examples(8) if case == "lora" else queries(), sft_stage(config) if case == "sft" else None
         with suppress(Stopped):
             fit(
@@ -86,7 +88,7 @@ def train(case: str, folder: Path, team: Team, model: Path, stop: int = 0) -> Ru
 def sampled(case: str, team: Team, model: Path, micro: int = 0, order: slice = slice(None)) -> tuple[Rollouts, list]:
     """Rollouts of this process's share of four queries, and the ids of those queries."""
     config = config_with(**{**SMALL, **SAMPLED[case], "micro": micro})
-    policy = policy_of(model) if case == "lora" else Policy.tiny([f.title for f in lab_catalogue()], config.model)
+    policy = policy_of(model) if case == "lora" else SharedPolicy.tiny([f.title for f in lab_catalogue()], config.model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # fresh weights are small: every choice is nearly as likely as the others
         for p in policy.parameters():
@@ -220,7 +222,7 @@ def test_uneven_shares_are_refused_before_anything_is_written(tmp_path: Path, sf
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(KitError, match=f"{8 if sft else 4} queries a step cannot be shared evenly by 3 processes"):
         fit(
-            Policy.tiny(["a"], config.model),
+            SharedPolicy.tiny(["a"], config.model),
             queries(),
             config,
             run,

@@ -161,7 +161,7 @@ def test_gradients_by_phase_are_those_of_the_kits_own_loss(tmp_path: Path, taugh
         assert ours.norm() > 1e-4 and (theirs - ours).norm() < 1e-4 * ours.norm(), which
 
 
-@pytest.mark.parametrize("credit", ["grpo", "gdpo", "fgrpo", "reward_to_go", "item", "grpo:sequence"])
+@pytest.mark.parametrize("credit", ["grpo", "gdpo", "fgrpo", "reward_to_go", "anchor", "item", "grpo:sequence"])
 def test_every_method_without_branches_trains(tmp_path: Path, taught: Path, credit: str) -> None:
     """Two steps of TRL's own loop: accumulation, several updates of a batch, shuffled rows."""
     policy, queries = load_policy(taught), some_queries(2)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
+from fgrpo.credit import CREDITS, advantage, by_phase
 from fgrpo.policy import Sampling
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
-from fgrpo.rewards import score
+from fgrpo.rewards import output_lists, score
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
 from fgrpo.study import analysis
@@ -118,15 +119,53 @@ def test_a_step_raises_its_own_reward_by_what_it_is_said_to(oracle, policy, lab)
     assert expected_rewards(policy, example)[1] == before
 
 
-@pytest.mark.parametrize(
-    "options", [{"credit": "grpo"}, {"credit": "reward_to_go"}, {"credit": "nested", "rankings": 2, "group": 4}]
-)
+UNBIASED = [
+    {"credit": "grpo"}, {"credit": "rloo"}, {"credit": "reward_to_go"}, {"credit": "anchor"}, {"credit": "control"},
+    {"credit": "nested", "rankings": 2, "group": 4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", UNBIASED)
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 def test_unbiased_for_the_joint_objective(oracle, options, lam) -> None:
-    """Exactly, over all groups: the direction is the true gradient's, the length 1 - 1/G of it (nested: all of it)."""
+    """Exactly, over all groups: the direction is the true gradient's, the length 1 - 1/G of it (nested, rloo: all)."""
     found = bias_and_variance(oracle, RLConfig(**{"group": 3, "lam": lam, **options}), torch.Generator(), exact=True)
     assert max(found["angle"], found["angle_slate"], found["angle_rank"]) < 0.1
-    assert found["norm"] == pytest.approx(1.0 if options["credit"] == "nested" else 2 / 3, rel=1e-4)
+    assert found["norm"] == pytest.approx(1.0 if options["credit"] in ("nested", "rloo") else 2 / 3, rel=1e-4)
+
+
+def by_set_mean(rewards, rollouts, config) -> torch.Tensor:
+    """anchor as it would be with the mean over ALL rollouts with the same slate as baseline, the rollout's own included."""
+    slates = output_lists(rollouts)[0].sort(dim=-1).values
+    same = (slates.unsqueeze(2) == slates.unsqueeze(1)).all(-1)
+    same = torch.where(same.sum(-1, keepdim=True) > 1, same, True)
+    rank = config.lam * (rewards.rank - (rewards.rank.unsqueeze(1) * same).sum(-1) / same.sum(-1))
+    return by_phase(advantage(rewards.slate + config.lam * rewards.rank, config), rank, rollouts)
+
+
+def by_one_line(rewards, rollouts, config) -> torch.Tensor:
+    """control as it would be with the residuals of one least-squares line through all rollouts of a group."""
+    slate, rank = advantage(rewards.slate, config), config.lam * advantage(rewards.rank, config)
+    slope = (slate * rank).sum(1, keepdim=True) / (slate.square().sum(1, keepdim=True) + 1e-6)
+    joint = advantage(rewards.slate + config.lam * rewards.rank, config)
+    return by_phase(joint, rank - slope * slate, rollouts)
+
+
+@pytest.mark.parametrize("credit, biased, degrees", [("anchor", by_set_mean, 0.34), ("control", by_one_line, 8.7)])
+def test_a_baseline_that_holds_the_rollout_itself_would_be_biased(oracle, credit, biased, degrees, monkeypatch) -> None:
+    """In the rank phase: rankings of common slates, or of extreme ones, would lose a larger part of their credit."""
+    config = RLConfig(credit=credit, group=3)
+    right = bias_and_variance(oracle, config, torch.Generator(), exact=True)
+    monkeypatch.setitem(CREDITS, credit, biased)
+    wrong = bias_and_variance(oracle, config, torch.Generator(), exact=True)
+    assert wrong["angle_rank"] == pytest.approx(degrees, rel=0.05) and right["angle_rank"] < 0.01
+
+
+def test_rloo_is_grpo_at_another_rate(oracle) -> None:
+    groups = oracle.sample(200, RLConfig(group=4), torch.Generator().manual_seed(0))
+    for scale in ("none", "std"):
+        rloo, grpo = (oracle.estimates(groups, RLConfig(credit=c, group=4, scale=scale)) for c in ("rloo", "grpo"))
+        assert torch.allclose(rloo, 4 / 3 * grpo, atol=1e-7) and grpo.abs().max() > 0.01
 
 
 def test_fgrpo_is_biased_in_its_slate_phase_alone(oracle) -> None:
@@ -140,7 +179,24 @@ def test_fgrpo_is_biased_in_its_slate_phase_alone(oracle) -> None:
     assert float(oracle.dot(away, away)) < 1e-6 * float(oracle.dot(slate, slate))
 
 
-@pytest.mark.parametrize("options", [{"credit": "grpo", "scale": "std"}, {"credit": "gdpo"}, {"credit": "item"}])
+def test_shapley_credit_lengthens_what_f1_cuts(lab) -> None:
+    """Change of the expected slate length along the slate tokens' expected step, F1 as slate reward: item < shapley."""
+    config = Config(grammar=GrammarConfig(3, 1), rl=RLConfig(slate_reward="f1", group=4))
+    for query, relevant in ((0, 1), (2, 2)):
+        oracle = enumerate_outputs(spread_policy(), small_pool(lab.test[query], 5, relevant), config)
+        groups = oracle.sample(2000, config.rl, torch.Generator().manual_seed(0))
+        length = oracle.gradient(torch.tensor([float(len(o.slate)) for o in oracle.rollouts.outputs]).double())
+        along = {}
+        for credit in ("item", "shapley"):
+            step = oracle.estimates(groups, replace(config.rl, credit=credit)).mean(0)
+            along[credit] = oracle.cosine(step * (oracle.phase == PHASE_SLATE), length)
+        assert along["item"] < 0 and along["item"] + 0.04 < along["shapley"], (query, relevant, along)
+
+
+BIASED = [{"credit": "grpo", "scale": "std"}, {"credit": "gdpo"}, {"credit": "item"}, {"credit": "shapley"}]
+
+
+@pytest.mark.parametrize("options", BIASED)
 def test_dividing_by_the_spread_and_item_credit_are_biased(oracle, options) -> None:
     found = bias_and_variance(oracle, RLConfig(**{"group": 3, **options}), torch.Generator(), exact=True)
     assert found["angle"] > 0.5
@@ -160,15 +216,21 @@ def test_sampled_groups_agree_with_all_groups(oracle) -> None:
 
 
 def test_knowing_the_slate_lowers_the_variance_of_the_rank_phase(oracle) -> None:
-    """Law of total variance: K rankings of one slate differ by less than rankings of different slates."""
+    """Law of total variance: K rankings of one slate differ by less than rankings of different slates.
+
+    The same with what its reward tells of a slate (control), or where a group happens to hold a slate twice (anchor).
+    """
     rank = oracle.phase == PHASE_RANK
     spread = {}
-    for options in ({"credit": "reward_to_go"}, {"credit": "nested", "rankings": 2}):
+    for options in (
+        {"credit": "reward_to_go"}, {"credit": "anchor"}, {"credit": "control"}, {"credit": "nested", "rankings": 2},
+    ):  # fmt: skip
         config = RLConfig(group=8, **options)
         found = oracle.estimates(oracle.sample(6000, config, torch.Generator().manual_seed(0)), config) * rank
         away = found - found.mean(0)
         spread[options["credit"]] = float(oracle.dot(away, away).mean() / oracle.dot(found.mean(0), found.mean(0)))
-    assert all(map(math.isfinite, spread.values())) and len(set(spread.values())) == 2
+    assert all(map(math.isfinite, spread.values())) and len(set(spread.values())) == 4
+    assert spread["control"] < 0.75 * spread["reward_to_go"] and spread["anchor"] < 0.95 * spread["reward_to_go"]
 
 
 def test_noise_in_one_reward_is_variance_not_bias_and_reaches_every_token_under_joint_credit(oracle) -> None:
@@ -220,7 +282,7 @@ def test_small_pool_keeps_order_and_relevance(lab) -> None:
 def test_no_method_depends_on_how_many_groups_fit_into_memory(oracle) -> None:
     """GDPO divides by the spread over a batch, which turns no gradient: what is computed together must not matter."""
     groups = oracle.sample(400, RLConfig(group=4), torch.Generator().manual_seed(0))
-    for credit in ("gdpo", "fgrpo", "item"):
+    for credit in ("gdpo", "fgrpo", "anchor", "control", "shapley"):
         config = RLConfig(credit=credit, group=4, scale="std")
         whole = oracle.estimates(groups, config)
         parts = torch.cat([oracle.estimates(part, config) for part in groups.split(7)])

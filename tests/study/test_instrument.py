@@ -7,7 +7,7 @@ import torch
 
 from fgrpo.config import Config
 from fgrpo.data import Splits
-from fgrpo.policy import Policy
+from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.runs.fields import with_fields
 from fgrpo.runs.policies import load_policy
 from fgrpo.runs.warm_start import SHIPPED
@@ -21,7 +21,7 @@ def part(lab) -> Splits:
 
 
 def test_a_policy_that_knows_nothing_chooses_like_a_coin(part, config) -> None:
-    policy = Policy.tiny([film.title for film in lab_catalogue()], config.model)
+    policy = SharedPolicy.tiny([film.title for film in lab_catalogue()], config.model)
     found = instrument(policy, part, config)
     assert found["entropy"] == pytest.approx(math.log(20), abs=0.05)  # a slate is never empty: 20 films
     assert 0.1 < found["filled"] < 0.35 and 0 <= found["zero_variance_slate"] < 0.5
@@ -38,7 +38,7 @@ def test_the_shipped_warm_start_knows_the_taste_and_still_varies(part) -> None:
 
 def test_rollouts_of_one_answer_teach_nothing(part, config) -> None:
     """Where the temperature leaves no choice, all rollouts of a query are equal; full lists are of full length."""
-    policy = Policy.tiny([film.title for film in lab_catalogue()], config.model)
+    policy = SharedPolicy.tiny([film.title for film in lab_catalogue()], config.model)
     with torch.no_grad():
         for weight in policy.model.parameters():
             weight.mul_(30)  # certain of whatever it writes

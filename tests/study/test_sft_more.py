@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fgrpo.config import Config
 from fgrpo.data import Example, Splits
-from fgrpo.policy import Policy
+from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.runs.fields import with_fields
 from fgrpo.runs.policies import save_policy
 from fgrpo.runs.run import Run, read_config, read_metrics
@@ -83,7 +83,7 @@ def test_queries_are_those_of_every_batch_of_rl(config, splits, tmp_path) -> Non
             return stage.step(policy, optimizer, queries, *rest)
 
         items, run = [film.title for film in lab_catalogue()], Run(tmp_path / f"{seed}", own)
-        fit(Policy.tiny(items, own.model), splits.train, own, run, replace(stage, step=step), quiet=True)
+        fit(SharedPolicy.tiny(items, own.model), splits.train, own, run, replace(stage, step=step), quiet=True)
         assert queries_of(splits, own) == seen and len(seen) == 16
     assert queries_of(splits, own) != queries_of(splits, config)
 

@@ -91,7 +91,7 @@ def test_switching_credit_flips_signs(visit) -> None:
     assert values(page)[-1].startswith("+")
     tab(page, "Group")
     assert "Choose two different credit methods" in page.locator("#at-group").inner_text()
-    for method in ("reward_to_go", "nested", "item", "gdpo", "fgrpo"):
+    for method in ("reward_to_go", "anchor", "nested", "item", "gdpo", "fgrpo"):
         radio(page, "Credit method", method)
         page.locator("#at-group caption", has_text=f"credit {method}").wait_for()
     assert "8 tokens (0 slate, 8 rank)" in page.locator("#at-group").inner_text()

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 
 from fgrpo.config import GrammarConfig, ModelConfig, RLConfig
 from fgrpo.data import Example
+from fgrpo.lm.prefix import PrefixTree, SharedPolicy
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Sampling
-from fgrpo.prefix import PrefixTree
 from fgrpo.rollout import rollout
 from fgrpo.tasks.lab import lab_catalogue
 
@@ -47,7 +47,7 @@ def policy_of(config: tf.PreTrainedConfig, spread: float = 0.15, dtype: torch.dt
     with torch.no_grad():
         for p in model.parameters():
             p.add_(spread * torch.randn(p.shape))
-    return Policy(model.to(dtype), plain.tokenizer, plain.labels)
+    return SharedPolicy(model.to(dtype), plain.tokenizer, plain.labels)
 
 
 def gradients(policy: Policy) -> dict[str, torch.Tensor]:
@@ -127,7 +127,7 @@ def test_lora_kl_and_inner_epochs(queries) -> None:
     """Adapters get the same gradients; with the adapter trained away from the reference, KL and clipping are active."""
     policy, reference = policy_of(ATTENTION["qwen3"]), policy_of(ATTENTION["qwen3"])
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", init_lora_weights=False)
-    policy = Policy(get_peft_model(policy.model, lora), policy.tokenizer, policy.labels)
+    policy = SharedPolicy(get_peft_model(policy.model, lora), policy.tokenizer, policy.labels)
     r, advantages = sampled(policy, queries)
     config = RLConfig(beta=0.05)
     optimizer = torch.optim.SGD([p for p in policy.model.parameters() if p.requires_grad], lr=3.0)

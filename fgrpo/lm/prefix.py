@@ -2,7 +2,8 @@
 
 The branches are fed side by side, in one sequence per query. A mask lets each token see the prompt and the earlier tokens of
 its own branch, and positions run on from the prompt's end in every branch. So the prompt is encoded once, its keys and
-values are stored once (not G times), and gradients are those of G separate sequences to rounding.
+values are stored once (not G times), and gradients are those of G separate sequences to rounding. `rollout` finds out
+whether a model allows it, by comparing log-probabilities (fgrpo.rollout).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from ..policy import Policy, positions
+from ..prompt import Labels
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
+
+
+class SharedPolicy(Policy):
+    """A policy whose rollouts of a query share its encoded prompt, until a comparison shows that its model cannot."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, labels: Labels):
+        super().__init__(model, tokenizer, labels)
+        self.share = True
+
+    def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> "PrefixTree":
+        """Encode prompts (Q, P), padded on the left. Of `tokens` (Q, K), if given, the logits are enough."""
+        return PrefixTree(self.model, ids, mask)
 
 
 class PrefixTree:
@@ -73,6 +89,51 @@ class PrefixTree:
         )  # fmt: skip
         return out.logits[query[read], column[read]]
 
+    def feed(self, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Feed each row's new tokens as a branch of its query's prompt. Rows that ended are fed no more.
+
+        completions (Q * group, T), written by others between two calls; the first `begun` tokens of every row are
+        encoded with the prompt. Returns a function: (rows still decoding, length of every row) -> logits (rows, V)
+        after the last token of each.
+        """
+        size = completions.shape[1]
+        tree, depth = self.fork(group, size), torch.arange(size, device=completions.device)
+        fed = torch.full((len(completions), 1), begun, device=completions.device)  # tokens of each row seen by the tree
+
+        def logits_after(rows: Tensor, length: Tensor) -> Tensor:
+            if length.max() == begun:
+                return tree.logits[rows // group]
+            written = length[rows].unsqueeze(1)
+            which, at = ((depth >= fed[rows]) & (depth < written)).nonzero(as_tuple=True)
+            fed[rows] = written
+            row = rows[which]
+            return tree.extend(completions[row, at], row, at - begun, at == length[row] - 1)
+
+        return logits_after
+
+    def completion_logits(self, completions: Tensor, wanted: Tensor, fed: Tensor, begun: int) -> Tensor:
+        """Logits before the `wanted` tokens of whole branches. completions, wanted, fed (Q * group, T) -> (..., T, V).
+
+        `fed`: the tokens that are needed, those before a wanted one; the first `begun` are encoded with the prompt.
+        """
+        (rows, length), prompt = completions.shape, self.branch.shape[1] - begun
+        group = rows // len(self.logits)
+        # the logits after the prompt predict the first token of every branch; each later one needs those before it fed
+        logits = self.logits.repeat_interleave(group, dim=0).unsqueeze(1).expand(-1, length, -1)
+        order = torch.arange(length, device=fed.device)
+        branch, fed = torch.arange(rows, device=fed.device) % group, fed & (order >= begun)
+        size, parts = self.at_once(prompt, length), []
+        for n in range(0, group, size):
+            row, at = (fed & ((branch >= n) & (branch < n + size)).unsqueeze(1)).nonzero(as_tuple=True)
+            if len(row):
+                read = wanted[row, at + 1]
+                found = self.fork(group, length).extend(completions[row, at], row, at - begun, read)
+                parts.append((row[read], at[read] + 1, found))
+        if not parts:
+            return logits
+        row, at, found = (torch.cat(x) for x in zip(*parts, strict=True))
+        return logits.index_put((row, at), found)
+
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""
         fresh = not self.spent and self.versions == [p._version for p in self.model.parameters()]
@@ -100,34 +161,6 @@ class PrefixTree:
         prompt's; but each feeding costs a call of the model, so that a few hundred tokens should go together at least.
         """
         return max(1, max(CHUNK, prompt // 2) // max(1, length))
-
-
-def feed_branches(tree: PrefixTree, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Feed each row's new tokens as a branch of its query's prompt. Rows that ended are fed no more.
-
-    completions (Q * group, T), written by others between two calls; the first `begun` tokens of every row are encoded
-    with the prompt. Returns a function: (rows still decoding, length of every row) -> logits (rows, V) after the last
-    token of each.
-    """
-    length = completions.shape[1]
-    tree, depth = tree.fork(group, length), torch.arange(length, device=completions.device)
-    fed = torch.full((len(completions), 1), begun, device=completions.device)  # tokens of each row seen by the tree
-
-    def logits_after(rows: Tensor, length: Tensor) -> Tensor:
-        if length.max() == begun:
-            return tree.logits[rows // group]
-        written = length[rows].unsqueeze(1)
-        which, at = ((depth >= fed[rows]) & (depth < written)).nonzero(as_tuple=True)
-        fed[rows] = written
-        row = rows[which]
-        return tree.extend(completions[row, at], row, at - begun, at == length[row] - 1)
-
-    return logits_after
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position of each token, counted from its row's first real token."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def sliding_windows(config: Any) -> list[tuple[str, int | None]]:
