@@ -17,12 +17,16 @@
     const title = set.querySelector("[data-testid=block-info]");  // the visible title, for screen readers
     if (title) set.setAttribute("aria-label", title.innerText.trim());
   });
-  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
-  name();
   const read = (token) => {
-    const out = token.closest("[data-strip]").nextElementSibling;
-    if (out && out.classList.contains("readout")) out.textContent = token.getAttribute("aria-label");
+    const out = token.closest("[data-strip]").nextElementSibling, text = token.getAttribute("aria-label");
+    if (out && out.classList.contains("readout") && out.textContent !== text) out.textContent = text;
   };
+  new MutationObserver(() => {
+    name();
+    const token = document.activeElement?.closest("[data-strip] .token");
+    if (token) read(token);  // an answer that redraws the strip changes its tokens in place and empties the readout
+  }).observe(document.body, { childList: true, subtree: true, characterData: true });
+  name();
   for (const name of ["focusin", "mouseover"])
     document.addEventListener(name, (e) => { const t = e.target.closest?.("[data-strip] .token"); if (t) read(t); });
   document.addEventListener("keydown", (e) => {

@@ -23,11 +23,12 @@ CLICKS = """element.addEventListener('click', (e) => {
   const button = e.target.closest('button[data-rollout], button[data-fate], button[data-query]');
   if (button) trigger('click', {...button.dataset});
 });"""
-TO_URL = """(...values) => {
+TO_URL = """(shown) => {
   const url = new URL(window.location);
-  NAMES.forEach((name, i) => values[i] ? url.searchParams.set(name, values[i]) : url.searchParams.delete(name));
+  for (const [name, value] of Object.entries(shown ?? {}))
+    value ? url.searchParams.set(name, value) : url.searchParams.delete(name);
   window.history.replaceState({}, "", url);
-}""".replace("NAMES", str(list(LINKED)))
+}"""
 COPY = "() => { navigator.clipboard?.writeText(window.location.href); return window.location.href; }"
 SECONDS = 2
 """interval at which the curves of a run are updated"""
@@ -78,6 +79,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             method = gr.Radio(METHODS, value="fgrpo", label="Credit method")
             against = gr.Radio(METHODS, value="grpo", label="Compared with")
         problems = gr.HTML(elem_id="at-problems")
+        shown = gr.JSON(visible=False)  # the state that the page shows: controls may already be ahead of it
         html: dict[str, gr.HTML] = {}
 
         def slot(name: str) -> None:
@@ -120,7 +122,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 link = gr.Textbox(label="Link", interactive=False)
 
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b]
-        everything = [*controls, problems, save, *(html[name] for name in SLOTS)]
+        everything = [*controls, shown, problems, save, *(html[name] for name in SLOTS)]
         inputs = [own, *controls]
 
         def refresh(mine: dict[str, str], *values: object, **changed: str) -> list[Any]:
@@ -136,17 +138,20 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces)
             lists |= {"query": found.queries, "rollout": found.rollouts}
 
+            def value_of(name: str) -> str:
+                value = getattr(c, name)
+                offered = [x if isinstance(x, str) else x[1] for x in lists.get(name, [value])]
+                return value if value in offered else ""
+
             def control(name: str) -> Any:
-                value, changes = getattr(c, name), dict[str, Any]()
-                if name in lists:
-                    changes["choices"] = lists[name]
-                    value = value if value in [x if isinstance(x, str) else x[1] for x in lists[name]] else ""
-                if sent is None or value != getattr(sent, name):
-                    changes["value"] = value or None
+                changes: dict[str, Any] = {"choices": lists[name]} if name in lists else {}
+                if sent is None or values[name] != getattr(sent, name):
+                    changes["value"] = values[name] or None
                 return gr.update(**changes)
 
+            values = {name: value_of(name) for name in LINKED}
             return [
-                *(control(name) for name in LINKED), join(found.problems),
+                *(control(name) for name in LINKED), values, join(found.problems),
                 gr.update(value=str(file) if file else None, interactive=bool(file)), *(found.html[n] for n in SLOTS),
             ]  # fmt: skip
 
@@ -227,7 +232,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             return gr.Timer(active=event.value == "Training")
 
         def link_to(done: Any) -> None:
-            done.then(None, controls, None, js=TO_URL)
+            """The address changes last, to what the page shows."""
+            done.then(None, [shown], None, js=TO_URL)
 
         whole = quiet | {"concurrency_id": "page", "concurrency_limit": 1}  # answers come in the order of the events
         link_to(gr.on([c.input for c in controls], refresh, inputs, everything, trigger_mode="always_last", **whole))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import RLConfig
 from .policy import Policy
-from .prompt import PHASE_RANK, PHASE_SLATE, max_tokens
+from .prompt import PHASE_PAD, PHASE_RANK, PHASE_SLATE, max_tokens
 from .rollout import Rollouts
 
 
@@ -21,8 +21,8 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss (scalar, with gradient) and its logs for one batch of rollouts.
 
-    advantages (B, T). With `beta` above 0, the k3 estimate of KL(policy || reference) is added to each token. Of
-    rollouts in several parts, the graph of one part is in memory at a time; value and gradient are the same.
+    advantages (B, T). With `beta` above 0, the k3 estimate of KL(policy || reference) is added to each token that learns.
+    Of rollouts in several parts, the graph of one part is in memory at a time; value and gradient are the same.
     """
     if rollouts.parts:
         logs: dict[str, float] = {}
@@ -42,18 +42,18 @@ def policy_loss(
     # in the first epoch every ratio is 1, and its gradient that of the log-probability
     ratio = shared_log_ratio(logp - rollouts.logprobs, rollouts, config.ratio).exp()
     per_token = clipped_surrogate(ratio, advantages, config.clip_low, config.clip_high)
-    kl = torch.zeros(())
     if reference is not None and config.beta > 0:
         with torch.no_grad():
             reference_logp, _ = reference.logprobs(prompts, ids, mask, sampling, shared=policy.share)
         kl = k3(logp, reference_logp)
-        per_token = per_token - config.beta * kl
+        idle = {"both": PHASE_PAD, "slate": PHASE_RANK, "rank": PHASE_SLATE}[config.learn]  # what does not learn
+        per_token = per_token - config.beta * kl * (rollouts.phase != idle)
     loss = -(per_token * mask).sum() / (mask.shape[0] * (rollouts.longest or max_tokens(sampling.grammar)))
 
     with torch.no_grad():
         logs = {"loss": loss.item(), "approx_kl": masked_mean(k3(rollouts.logprobs, logp), mask).item()}
-        if config.beta > 0:
-            logs["kl_reference"] = masked_mean(kl.expand_as(logp), mask).item()
+        if reference is not None and config.beta > 0:
+            logs["kl_reference"] = masked_mean(kl, mask).item()
         clipped = clips(ratio, advantages, config.clip_low, config.clip_high).float()
         for name, phase in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
             in_phase = rollouts.phase == phase

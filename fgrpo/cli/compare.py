@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..baselines import Baseline
     from ..study.compare import Begin, Results
     from ..study.experiments import Experiments
+    from ..study.preference import Preference
 
 CREDITS = "grpo,fgrpo,reward_to_go"
 BASELINES, LAB_BASELINES = "random,popularity", "random,gru4rec,attributes,taste"
@@ -52,7 +53,9 @@ def _control(args: argparse.Namespace) -> int:
 
     given = [name for name in OPTIONS if hasattr(args, name)]
     given += [
-        name for name in ("credits", "vary", "against", "baselines", "every", "no_sft_more") if getattr(args, name)
+        name
+        for name in ("credits", "vary", "against", "baselines", "preference", "every", "no_sft_more")
+        if getattr(args, name)
     ]
     if given:
         raise KitError(f"{flag(given[0])} is set by --control: leave it out.")
@@ -89,6 +92,7 @@ def _compare(
     baselines: "Mapping[str, Baseline]",
     sft_more: bool,
     begin: "Mapping[str, Begin] | None" = None,
+    preferences: "Mapping[str, Preference] | None" = None,
 ) -> "tuple[Results, list[int], dict[str, list[str]], Path]":
     """Train and measure; the results, the warm start of each seed, the groups of the queries, and the folder."""
     from ..study.compare import compare, groups_of, loaded_once, seed_starts
@@ -109,14 +113,14 @@ def _compare(
     read = loaded_once(partial(load, args))
     results = compare(
         experiments, args.seeds, folder, read, baselines, start, args.jobs, args.json, args.resume, args.every or 0,
-        starts, sft_more, begin,
+        starts, sft_more, begin, preferences,
     )  # fmt: skip
     return results, seed_starts(args.seeds, starts), groups_of(experiments, read), folder
 
 
 def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "Experiments") -> None:
     from ..baselines import baselines_by_name
-    from ..study.check import manipulation
+    from ..study.preference import preferences_by_name
     from ..study.report import format_table, reading, write_report
 
     began = time.perf_counter()
@@ -125,11 +129,13 @@ def _compare_and_report(args: argparse.Namespace, config: Config, experiments: "
     baselines = baselines_by_name(names_of(usual if args.baselines is None else args.baselines, "--baselines"))
     if ceilings := sorted({"taste", "attributes"} & baselines.keys() if others else ()):
         raise KitError(f"baseline {ceilings[0]!r} is for task lab-rec, not for {min(others)}: leave it out.")
-    results, starts, groups, folder = _compare(args, experiments, baselines, not args.no_sft_more)
-    rows = write_report(results, experiments, folder, args.against, starts, groups)
+    preferences = preferences_by_name(names_of(args.preference or "", "--preference"))
+    results, starts, groups, folder = _compare(
+        args, experiments, baselines, not args.no_sft_more, preferences=preferences
+    )
+    rows, checks = write_report(results, experiments, folder, args.against, starts, groups)
     seconds = round(time.perf_counter() - began, 1)
     runs = [run for by_method in results.values() for some in by_method.values() for run in some]
-    checks = manipulation(results, starts, groups)
     if args.json:
         tokens = sum(run.tokens for run in runs)
         learns = [check.sentence for check in checks]

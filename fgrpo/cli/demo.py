@@ -30,7 +30,6 @@ def demo(args: argparse.Namespace) -> None:
     """RL on the lab task from the shipped warm start: it learns, a control of credit, and a small comparison."""
     from ..baselines import baselines_by_name
     from ..study import plots
-    from ..study.check import manipulation
     from ..study.compare import compare, seed_starts
     from ..study.control import control_experiments, control_found
     from ..study.experiments import grid
@@ -54,9 +53,8 @@ def demo(args: argparse.Namespace) -> None:
     if not args.json:
         print(INTRODUCTION.format(steps=args.steps, seeds=args.seeds, queries=QUERIES), flush=True)
     results = run(experiments, args.seeds, "task", max(1, args.steps // POINTS))
-    rows = write_report(results, experiments, folder / "task", starts=starts)
+    rows, checks = write_report(results, experiments, folder / "task", starts=starts)
     found = control_found(run(control, seeds, "control", 0), seed_starts(seeds, 1))
-    checks = manipulation(results, starts)
     plots.save(plots.demo(rows, results[""], found, args.steps), folder / "demo.png")
     if args.json:
         report(config, rows, checks, results, found, time.perf_counter() - began)

@@ -125,6 +125,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--baselines", help="baselines beside the policies, separated by commas: random, popularity, bm25, "
                    "dense, gru4rec, unisrec, decoupled; of lab-rec also attributes and taste (default random,popularity; of "
                    "lab-rec random,gru4rec,attributes,taste)")  # fmt: skip
+    p.add_argument("--preference", metavar="NAMES", help="offline training beside RL from each warm start, on its own "
+                   "outputs ordered by their rewards, separated by commas: dpo, s_dpo (default none)")  # fmt: skip
     p.add_argument("--no-sft-more", action="store_true", help="leave out SFT that goes on for as long as RL")
     p.add_argument("--starts", type=_count(1000), metavar="N", help="independent warm starts; seed S starts from number "
                    "S mod N (default 3, or the number of seeds)")  # fmt: skip

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..config import Config, GrammarConfig, KitError, LMConfig
 from ..data import Example
-from ..policy import Policy, Prompts, Sampling, Tree
+from ..policy import Policy
 from .adapter import FROZEN, TRAINED, check_forward, check_rank, check_saved, set_weights, with_adapter
 from .folder import MERGE, check_counts, check_folder, check_size, read_json
 from .index_labels import IndexLabels
@@ -317,19 +317,17 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class FrozenReference(PretrainedPolicy):
-    """The policy that a run started from, for a KL penalty: the same base model, with another adapter or none."""
+    """The policy that a run started from: the same base model, with another adapter or none. It has no gradient."""
 
     def __init__(self, policy: PretrainedPolicy, frozen: str | None):
         self.__dict__.update(policy.__dict__)
         self.frozen = frozen
 
-    def logprobs(
-        self, prompts: Prompts, completions: torch.Tensor, mask: torch.Tensor, sampling: Sampling, shared: bool = True,
-        tree: Tree | None = None, begun: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """As Policy.logprobs, without gradient."""
-        with torch.no_grad(), self.adapter(self.frozen):
-            return super().logprobs(prompts, completions, mask, sampling, shared, tree, begun)
+    @contextmanager
+    def narrowed(self, columns: torch.Tensor | None) -> Iterator[None]:
+        """As of any policy, with its own adapter: all logits, of rollouts too, are computed inside this context."""
+        with torch.no_grad(), self.adapter(self.frozen), super().narrowed(columns):
+            yield
 
 
 @contextmanager

@@ -52,8 +52,8 @@ def fits_shipped(config: Config, seed: int = 0) -> bool:
     """Whether the shipped warm start was made with these options."""
     if not SHIPPED.is_dir():
         return False
-    shipped, config = read_config(SHIPPED), without_full(config)
-    return seed == shipped.seed and all(getattr(shipped, part) == getattr(config, part) for part in MADE_BY)
+    shipped = read_config(SHIPPED)
+    return seed == shipped.seed and made_by(shipped) == made_by(config)
 
 
 def check_warm_start(folder: Path, config: Config, resume: bool, seed: int = 0) -> None:

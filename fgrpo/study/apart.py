@@ -7,16 +7,15 @@ the first model's weights alone, rank tokens in the second's, so that no step of
 from copy import copy, deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..config import Config, KitError
+from ..lm.prefix import PrefixTree
 from ..lm.rows import RowPolicy
 from ..policy import Policy
-from ..prefix import PrefixTree
-from ..prompt import ItemLabels
 from ..runs.policies import load_policy, save_policy
 
 PARTS = ("slate", "rank")
@@ -51,7 +50,7 @@ class PhaseTree(PrefixTree):
     """The trees of both models. A branch goes on in the second one's logits once it has closed its slate."""
 
     def __init__(self, slate: PrefixTree, rank: PrefixTree, close: int):
-        self.slate, self.rank, self.close, self.logits = slate, rank, close, slate.logits
+        self.slate, self.rank, self.close, self.logits, self.branch = slate, rank, close, slate.logits, slate.branch
         self.closed = torch.zeros(0, dtype=torch.long)  # (B,): depth of the row's `</SLATE>`
 
     def fork(self, group: int, length: int) -> "PhaseTree":
@@ -88,11 +87,11 @@ class PhasePolicy(RowPolicy):
 
     def __init__(self, slate: Policy, rank: Policy):
         """Raises KitError unless both are tiny policies over the same catalogue."""
-        for part in (slate, rank):
-            if not isinstance(part.labels, ItemLabels) or part.labels.names != slate.labels.names:  # type: ignore[attr-defined]
-                raise KitError("separate weights for each phase need two tiny policies over one catalogue.")
+        tiny = isinstance(slate, RowPolicy) and isinstance(rank, RowPolicy)
+        if not tiny or slate.labels.names != rank.labels.names:  # type: ignore[attr-defined]
+            raise KitError("separate weights for each phase need two tiny policies over one catalogue.")
         super().__init__(PhaseModels(slate.model, rank.model, slate.tags[1]), slate.tokenizer, slate.labels)
-        self.slate, self.rank = slate, rank
+        self.slate, self.rank = cast(RowPolicy, slate), cast(RowPolicy, rank)
 
     @classmethod
     def twice(cls, policy: Policy) -> "PhasePolicy":

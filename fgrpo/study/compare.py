@@ -39,6 +39,7 @@ from ..runs.workers import without_ctrl_c, workers
 from ..tasks.atomic import write_text
 from ..trainer import Callback, fit, sampling_of
 from .experiments import Experiments
+from .preference import Preference, preferring
 from .sft_more import continued, queries_of, steps_of
 
 T = TypeVar("T")
@@ -80,22 +81,26 @@ def compare(
     experiments: Experiments, seeds: int, folder: Path, load: Load,
     baselines: Mapping[str, Baseline] | None = None, start: Path | None = None, jobs: int | None = None,
     quiet: bool = False, resume: bool = False, every: int = 0, starts: int = 1, sft_more: bool = True,
-    begin: Mapping[str, Begin] | None = None,
+    begin: Mapping[str, Begin] | None = None, preferences: Mapping[str, Preference] | None = None,
 ) -> Results:  # fmt: skip
     """Train experiments[setting][method], a whole Config each, with seeds 0 to `seeds` - 1. Methods have free names.
 
     The first rows of a setting are the `baselines` by name (random and popularity unless given) and those of SFT_ROWS,
-    with options of the setting's first method; without `sft_more`, SFT does not go on. `load` gives the splits and
-    the catalogue of a run (fgrpo.tasks.load_task). `start` names a policy to start from in place of `starts` warm
-    starts; `jobs` runs go on at a time; `every` N steps a run is measured on the test split. Runs are written to
-    folder/SETTING/METHOD-seedN, and continued from there with `resume`. `begin`: of settings whose runs do not begin with
-    the warm start as it is, what makes their policy of it.
+    with options of the setting's first method; without `sft_more`, SFT does not go on. Then the `preferences` by name,
+    which train offline from each warm start (fgrpo.study.preference). `load` gives the splits and the catalogue of a run
+    (fgrpo.tasks.load_task). `start` names a policy to start from in place of `starts` warm starts; `jobs` runs go on at
+    a time; `every` N steps a run is measured on the test split. Runs are written to folder/SETTING/METHOD-seedN, and
+    continued from there with `resume`. `begin`: of settings whose runs do not begin with the warm start as it is, what
+    makes their policy of it.
 
     Raises KitError on options that do not fit a method, and on names that would be mixed up.
     """
     if baselines is None:
         baselines = {"random": random_order, "popularity": popularity}
-    check_experiments(experiments, baselines)
+    preferences = preferences or {}
+    check_experiments(experiments, {**baselines, **preferences})
+    if both := sorted(baselines.keys() & preferences.keys()):
+        raise KitError(f"{both[0]!r} names a baseline and a preference: rename one.")
     starts = 1 if start else min(starts, seeds)
     configs = {
         (setting, method, seed): replace(config, seed=seed)
@@ -118,6 +123,9 @@ def compare(
             raise KitError(f"every {every} is above steps {config.rl.steps}: no measurement would be made on the way.")
     for setting, row, w in itertools.product(experiments, GO_ON if sft_more else (), range(starts)):
         check_sft_folder(sft_folder(folder, setting, row, w), next(iter(experiments[setting].values())), resume)
+    for setting, (row, preference), w in itertools.product(experiments, preferences.items(), range(starts)):
+        config = replace(next(iter(experiments[setting].values())), seed=w)
+        preference.check_folder(sft_folder(folder, setting, row, w), config, resume)
     loaded = {key: load(config) for key, (_, config) in first.items()}
     for key, (_, config) in first.items():
         check_pools(loaded[key][0].train, config)
@@ -147,14 +155,18 @@ def compare(
                 calls[setting, name, 0] = partial(
                     run_baseline, baseline, splits, items, config, own, quiet_runs, resume, paths[key, 0]
                 )  # fmt: skip
-            for row, w in itertools.product(SFT_ROWS, range(starts)):
-                path, seeded = paths[key, w], replace(config, seed=w)
-                if row not in GO_ON:
+            rows = (*SFT_ROWS[:-1], *preferences, WARM_START)  # after the warm start come the methods of RL
+            for row, w in itertools.product(rows, range(starts)):
+                path, seeded, own = paths[key, w], replace(config, seed=w), sft_folder(folder, setting, row, w)
+                if row in preferences:
+                    calls[setting, row, w] = partial(
+                        prefer, preferences[row], seeded, splits, path, own, quiet_runs, resume
+                    )
+                elif row not in GO_ON:
                     calls[setting, row, w] = partial(measure_sft, seeded, splits, path, row)
                 elif sft_more:
                     calls[setting, row, w] = partial(
-                        go_on_with_sft, seeded, splits, path, row, sft_folder(folder, setting, row, w), demonstrates[key],
-                        quiet_runs, resume, every,
+                        go_on_with_sft, seeded, splits, path, row, own, demonstrates[key], quiet_runs, resume, every
                     )  # fmt: skip
         for (setting, method, seed), config in configs.items():
             key, w = made_by(config), seed % starts
@@ -176,19 +188,22 @@ def _origin(splits: Splits, init: str, every: int) -> Origin:
     return {"stage": "rl", "init": init, "train": digest_of(splits.train), "every": every, **test}
 
 
-def check_experiments(experiments: Experiments, baselines: Mapping[str, Baseline]) -> None:
-    """Raise KitError if names would be mixed up, methods cannot be compared, or options do not fit a method."""
+def check_experiments(experiments: Experiments, beside: Mapping[str, object]) -> None:
+    """Raise KitError if names would be mixed up, methods cannot be compared, or options do not fit a method.
+
+    `beside` holds the rows that are named beside the methods.
+    """
     methods = list(next(iter(experiments.values()), {}))
     if not methods:
         raise KitError("name at least one method to compare.")
-    for names in (list(experiments), methods):
+    for names in (list(experiments), methods, list(beside)):
         if len({slug(name) for name in names}) < len(names):
             raise KitError(f"of {', '.join(names)}, two give a folder of the same name: rename one.")
     reserved = (SFT_MORE, WARM_STARTS)  # what begins so is a row of SFT (check.py), or the folder of a warm start
-    if taken := [m for m in methods if not slug(m) or m in (*baselines, *SFT_ROWS) or slug(m).startswith(reserved)]:
+    if taken := [m for m in methods if not slug(m) or m in (*beside, *SFT_ROWS) or slug(m).startswith(reserved)]:
         raise KitError(f"method {taken[0]!r} needs another name: this one is empty, or that of another row or folder.")
-    if taken := [name for name in baselines if name in SFT_ROWS or name.startswith(SFT_MORE)]:
-        raise KitError(f"baseline {taken[0]!r} needs another name: this one is that of a row of SFT.")
+    if taken := [name for name in beside if name in SFT_ROWS or name.startswith(SFT_MORE)]:
+        raise KitError(f"row {taken[0]!r} needs another name: this one is that of a row of SFT.")
     for setting, configs in experiments.items():
         if list(configs) != methods:
             raise KitError(f"setting {setting!r} must hold the methods of the first one: {', '.join(methods)}.")
@@ -239,6 +254,16 @@ def go_on_with_sft(
     policy = fit(policy, queries, run.config, run, stage, quiet, after_step=_measure_at(at, run, splits, filled))
     metrics = evaluate(policy, splits.test, filled)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), _curve(run, at))
+
+
+def prefer(
+    preference: Preference, config: Config, splits: Splits, start: Path, folder: Path, quiet: bool, resume: bool
+) -> Result:
+    """A row of preferences: the policy `start` after offline training in `folder`. Its lists are filled."""
+    policy, run = preferring(preference, config, splits, start, folder, resume)
+    policy = fit(policy, splits.train, run.config, run, preference.stage(run.config), quiet)
+    metrics = evaluate(policy, splits.test, with_fields(config, full=True))
+    return Result(metrics, int(run.total("tokens")), run.total("seconds"))
 
 
 def _measure_at(steps: Sequence[int], run: Run, splits: Splits, config: Config) -> Callback:
@@ -306,8 +331,8 @@ def run_folder(folder: Path, setting: str, method: str, seed: int) -> Path:
 
 
 def sft_folder(folder: Path, setting: str, row: str, start: int) -> Path:
-    """Folder of SFT that goes on from one warm start of a comparison, a row of GO_ON."""
-    return folder / slug(setting) / f"{row}-start{start}"
+    """Folder of what goes on from one warm start of a comparison: SFT (a row of GO_ON) or a preference."""
+    return folder / slug(setting) / f"{slug(row)}-start{start}"
 
 
 def check_sft_folder(folder: Path, config: Config, resume: bool) -> None:

@@ -124,11 +124,11 @@ def baseline_of(trained: Sequence[str]) -> str:
 def write_report(
     results: Results, experiments: Experiments, folder: Path, against: str = "", starts: Sequence[int] | None = None,
     groups: Groups | None = None, primary: str = PRIMARY, margin: float = MARGIN, withheld: str = "",
-) -> list[Row]:  # fmt: skip
-    """The table as comparison.csv, the manipulation check as manipulation.csv, and figures; returns the table's rows.
+) -> tuple[list[Row], list[Check]]:  # fmt: skip
+    """Write the table as comparison.csv, the manipulation check as manipulation.csv, and figures.
 
-    Verdicts are withheld where the manipulation check fails (`not_learned`), all of them if `withheld` says why.
-    Learning curves and errors go by setting.
+    Returns the table's rows and the check. Verdicts are withheld where the check fails (`not_learned`), all of them if
+    `withheld` says why. Learning curves and errors go by setting.
     """
     checks = manipulation(results, starts, groups, CURVE if primary == AREA else primary)
     reasons = withheld or not_learned(checks, against or baseline_of(trained_methods(results)))
@@ -152,7 +152,7 @@ def write_report(
         errors = plots.error_types([r for r in rows if r["setting"] == setting])
         plots.save(errors, folder / slug(setting) / "errors.png")
     write_text(folder / "settling.csv", to_csv(settled, made))
-    return rows
+    return rows, checks
 
 
 def check_rows(checks: Sequence[Check]) -> list[Row]:

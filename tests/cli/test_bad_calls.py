@@ -215,6 +215,9 @@ compare --baselines zero_shot -> needs a model
 compare --baselines sft_more -> baseline 'sft_more' is not known
 compare --baselines taste --task task.jsonl -> baseline 'taste' is for task lab-rec, not for task.jsonl
 compare --baselines random,attributes --vary task=lab-rec,task.jsonl -> baseline 'attributes' is for task lab-rec
+compare --preference zz -> preference 'zz' is not known; choose from dpo, s_dpo
+compare --preference dpo,dpo -> names 'dpo' twice
+compare --preference s_dpo --learn rank -> preferences are about whole outputs, and learn is 'rank'
 compare --starts 0 -> above 0
 compare --starts many -> must be whole numbers
 compare --starts 1,2 -> must be one whole number
@@ -230,6 +233,7 @@ compare --control --full -> --full is set by --control
 compare --control --vary lam=1,2 -> --vary is set by --control
 compare --control --against fgrpo -> --against is set by --control
 compare --control --baselines random -> --baselines is set by --control
+compare --control --preference dpo -> --preference is set by --control
 compare --control --every 5 -> --every is set by --control
 compare --control --no-sft-more -> --no-sft-more is set by --control
 compare --control --decoding free -> leave out --decoding free

@@ -146,13 +146,13 @@ def test_another_task_or_part_of_one_may_be_measured(capsys) -> None:
 
 def test_compare_gives_the_documented_json_and_files(capsys) -> None:
     argv = ["--credits", "grpo,fgrpo", "--seeds", "2", "--baselines", "random,attributes", "--limit", "64", "--jobs", "1",
-            "--out", "runs/c", "--json", *TINY]  # fmt: skip
+            "--preference", "dpo,s_dpo", "--out", "runs/c", "--json", *TINY]  # fmt: skip
     status, out, err = call(capsys, "compare", *argv)
     report = json.loads(out)
     assert status == 0 and err == "" and set(report) == {"task", "rows", "check", "tokens", "seconds"}
     rows = {(r["method"], r["metric"]): r for r in report["rows"]}
     assert list(dict.fromkeys(m for m, _ in rows)) == [
-        "random", "attributes", "sft_full", "sft_once", "sft_more", "sft", "grpo", "fgrpo"
+        "random", "attributes", "sft_full", "sft_once", "sft_more", "dpo", "s_dpo", "sft", "grpo", "fgrpo"
     ]  # fmt: skip
     assert [line.split(" by ")[0] for line in report["check"]] == [
         f"{method} differs from {row}" for row in ("sft_full", "sft_more") for method in ("grpo", "fgrpo")
@@ -162,14 +162,15 @@ def test_compare_gives_the_documented_json_and_files(capsys) -> None:
                 "seeds"} <= set(row)  # fmt: skip
         assert row["low"] - 1e-9 <= row["mean"] <= row["high"] + 1e-9 and row["starts"] == 2
     assert rows["grpo", "ndcg@5"]["diff"] == 0 and rows["fgrpo", "ndcg@5"]["verdict"]
-    assert rows["fgrpo", "ndcg@5"]["seeds"] == 2
+    assert rows["fgrpo", "ndcg@5"]["seeds"] == 2 and rows["dpo", "ndcg@5"]["seeds"] == 0
     made, header, *lines = Path("runs/c/comparison.csv").read_text().splitlines()
     assert json.loads(made[2:])["command"].startswith("python -m fgrpo")
     assert header.startswith("setting,method,metric,mean,low")
     assert len(lines) == len(report["rows"])
     files = {p.name for p in Path("runs/c").iterdir()}
     assert {"comparison.csv", "manipulation.csv", "comparison.png", "learning.png", "errors.png", "grpo-seed0",
-            "fgrpo-seed1", "warm-start", "warm-start-seed1", "sft_once-start1", "sft_more-start0"} <= files  # fmt: skip
+            "fgrpo-seed1", "warm-start", "warm-start-seed1", "sft_once-start1", "sft_more-start0",
+            "dpo-start1"} <= files  # fmt: skip
 
 
 def test_analyse_finds_the_biased_method(capsys) -> None:

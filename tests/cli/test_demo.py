@@ -10,6 +10,7 @@ from fgrpo.cli.main import main
 from fgrpo.config import Config
 from fgrpo.data import Splits
 from fgrpo.study import compare, report
+from fgrpo.study.check import manipulation
 from fgrpo.study.compare import Results
 from tests.study.test_control import made
 from tests.study.test_report import NAMES, QUALITY, result, runs
@@ -41,7 +42,10 @@ def demo(tmp_path, monkeypatch, capsys):
             return task(gain, seeds) if every else made(*control, count)
 
         monkeypatch.setattr(compare, "compare", by_hand)
-        monkeypatch.setattr(report, "write_report", lambda found, *args, starts: report.table(found, starts=starts))
+        monkeypatch.setattr(
+            report, "write_report",
+            lambda found, *args, starts: (report.table(found, starts=starts), manipulation(found, starts)),
+        )  # fmt: skip
         monkeypatch.setattr(cli, "example", lambda config, splits, folder: print("One viewer"))
         status = main(["demo", "--steps", "7", "--seeds", str(seeds), *options])
         return status, capsys.readouterr().out, calls

@@ -312,6 +312,9 @@ def test_the_reference_is_the_same_model_as_it_began(model, tmp_path) -> None:
         after, _ = policy.logprobs(r.prompts, r.completions, r.mask, SAMPLING)
         kept, _ = reference.logprobs(r.prompts, r.completions, r.mask, SAMPLING)
         assert torch.equal(kept, before) and not kept.requires_grad and (after - before).abs().max() > 1e-3
+        drawn = sampled(reference)  # rollouts are those of the start, too
+        assert drawn.outputs == r.outputs and torch.equal(drawn.logprobs, r.logprobs)
+        assert sampled(policy).outputs != r.outputs
         assert {n for n, p in policy.model.named_parameters() if p.requires_grad} == trainable
         assert all("default" in n for n in trainable)
 

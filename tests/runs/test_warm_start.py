@@ -84,8 +84,11 @@ def test_filling_the_lists_needs_no_warm_start_of_its_own(config, small, tmp_pat
     assert same(weights(a), weights(b)) and not read_config(tmp_path / "b").grammar.full
     assert fits_shipped(Config()) and fits_shipped(with_fields(Config(), full=True, steps=9, lr=0.5))
     assert not fits_shipped(Config(), seed=1)
-    for change in ({"taste": 2.0}, {"hard": 0.0}, {"pool": 30}, {"demonstrations": "filled"}, {"sft_steps": 999}):
-        assert not fits_shipped(with_fields(Config(), **change)), change
+    fields = {"taste": 2.0, "hard": 0.0, "pool": 30, "demonstrations": "filled", "sft_steps": 999}
+    likelihood = {"temperature": 0.7, "decoding": "free"}  # of a demonstration
+    for name, value in (fields | likelihood).items():
+        own = with_fields(Config(), **{name: value})
+        assert not fits_shipped(own) and made_by(own) != made_by(Config()), name
 
 
 def test_runs_of_a_comparison_take_turns_with_the_warm_starts(config, small, tmp_path) -> None:

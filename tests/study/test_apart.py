@@ -9,10 +9,10 @@ import torch
 from fgrpo.config import GrammarConfig, KitError, ModelConfig
 from fgrpo.credit import assign_credit
 from fgrpo.evaluate import evaluate, greedy
+from fgrpo.lm.prefix import PrefixTree
 from fgrpo.lm.rows import RowPolicy
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Sampling
-from fgrpo.prefix import PrefixTree
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.rewards import score
 from fgrpo.rollout import rollout
@@ -28,7 +28,7 @@ SAMPLING = Sampling(GrammarConfig(slate_size=6, rank_size=3))
 
 
 class BranchPolicy(PhasePolicy):
-    """As a policy whose prompts are too long for rows: both models feed branches (fgrpo.prefix)."""
+    """As a policy whose prompts are too long for rows: both models feed branches (fgrpo.lm.prefix)."""
 
     def grow(self, ids, mask, tokens):
         tree = super().grow(ids, mask, None)

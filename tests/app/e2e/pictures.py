@@ -9,6 +9,8 @@ from app.__main__ import launch
 
 from .conftest import FLAGS, tab
 
+SHOWN = "query=test-1&rollout=1"
+"""a group in which both phases have tokens whose advantage changes its sign between the two methods"""
 FOLDER = Path(__file__).parents[3] / "app" / "pictures"
 SCREENSHOTS = (
     ("inspect", "Inspect", 1180, "light"),
@@ -27,7 +29,7 @@ def main() -> None:
         FOLDER.mkdir(exist_ok=True)
         for name, opened, width, scheme in SCREENSHOTS:
             page = browser.new_context(viewport={"width": width, "height": 1180}, color_scheme=scheme).new_page()
-            page.goto(f"{page_of.local_url}?rollout=1")
+            page.goto(f"{page_of.local_url}?{SHOWN}")
             page.locator("#at-pool table").wait_for()
             tab(page, opened)
             page.locator(f"#at-{'plane img' if opened == 'Group' else 'strip .flipped'}").first.wait_for()

@@ -7,7 +7,7 @@ import axe_playwright_python
 import pytest
 
 from .conftest import tab
-from .test_app import at, until, values
+from .test_app import at, choose, radio, until, values
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 TABS = ("Inspect", "Group", "Compare", "Playground", "Training", "Files")
@@ -72,7 +72,7 @@ def test_the_keyboard_is_enough(visit) -> None:
 
     press_to("fieldset[aria-label='Credit method'] input[value='grpo']")
     page.keyboard.press("Space")
-    until(lambda: page.locator("#at-strip .flipped").count() == 0)
+    until(lambda: "credit=grpo" in at(page))
     press_to("input[aria-label=Rollout]")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
@@ -80,7 +80,8 @@ def test_the_keyboard_is_enough(visit) -> None:
     press_to("#at-strip .token")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert page.locator(".readout").first.inner_text().startswith("token 3 of")
+    text = page.locator(".readout").first.inner_text()
+    assert text.startswith("token 3 of") and "advantage under grpo" in text
     page.keyboard.press("End")
     count = len(values(page))
     assert page.locator(".readout").first.inner_text().startswith(f"token {count} of {count}")
@@ -98,3 +99,55 @@ def test_the_keyboard_is_enough(visit) -> None:
     press_to("button[data-rollout='2']")
     page.keyboard.press("Enter")
     until(lambda: "rollout=2" in at(page))
+
+
+RECORD = """() => {
+  window.seen = [];
+  const replace = history.replaceState.bind(history);
+  history.replaceState = (state, title, url) => {
+    const strip = [...document.querySelectorAll('#at-strip .token')].map((t) => t.getAttribute('aria-label')).join();
+    window.seen.push([new URL(url, location).searchParams.get('rollout'), strip]);
+    replace(state, title, url);
+  };
+}"""
+
+
+def slow_answers(monkeypatch, seconds: float) -> None:
+    """Let the server take `seconds` longer to compute the page."""
+    import app.wiring
+
+    def slow(*args):
+        time.sleep(seconds)
+        return show(*args)
+
+    show = app.wiring.show
+    monkeypatch.setattr(app.wiring, "show", slow)
+
+
+def test_the_address_names_what_the_page_shows(visit, monkeypatch) -> None:
+    """A control changed while an answer is on its way is in the address only once the page shows it."""
+    page = visit(rollout="1")
+    until(lambda: "rollout=1" in at(page))
+    page.evaluate(RECORD)
+    slow_answers(monkeypatch, 1.5)
+    radio(page, "Credit method", "grpo")
+    choose(page, "Rollout", "sampled 2")
+    until(lambda: "rollout=2" in at(page) and len(page.evaluate("window.seen")) > 1)
+    seen = page.evaluate("window.seen")
+    strips = {rollout: {strip for r, strip in seen if r == rollout} for rollout in "12"}
+    assert len(strips["2"]) == 1 and strips["1"] and not strips["1"] & strips["2"], [rollout for rollout, _ in seen]
+
+
+def test_a_late_answer_keeps_the_place_in_the_strip(visit, monkeypatch) -> None:
+    page = visit(rollout="1")
+    until(lambda: "rollout=1" in at(page))
+    slow_answers(monkeypatch, 1)
+    radio(page, "Credit method", "grpo")
+    page.locator("#at-strip .token").first.focus()
+    page.keyboard.press("ArrowRight")
+    readout = page.locator(".readout").first
+    assert "advantage under fgrpo" in readout.inner_text()
+    until(lambda: "credit=grpo" in at(page))
+    assert readout.inner_text().startswith("token 2 of") and "advantage under grpo" in readout.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert readout.inner_text().startswith("token 3 of")
