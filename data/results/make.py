@@ -197,9 +197,14 @@ def read_csv(name):
     return list(csv.DictReader(lines[1:]))
 
 
-def analysis_of(*options):
-    """What `python -m fgrpo analyse` measures, in data/results."""
-    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options], check=True)
+def analysis_of(name, *options):
+    """What `python -m fgrpo analyse` measures: its table, and its figure where there is one."""
+    made = Path("runs") / name / f"{name}.csv"  # the map keeps its warm starts beside it
+    made.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options, "--out", str(made)], check=True)
+    for path in (made, made.with_suffix(".png")):
+        if path.exists():
+            shutil.copy(path, RESULTS)
 
 
 def folder_of(variable):
@@ -286,10 +291,8 @@ EXPERIMENTS = {
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
     "control": control,
-    "map": lambda: analysis_of("--map", "--cells", ",".join(MAPPED), "--out", str(RESULTS / "map.csv"), "--resume",
-                               "--jobs", "2"),
-    "signs": lambda: analysis_of("--signs", "--pools", "500", "--split", "validation", "--out",
-                                 str(RESULTS / "signs.csv")),
+    "map": lambda: analysis_of("map", "--map", "--cells", ",".join(MAPPED), "--groups-per-cell", "640", "--resume"),
+    "signs": lambda: analysis_of("signs", "--signs", "--pools", "500", "--split", "validation"),
     "confirm": confirm,
     "outcome": outcome,
     "control-ladder": control_ladder,
