@@ -52,7 +52,7 @@ STARTS = 3
 RATES = {"grpo": 4e-4, "fgrpo": 8e-4, "item": 4e-4, "reward_to_go": 4e-4}  # best of `recipe` and `recipe-fgrpo`
 ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
 FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
-MAPPED = [name for name in CELLS if name not in ("trained-pool50", "trained-pool100")]  # 3,000 SFT steps on large pools
+MAPPED = [name for name in CELLS if "pool100" not in name and name != "trained-pool50"]  # long SFT on large pools
 CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),
              "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
 """regimes in which the map's prediction is tested: a cell of it, and lambda"""
