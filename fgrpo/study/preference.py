@@ -10,8 +10,9 @@ would have drawn. So queries, their order and the number of groups are those of 
 
 beta 0.5 and the learning rate of RL were chosen on 1,024 validation queries of the lab task, from the shipped warm start
 (NDCG@5 with lists filled 0.655; one seed, 600 steps of 16 x 8). DPO: 0.676 and 0.660 at beta 0.1 with 1e-4 and 4e-4,
-0.687 and 0.690 at beta 0.5. Left to end by themselves, its lists get longer but its NDCG@5 does not rise with them (0.508
-before, 0.488 after), so this row is measured with lists filled, as SFT that goes on is.
+0.687 and 0.690 at beta 0.5; S-DPO 0.686 at beta 0.5 with 4e-4. Where lists end by themselves they get longer, but NDCG@5
+hardly rises (0.508 before; DPO 0.488, S-DPO 0.518 after), so these rows are measured with lists filled, as SFT that goes
+on is.
 """
 
 from collections.abc import Iterator, Sequence
