@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from fgrpo.data import Example
@@ -18,6 +19,7 @@ from fgrpo.rewards import Rewards, output_lists
 from fgrpo.rollout import Rollouts
 from fgrpo.runs.trace import Traced
 from fgrpo.study.plots import PHASES, name_of, style_of, tidy
+from fgrpo.study.signs import ROUNDING
 
 STAR = "\N{BLACK STAR} "
 
@@ -90,31 +92,40 @@ def group_rewards(rewards: Rewards, rollouts: Rollouts, query: int = 0) -> Figur
     return figure
 
 
-def credit_bars(names: Sequence[str], credit: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+def credit_bars(
+    names: Sequence[str],
+    credit: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    true: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Figure:
     """Advantages of the slate and of the rank tokens of each rollout, methods side by side: `{method: (slate, rank)}`.
 
-    The last method is the reference: where another has the opposite sign, it is marked as wrong blame or wrong praise.
+    `true` are the true advantages of the slates and the rankings, drawn as lines: where a method has the opposite sign,
+    it is marked as wrong blame or wrong praise.
     """
     figure = Figure(figsize=(max(11, 1.9 * len(names)), 4.4), layout="constrained")
     every = figure.subplots(1, 2, sharey=True)
-    *_, reference = credit
-    gap = " " if len(names) < 6 else "\n"
-    width, most = 0.8 / len(credit), max(abs(x) for pair in credit.values() for values in pair for x in values) or 1.0
+    halo = withStroke(linewidth=2.5, foreground="white")  # numbers stay readable where a line crosses them
+    drawn = [*credit.values(), *([true] if true else [])]
+    width, most = 0.8 / len(credit), max(abs(x) for pair in drawn for values in pair for x in values) or 1.0
     for side, (axes, phase) in enumerate(zip(every, PHASES, strict=True)):
         for number, (method, pair) in enumerate(credit.items()):
             centres = np.arange(len(names)) + (number - (len(credit) - 1) / 2) * width
             look: dict[str, Any] = {"color": style_of(method, number)["color"], "hatch": ("", "//", "xx")[number % 3]}
             axes.bar(centres, pair[side], width * 0.94, label=name_of(method), edgecolor="white", linewidth=0, **look)
-            for centre, x, own in zip(centres, pair[side], credit[reference][side], strict=True):
+            for centre, x, truth in zip(centres, pair[side], true[side] if true else pair[side], strict=True):
                 up = x >= 0
-                axes.text(centre, x + (0.02 if up else -0.02) * most, _signed(x), ha="center", fontsize=8,
-                          va="bottom" if up else "top")  # fmt: skip
-                if x * own < 0:
+                axes.text(centre, x + (0.02 if up else -0.02) * most, _signed(x), ha="center", fontsize=8, zorder=4,
+                          va="bottom" if up else "top", path_effects=[halo])  # fmt: skip
+                if x * truth < 0 and min(abs(x), abs(truth)) > ROUNDING:
                     axes.annotate(
-                        f"wrong{gap}{'praise' if up else 'blame'}", (centre, x), (0, 46 if up else -46), ha="center",
+                        f"wrong\n{'praise' if up else 'blame'}", (centre, x), (0, 46 if up else -46), ha="center",
                         va="bottom" if up else "top", textcoords="offset points", fontsize=8.5, weight="bold",
                         arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkB": 16},
                     )  # fmt: skip
+        if true:
+            at = np.arange(len(names))
+            axes.hlines(true[side], at - 0.46, at + 0.46, color="black", linewidth=1.8, linestyles=(0, (4, 1.5)),
+                        label="true advantage")  # fmt: skip
         axes.axhline(0, color="0.3", linewidth=1)
         axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=9)
         axes.set_title(f"tokens of the {PHASES[phase][0]}", fontsize=10)

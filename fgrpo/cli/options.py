@@ -160,7 +160,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--batches", type=_count(100_000), metavar="N", help="rollout batches of the real task (default 8)")
     p.add_argument("--groups", type=_numbers(2, 4096), help="group sizes G (default 2,4,8,16,32, with --signs 8)")
     p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it (not with --signs)")
-    p.add_argument("--signs", action="store_true", help="instead how often a phase gets the wrong sign, in pools of 5")
+    p.add_argument("--signs", action="store_true", help="instead how often a phase gets the opposite sign of its true "
+                   "advantage, in pools of 5")  # fmt: skip
     p.add_argument("--map", action="store_true", help="instead the sample efficiency of each method by regime of the lab "
                    "task, or of --checkpoint; warm starts that are missing are made beside --out")  # fmt: skip
     p.add_argument("--coarse", action="store_true", help="with --map: half of the cells, with fewer groups")

@@ -201,33 +201,26 @@ def mean_of(rows: Sequence[Numbers]) -> Numbers:
 
 
 def interference(policy: Policy, queries: Sequence[Example], config: Config, number: int = 0) -> Numbers:
-    """One batch of the real task: do the phases' gradients oppose each other, and where is joint credit misleading?
+    """One batch of the real task: do the phases' gradients oppose each other?
 
     `cosine` of the slate tokens' and the rank tokens' gradient under fgrpo; `slate_share` the slate's part of the sum of
-    both norms. `flipped_slate`, `flipped_rank`: share of rollouts whose joint advantage (grpo) has the opposite sign of
-    the phase's own; `blind_slate`, `blind_rank`: share where the phase's own is zero and the joint one is not.
+    both norms; `tokens` drawn.
     """
     rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, config.seed, number)
     rewards = score(rollouts, queries, config.rl)
-    joint, own = (  # (B, T) each
-        assign_credit(rewards, rollouts, replace(config.rl, credit=name, rankings=1)) for name in ("grpo", "fgrpo")
-    )
-    found, gradients = {"tokens": float(sampled_tokens(rollouts))}, []
-    for name, phase in PHASES.items():
-        in_phase = rollouts.phase == phase
-        loss, _ = policy_loss(policy, replace(rollouts, tree=None), own * in_phase, config.rl)
+    own = assign_credit(rewards, rollouts, replace(config.rl, credit="fgrpo", rankings=1))  # (B, T)
+    gradients = []
+    for phase in PHASES.values():
+        loss, _ = policy_loss(policy, replace(rollouts, tree=None), own * (rollouts.phase == phase), config.rl)
         policy.model.zero_grad(set_to_none=True)
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]))
-        first = in_phase.int().argmax(1, keepdim=True)  # every token of a phase has the same advantage
-        a, b = joint.gather(1, first), own.gather(1, first)  # (B, 1)
-        found[f"flipped_{name}"] = float((a * b < 0).float().mean())
-        found[f"blind_{name}"] = float(((b == 0) & (a != 0)).float().mean())
     policy.model.zero_grad(set_to_none=True)
     slate, rank = gradients
-    found["cosine"] = float(torch.cosine_similarity(slate, rank, dim=0))
-    found["slate_share"] = float(slate.norm() / (slate.norm() + rank.norm()))
-    return found
+    return {
+        "tokens": float(sampled_tokens(rollouts)), "cosine": float(torch.cosine_similarity(slate, rank, dim=0)),
+        "slate_share": float(slate.norm() / (slate.norm() + rank.norm())),
+    }  # fmt: skip
 
 
 def write_analysis(path: Path, rows: list[Row], apart: Numbers, real: Numbers, checkpoint: str, config: Config) -> None:
@@ -248,7 +241,6 @@ def format_analysis(rows: list[Row], apart: Numbers, real: Numbers) -> str:
             r["method"], str(r["group"]), str(r["pool"]), *angles, "exact" if r["exact"] else f"{r['angle_error']:.1f}",
             f"{r['norm']:.2f}", f"{r['variance']:.3g}", f"{r['signal']:.2f}", f"{r['tokens']:.0f}", f"{r['signal_1k']:.2f}",
         ))  # fmt: skip
-    percent = {name: f"{100 * value:.0f} %" for name, value in real.items()}
     change = {name: f"{100 * value:.1f} %" for name, value in apart.items()}
     return f"""{columns(lines)}
 
@@ -262,7 +254,6 @@ of the other phase that raises that one's own reward by {RAISED:g}; with shared 
   slate step, ranker's gradient for the new slates:  {change["rank_shared"]}; {change["rank_separate"]} with a model each
   rank step, slate phase's gradient:                 {change["slate_shared"]}; 0 % with a model each
 
-On the real task the gradients of the two phases have cosine {real["cosine"]:+.3f}; the slate's has {percent["slate_share"]}
-of the sum of both norms. Joint credit has the wrong sign for {percent["flipped_slate"]} of slates and
-{percent["flipped_rank"]} of rankings. It is not zero although the phase's own advantage is for {percent["blind_slate"]}
-and {percent["blind_rank"]}."""
+On the real task the gradients of the two phases have cosine {real["cosine"]:+.3f}; the slate's has
+{100 * real["slate_share"]:.0f} % of the sum of both norms.
+How often a method gives a phase the wrong sign is measured by analyse --signs."""

@@ -8,6 +8,7 @@ for methods that pay by item it is what all items of the list get together. Roll
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from ..config import Config, GrammarConfig, RLConfig
 from ..data import Example
 from ..policy import Policy
-from ..rewards import Rewards, score
+from ..prompt import Output
+from ..rewards import Rewards, ndcg, pool_gains, score
 from ..rollout import Rollouts, drawn_tokens, rollout
 from ..trainer import sampling_of
 from .gradients import PHASES, Key, advantages_of
@@ -128,6 +130,21 @@ def _nested_advantages(inside: Rewards, outside: Rewards, q: int, lam: float) ->
     expected = rank[:, 1:].mean(1)
     own = torch.where((rank == rank[:, :1]).all(1), 0.0, rank[:, 0] - expected)  # a ranker that cannot differ
     return {"slate": slate + expected - (slates + ranks).mean(), "rank": own}
+
+
+def random_order_advantages(
+    example: Example, outputs: Sequence[Output], rewards: Rewards, config: Config
+) -> dict[str, Tensor]:
+    """True advantages of the slates and the rankings of B outputs written by hand, (B,) each; rewards (1, B).
+
+    Which are true depends on the policy. This one draws the slates of the B outputs equally often, and for a slate every
+    ranked list of the written length. Format penalties are left out.
+    """
+    gains = pool_gains([example]).unsqueeze(1)  # (1, 1, N)
+    orders = [torch.tensor([list(permutations(o.slate, len(o.rank)))]) for o in outputs]  # (1, lists, length) each
+    expected = torch.stack([ndcg(lists, gains, config.grammar.rank_size).mean() for lists in orders])
+    value = rewards.slate[0] + config.rl.lam * expected
+    return {"slate": value - value.mean(), "rank": config.rl.lam * (rewards.rank[0] - expected)}
 
 
 def judged(given: Tensor, true: Tensor) -> Tensor:

@@ -243,41 +243,64 @@ def credit_of(method, rewards, lam):
 # %% [markdown]
 # ## The figure to keep
 #
-# Left: the advantages of the slate tokens. Right: the advantages of the rank tokens. Both are shown under joint credit
-# (`grpo`) and under factorised credit (`fgrpo`). Where the two have opposite signs, joint credit has blamed or praised a
-# phase for what the other phase did.
+# Which of the two is right? Neither can be the judge of the other. The **true advantage** compares a phase with everything
+# that the policy could have done in its place, not with the few rollouts of one group:
+#
+# - of a ranking: its rank reward, minus the mean over all rankings that the policy could write *after the same slate*
+#   (times `lam`);
+# - of a slate: what it is worth, minus what slates are worth on average. A slate is worth its slate reward plus `lam` times
+#   the mean rank reward of all rankings after it.
+#
+# A true advantage depends on the policy. For the four rollouts we take a simple one: it draws these four slates equally
+# often, and every order of three of the four candidates with the same probability. We list all these orders.
+#
+# Left: the advantages of the slate tokens. Right: the advantages of the rank tokens. Bars are what joint credit (`grpo`) and
+# factorised credit (`fgrpo`) give, dashed lines the true advantages. A bar that points to the other side is wrong praise or
+# wrong blame.
 
 # %%
+from fgrpo.study.signs import random_order_advantages
 from notebooks import figures
+
+
+def truth(rewards, lam):
+    """True advantages of the slates and of the rankings, as two lists."""
+    weighted = replace(config, rl=replace(config.rl, lam=lam))
+    return [x.tolist() for x in random_order_advantages(example, outputs, rewards, weighted).values()]
 
 
 def bars(rewards, lam):
     """The figure for these rewards."""
-    return figures.credit_bars(list(WRITTEN), {m: credit_of(m, rewards, lam) for m in ("grpo", "fgrpo")})
+    credit = {m: credit_of(m, rewards, lam) for m in ("grpo", "fgrpo")}
+    return figures.credit_bars(list(WRITTEN), credit, truth(rewards, lam))
 
 
-Image(save(bars(rewards, 1.0), FIGURES / "03_advantages.png"), width=900, alt="Joint and per-phase advantages")
+Image(save(bars(rewards, 1.0), FIGURES / "03_advantages.png"), width=900, alt="Joint, per-phase and true advantages")
 
 # %%
-grpo, fgrpo = (credit_of(method, rewards, 1.0) for method in ("grpo", "fgrpo"))
-lines = []
-for name, joint, own in zip(WRITTEN, grpo[1], fgrpo[1], strict=True):
-    sign = "the wrong sign" if joint * own < 0 else "the same sign"
-    lines.append(f"- {name}: the ranking's own advantage is {own:+.2f}, the joint one {joint:+.2f}: {sign}")
-Markdown("Advantages of the rank tokens:\n\n" + "\n".join(lines))
+given = {name: credit_of(method, rewards, 1.0)[1] for name, method in (("joint", "grpo"), ("own", "fgrpo"))}
+lines = ["| ranking of | true advantage | joint credit | own credit |", "|---" * 4 + "|"]
+for g, (name, true) in enumerate(zip(WRITTEN, truth(rewards, 1.0)[1], strict=True)):
+    cells = (f"{x[g]:+.2f}{', wrong sign' * (x[g] * true < 0)}" for x in given.values())
+    lines.append(f"| {name} | {true:+.2f} | {' | '.join(cells)} |")
+Markdown("\n".join(lines))
 
 # %% [markdown]
-# The two mixed rollouts get the wrong sign. A bad ranking after a good slate is praised, because the slate was good. A good
-# ranking after a bad slate is blamed for the slate. Over many rollouts these errors average out, because good and bad
-# rankings follow good and bad slates equally often. In a single group they are **noise**: they hide what the ranking
-# itself did.
+# Joint credit gives the rankings of the two mixed rollouts the wrong sign. A bad ranking after a good slate is praised,
+# because the slate was good. A good ranking after a bad slate is blamed for the slate. Over many groups these errors average
+# out, because good and bad rankings follow good and bad slates equally often. In a single group they are **noise**: they
+# hide what the ranking itself did.
+#
+# Own credit has the right sign here, but not always. It compares a ranking with rankings of *other* slates. After the bad
+# slate, a rank reward of 0.4 would be more than most orders get, and yet less than the mean of the group.
 
 # %% [markdown]
 # ## Try other values
 #
 # `lam` sets the weight of the rank reward. Joint credit mixes the two rewards, so `lam` also decides *which* phase gets
 # the wrong sign. The first cell shows three values of `lam`. The second cell has sliders for `lam` and for the rewards of
-# one rollout; they need a running kernel.
+# one rollout; they need a running kernel. Give "bad slate, good rank" a rank reward of 0.4, with `lam` 1: now own credit
+# is wrong as well.
 
 # %%
 for lam in (0.25, 1.0, 4.0):
@@ -301,7 +324,7 @@ live(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05
 # %% [markdown]
 # ## With a real policy
 #
-# How often does this happen with a real policy? We sample groups for queries of the test split, with full lists and with
+# How often do the two differ with a real policy? We sample groups for queries of the test split, with full lists and with
 # lists of free length, and compare the signs of the two advantages, phase by phase. If all rollouts of a group have the same
 # reward, all their advantages are 0: the policy learns nothing from that group.
 
@@ -311,7 +334,7 @@ from fgrpo.rollout import rollout
 
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[: config.rl.queries].tolist()]
-rows = ["| lists | phase | rollouts | wrong sign | own 0, joint not | groups with equal rewards |", "|---" * 6 + "|"]
+rows = ["| lists | phase | rollouts | signs differ | own 0, joint not | groups with equal rewards |", "|---" * 6 + "|"]
 for lists, full in (("full", True), ("free length", False)):
     sampling = sampling_of(replace(config, grammar=replace(config.grammar, full=full)))
     drawn = rollout(policy, queries, sampling, config.rl.group, SEED)
@@ -320,10 +343,42 @@ for lists, full in (("full", True), ("free length", False)):
     for name, p in (("slate", PHASE_SLATE), ("rank", PHASE_RANK)):
         first = (drawn.phase == p).int().argmax(dim=1, keepdim=True)
         a, b = joint.gather(1, first), own.gather(1, first)
-        wrong, blind = int((a * b < 0).sum()), int(((b == 0) & (a != 0)).sum())
+        opposite, silent = int((a * b < 0).sum()), int(((b == 0) & (a != 0)).sum())
         equal = int(zero_variance(getattr(earned, name)).sum())
-        rows.append(f"| {lists} | {name} | {len(a)} | {wrong} | {blind} | {equal} of {len(queries)} |")
+        rows.append(f"| {lists} | {name} | {len(a)} | {opposite} | {silent} | {equal} of {len(queries)} |")
 Markdown("\n".join(rows))
+
+# %% [markdown]
+# This table counts differences; it does not say which method is right. For that we need the true advantages of *this*
+# policy, and they are exact only if every output can be listed. So we cut the pools of the same queries down to five
+# candidates (slates of at most three, rankings of at most two), list all outputs with their probabilities, and draw many
+# groups of eight from them. How often is the sign of a phase the opposite of its true advantage, and how often is it 0
+# although the truth is not? Two more methods take part:
+#
+# - `reward_to_go`: slate tokens get the advantage of both rewards, rank tokens that of the rank reward;
+# - `nested`: four slates with two rankings each, and a ranking is compared with the other one of its slate.
+
+# %%
+from fgrpo.credit import with_credit
+from fgrpo.study.signs import exact_signs, sign_rows
+
+tried = {(m, config.rl.group): with_credit(config.rl, m) for m in ("grpo", "fgrpo", "reward_to_go", "nested")}
+by_phase = sign_rows(exact_signs(policy, queries, tried, replace(config, seed=SEED)), config.rl.lam)
+wrong = {(r["method"], r["phase"]): r["wrong"] for r in by_phase}
+rows = ["| method | phase | wrong sign | 95 % interval | 0 |", "|---" * 5 + "|"]
+for r in by_phase:
+    interval = f"{100 * r['wrong_low']:.0f} to {100 * r['wrong_high']:.0f} %"
+    rows.append(f"| {r['method']} | {r['phase']} | {r['wrong']:.0%} | {interval} | {r['silent']:.0%} |")
+words = " and ".join(f"{wrong['grpo', p]:.0%} of {p}s (own credit: {wrong['fgrpo', p]:.0%})" for p in ("slate", "rank"))
+words = words.replace("ranks", "rankings")
+Markdown("\n".join(rows) + f"\n\nOver {len(queries)} queries joint credit has the wrong sign for {words}.")
+
+# %% [markdown]
+# Why is own credit wrong at all? A group of eight is a small sample, and its mean depends on which eight were drawn. A
+# ranking is compared with rankings of other slates, so part of its advantage is luck with the slate. `nested` removes that
+# luck and is rarely wrong about rankings, but two rankings of one slate often have the same reward, and then it is silent. A
+# slate's own advantage leaves out what the ranking could make of the slate. Joint credit and `reward_to_go` include it, but
+# from a single ranking per slate, which may have been a lucky one.
 
 # %% [markdown]
 # ## Is factorised credit simply better?

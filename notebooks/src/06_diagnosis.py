@@ -9,7 +9,7 @@
 # **When does each credit method mislead?**
 #
 # [Training](05_training.ipynb) compared finished lists. Here we look for causes: where relevant candidates are lost, how
-# often joint credit has the wrong sign, and what a badly chosen reward does. At the end we use a task that is so small
+# often a group gives a phase the wrong sign, and what a badly chosen reward does. At the end we use a task that is so small
 # that we can list every output, and compute the error of every method *exactly*.
 
 # %%
@@ -181,26 +181,42 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ## Joint credit: how often is the sign wrong?
 #
-# Joint credit gives every token the advantage of the *sum*. For some rollouts its sign is opposite to that of the phase's
-# own advantage. For others the phase's own advantage is exactly 0, and the joint one is not. `interference` counts both
-# cases on sampled groups. Remember from [notebook 3](03_advantages.ipynb) that `lam` decides which phase is affected.
+# Joint credit gives every token the advantage of the *sum*, factorised credit that of the phase's own reward. Which one has
+# the right sign? The judge is the **true advantage** of [notebook 3](03_advantages.ipynb): of a ranking, its reward minus
+# the mean reward of all rankings that the policy could write after the same slate; of a slate, its worth (slate reward plus
+# `lam` times that mean) minus the mean worth of the policy's slates. In pools of 5 candidates every output can be listed, so
+# the true advantages are exact. `exact_signs` draws many groups of eight and counts the phases that get the opposite sign.
+# `reward_to_go`, which you will write below, gives slate tokens both rewards and rank tokens the rank reward only.
+#
+# No method is always right: eight rollouts are a small sample, and rankings are compared across different slates.
 #
 # The line below the table is about the weights: the **cosine** between the gradients of the two phases. 1 means that both
 # phases change the weights in the same direction, 0 that the directions are independent, and -1 that they are opposite.
 
 # %%
+from fgrpo.credit import with_credit
 from fgrpo.study.analysis import interference
+from fgrpo.study.signs import exact_signs, shares
 
 generator = torch.Generator().manual_seed(SEED)
 queries = [test[i] for i in torch.randperm(len(test), generator=generator)[:64].tolist()]
-rows = ["| lam | slates, wrong sign | slates, own 0 | rankings, wrong sign | rankings, own 0 |", "|---" * 5 + "|"]
-for lam in (0.25, 1.0, 4.0):  # with the same rollouts
-    seen = interference(policy, queries, replace(config, rl=replace(config.rl, lam=lam)))
-    cells = (f"{seen[f'{kind}_{phase}']:.0%}" for phase in ("slate", "rank") for kind in ("flipped", "blind"))
-    rows.append(f"| {lam:g} | {' | '.join(cells)} |")
-Markdown("\n".join(rows) + f"\n\nCosine between the phases' gradients under fgrpo: {seen['cosine']:+.2f}.")
+tried = {
+    (m, lam): with_credit(replace(config.rl, lam=lam), m)
+    for lam in (0.25, 1.0, 4.0) for m in ("grpo", "reward_to_go", "fgrpo")
+}  # fmt: skip
+rows = ["| lam | method | slates, wrong sign | slates, 0 | rankings, wrong sign | rankings, 0 |", "|---" * 6 + "|"]
+for (method, lam), counts in exact_signs(policy, queries[:16], tried, config).items():  # with the same rollouts
+    both = [shares(counts[phase]) for phase in ("slate", "rank")]
+    rows.append(f"| {lam:g} | {method} | " + " | ".join(f"{s['wrong']:.0%} | {s['silent']:.0%}" for s in both) + " |")
+cosine = interference(policy, queries, config)["cosine"]
+Markdown("\n".join(rows) + f"\n\nCosine between the phases' gradients under fgrpo, on full pools: {cosine:+.2f}.")
 
 # %% [markdown]
+# The larger `lam`, the more often joint credit is wrong about slates, and the less often about rankings. The rank tokens of
+# `reward_to_go` and fgrpo get the same credit. Its mistakes have another cause: the luck of the slate is part of a ranking's
+# reward. Slate tokens have the wrong sign less often when they get their own reward only (fgrpo) than when the reward of
+# one ranking is added. But this advantage is 0 more often, and it is wrong more often the larger `lam` is.
+#
 # ## The F1 trap
 #
 # Factorised credit can mislead in its own way. A phase learns from its own reward *alone*, so that reward has to be right.
@@ -299,7 +315,6 @@ Markdown(
 # of the *same* slate and compares those with each other; `item` gives every item credit for its own contribution.
 
 # %%
-from fgrpo.credit import with_credit
 from fgrpo.study.analysis import mean_of, oracle_table
 
 tiny = replace(config, grammar=GrammarConfig(slate_size=2, rank_size=2))
@@ -454,9 +469,9 @@ live(at_lambda, lam=(0.0, 4.0, 0.25), group=[2, 3])
 # ## Answer: when does each credit method mislead?
 #
 # - **Joint credit** (grpo) is right on average but noisy: in a single group it praises and blames each phase for what the
-#   other did.
-# - **Factorised credit** (fgrpo) avoids this noise, but its slate tokens do not learn what helps the ranking. The bias grows
-#   with `lam`, and with every fault of the slate reward.
+#   other did. The table of wrong signs says how often.
+# - **Factorised credit** (fgrpo) avoids this noise, not every wrong sign, and its slate tokens do not learn what helps the
+#   ranking. The bias grows with `lam`, and with every fault of the slate reward.
 # - **Reward to go** is unbiased like joint credit. It removes only the noise that causality allows to remove: the slate
 #   reward on the rank tokens.
 # - With few rollouts, a method with a small bias and little noise can still be the better choice. That is why the figure

@@ -263,10 +263,10 @@ def test_table_holds_every_method_and_leaves_out_what_cannot_be(oracle) -> None:
 
 
 def test_interference_on_the_real_task(policy, lab, config) -> None:
-    queries, config = lab.train[:16], replace(config, rl=replace(config.rl, group=8))  # enough for every case to occur
+    queries, config = lab.train[:16], replace(config, rl=replace(config.rl, group=8))
     found = interference(policy, queries, config, 3)
     assert -1 <= found["cosine"] <= 1 and 0 < found["slate_share"] < 1
-    assert 0 < found["flipped_slate"] < 0.5 and 0 < found["flipped_rank"] < 0.5
+    assert set(found) == {"tokens", "cosine", "slate_share"} and found["tokens"] > 16 * 8
     assert interference(policy, queries, config, 3) == found != interference(policy, queries, config, 4)
     assert all(p.grad is None for p in policy.model.parameters())
 
