@@ -150,9 +150,10 @@ def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> 
     until(lambda: page.locator("#at-pool tbody tr").count() == 8)
     tab(page, "Files")
     for _ in range(2):  # the same file again replaces the first
+        page.evaluate("history.replaceState({}, '', '/')")
         page.locator("input[type=file]").set_input_files(file)
         page.locator("#at-uploaded", has_text="1 queries").wait_for()
-        page.wait_for_timeout(500)
+        until(lambda: "run=yours" in at(page))  # which changes last: the button has its file
         with page.expect_download() as again:
             page.get_by_role("button", name="Download the trace of this run").click()
         assert Path(again.value.path()).read_bytes() == file.read_bytes()
