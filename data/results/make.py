@@ -159,7 +159,7 @@ def confirm():
         name: methods(with_fields(CELLS[cell].config(), lam=lam, steps=200, lr=2e-4, lr_decay="none"), *TWO)
         for name, (cell, lam) in CONFIRMED.items()
     }
-    copies = {"reached.csv": "confirm-reached.csv", "efficiency.csv": "confirm-curve.csv"}
+    copies = {"reached.csv": "confirm-reached.csv", "efficiency.csv": "confirm-curve.csv", "efficiency.png": "confirm-curve.png"}
     experiment("confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)
 
 

@@ -177,17 +177,26 @@ def _sweep(rows: list[Row], values: dict[str, float], metric: str) -> Figure:
 
 
 def efficiency(curves: list[Row], reached: list[Row]) -> Figure:
-    """NDCG@5 against sampled tokens per method, with the level that the baseline reaches."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for number, method in enumerate(dict.fromkeys(r["method"] for r in curves)):
-        own, look = [r for r in curves if r["method"] == method], style_of(method, number)
-        tokens = [r["tokens"] / 1e6 for r in own]
-        axes.plot(tokens, [r["mean"] for r in own], label=name_of(method), markersize=4, **look)
-    axes.axhline(reached[0]["target"], color="0.5", linewidth=1)
-    axes.set(xlabel="sampled tokens (millions)", ylabel="NDCG@5, mean over seeds and queries")
-    axes.legend(frameon=False)
-    tidy(axes)
+    """NDCG@5 against sampled tokens per method, with the level that the baseline reaches; a panel for each setting."""
+    settings = list(dict.fromkeys(r["setting"] for r in curves))
+    wide = min(3, len(settings))
+    high = -(-len(settings) // wide)
+    figure = Figure(figsize=(7 if wide == 1 else 4.2 * wide, 0.8 + 3 * high), layout="constrained")
+    panels = figure.subplots(high, wide, squeeze=False).flatten()
+    for axes, setting in zip(panels, settings, strict=False):
+        for number, method in enumerate(dict.fromkeys(r["method"] for r in curves)):
+            own = [r for r in curves if (r["setting"], r["method"]) == (setting, method)]
+            tokens = [r["tokens"] / 1e6 for r in own]
+            look = style_of(method, number)
+            axes.plot(tokens, [r["mean"] for r in own], label=name_of(method), markersize=4, **look)
+        axes.axhline(next(r["target"] for r in reached if r["setting"] == setting), color="0.5", linewidth=1)
+        axes.set_title(setting, fontsize=10)
+        axes.set_xlabel("sampled tokens (millions)")
+        tidy(axes)
+    for axes in panels[len(settings) :]:
+        axes.set_visible(False)
+    figure.supylabel("NDCG@5, mean over seeds and queries", fontsize=10)
+    panels[0].legend(frameon=False, fontsize=8)
     return figure
 
 
