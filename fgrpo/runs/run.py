@@ -18,10 +18,12 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -337,7 +339,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 
 
 def provenance() -> dict[str, object]:
-    """Command, versions, hardware and date, for config.json and result files."""
+    """Command, versions, hardware and date, for config.json and result files; of a clone of the kit its commit, too."""
     script = Path(sys.argv[0])  # a script by its relative path, as in python data/results/make.py NAME
     called = f"python {script}" if script.suffix == ".py" and not script.is_absolute() else "python -m fgrpo"
     return {
@@ -345,10 +347,28 @@ def provenance() -> dict[str, object]:
         "date": date.today().isoformat(),
         "versions": {
             "fgrpo": __version__, "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": transformers.__version__, **commit(),
         },
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads",
     }  # fmt: skip
+
+
+@cache
+def commit() -> dict[str, str]:
+    """The kit's own commit, with a `+` where tracked files differ from it; nothing where the kit is not in a clone of it."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        call = ["git", "-C", str(package), *arguments]
+        return subprocess.run(call, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:  # installed below another repository
+            return {}
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")}
+    except (OSError, subprocess.SubprocessError):
+        return {}
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fgrpo.cli.main import main
 from fgrpo.config import KitError
+from fgrpo.runs import run as run_module
 from fgrpo.runs.fields import check_pools
 from fgrpo.runs.origin import digest_of, digest_of_policy
 from fgrpo.runs.policies import checkpoints, policy_folder
@@ -236,3 +237,26 @@ def test_a_pool_smaller_than_the_slate_is_refused(lab, config) -> None:
     check_pools(lab.train, config)
     with pytest.raises(KitError, match="pool of 6 candidates is smaller than slate_size 10"):
         check_pools([*lab.train[:3], *small], config)
+
+
+def test_results_name_the_commit_of_a_clone_and_no_other_repository(tmp_path, monkeypatch) -> None:
+    def git(*arguments: str) -> str:
+        names = ("-c", "user.name=a", "-c", "user.email=a@b")
+        call = ["git", "-C", str(tmp_path), *names, *arguments]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    def found(package: Path) -> dict[str, str]:
+        monkeypatch.setattr(run_module, "__file__", str(package / "runs" / "run.py"))
+        return run_module.commit.__wrapped__()
+
+    package = tmp_path / "fgrpo"
+    (package / "runs").mkdir(parents=True)
+    (package / "a.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert found(package) == {"commit": git("rev-parse", "--short=12", "HEAD")}
+    (package / "a.py").write_text("2")
+    assert found(package)["commit"].endswith("+")
+    (tmp_path / "environment" / "fgrpo").mkdir(parents=True)
+    assert found(tmp_path / "environment" / "fgrpo") == {}  # installed somewhere in another project's clone
