@@ -36,7 +36,7 @@ from fgrpo.study.control import control_experiments, control_found  # noqa: E402
 from fgrpo.study.experiments import grid  # noqa: E402
 from fgrpo.study.instrument import instrument  # noqa: E402
 from fgrpo.study.map import CELLS  # noqa: E402
-from fgrpo.study.report import AREA, PRIMARY, to_csv, write_report  # noqa: E402
+from fgrpo.study.report import AREA, PRIMARY, made_of, table, to_csv, write_report  # noqa: E402
 from fgrpo.tasks import load_task, resolved  # noqa: E402
 from fgrpo.tasks.atomic import write_text  # noqa: E402
 
@@ -87,6 +87,7 @@ def experiment(name, experiments, seeds, folder=None, copies=None, against="", s
               **(copies or {})}  # fmt: skip
     for source, target in copies.items():
         shutil.copy(folder / source, RESULTS / target)
+    return results, groups
 
 
 def demonstrations():
@@ -155,7 +156,10 @@ def confirm():
         for name, (cell, lam) in CONFIRMED.items()
     }
     copies = {"reached.csv": "confirm-reached.csv", "efficiency.csv": "confirm-curve.csv"}
-    experiment("confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)
+    results, groups = experiment(
+        "confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)  # fmt: skip
+    rows = [r for r in table(results, "grpo", seed_starts(10, STARTS), groups) if r["metric"] == PRIMARY]
+    write_text(RESULTS / "confirm-end.csv", to_csv(rows, made_of(experiments)))  # the secondary family
 
 
 def folder_of(variable):
