@@ -149,17 +149,18 @@ def control():
     )
 
 
-def confirm():
+def confirm(name="confirm", regimes=tuple(CONFIRMED), starts=STARTS):
     """The map's prediction, tested: runs of 200 steps at one constant rate, measured every 40 steps."""
     experiments = {
-        name: methods(with_fields(CELLS[cell].config(), lam=lam, steps=200, lr=2e-4, lr_decay="none"), *TWO)
-        for name, (cell, lam) in CONFIRMED.items()
-    }
-    copies = {"reached.csv": "confirm-reached.csv", "efficiency.csv": "confirm-curve.csv"}
+        regime: methods(with_fields(CELLS[cell].config(), lam=lam, steps=200, lr=2e-4, lr_decay="none"), *TWO)
+        for regime, (cell, lam) in CONFIRMED.items() if regime in regimes
+    }  # fmt: skip
+    copies = {"reached.csv": f"{name}-reached.csv", "efficiency.csv": f"{name}-curve.csv"}
     results, groups = experiment(
-        "confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)  # fmt: skip
-    rows = [r for r in table(results, "grpo", seed_starts(10, STARTS), groups) if r["metric"] == PRIMARY]
-    write_text(RESULTS / "confirm-end.csv", to_csv(rows, made_of(experiments)))  # the secondary family
+        name, experiments, 10, starts=starts, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies
+    )
+    rows = [r for r in table(results, "grpo", seed_starts(10, starts), groups) if r["metric"] == PRIMARY]
+    write_text(RESULTS / f"{name}-end.csv", to_csv(rows, made_of(experiments)))  # the secondary family
 
 
 def folder_of(variable):
@@ -247,6 +248,7 @@ EXPERIMENTS = {
                                  sft_more=False),
     "control": control,
     "confirm": confirm,
+    "confirm-starts": lambda: confirm("confirm-starts", ("one", "warm lam=4"), 10),
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models
     "movielens": movielens,
