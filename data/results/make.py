@@ -40,7 +40,7 @@ from fgrpo.study.experiments import grid  # noqa: E402
 from fgrpo.study.instrument import instrument  # noqa: E402
 from fgrpo.study.ladder import BEGIN, format_ladder, ladder_experiments, measure_ladder  # noqa: E402
 from fgrpo.study.map import CELLS  # noqa: E402
-from fgrpo.study.report import AREA, PRIMARY, to_csv, write_report  # noqa: E402
+from fgrpo.study.report import AREA, PRIMARY, made_of, table, to_csv, write_report  # noqa: E402
 from fgrpo.tasks import load_task, resolved  # noqa: E402
 from fgrpo.tasks.atomic import write_text  # noqa: E402
 
@@ -92,6 +92,7 @@ def experiment(name, experiments, seeds, folder=None, copies=None, against="", s
               **(copies or {})}  # fmt: skip
     for source, target in copies.items():
         shutil.copy(folder / source, RESULTS / target)
+    return results, groups
 
 
 def demonstrations():
@@ -153,14 +154,19 @@ def control():
     )
 
 
-def confirm():
+def confirm(name="confirm", regimes=tuple(CONFIRMED), starts=STARTS):
     """The map's prediction, tested: runs of 200 steps at one constant rate, measured every 40 steps."""
     experiments = {
-        name: methods(with_fields(CELLS[cell].config(), lam=lam, steps=200, lr=2e-4, lr_decay="none"), *TWO)
-        for name, (cell, lam) in CONFIRMED.items()
-    }
-    copies = {"reached.csv": "confirm-reached.csv", "efficiency.csv": "confirm-curve.csv", "efficiency.png": "confirm-curve.png"}
-    experiment("confirm", experiments, 10, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies)
+        regime: methods(with_fields(CELLS[cell].config(), lam=lam, steps=200, lr=2e-4, lr_decay="none"), *TWO)
+        for regime, (cell, lam) in CONFIRMED.items() if regime in regimes
+    }  # fmt: skip
+    copies = {"reached.csv": f"{name}-reached.csv", "efficiency.csv": f"{name}-curve.csv",
+              "efficiency.png": f"{name}-curve.png"}  # fmt: skip
+    results, groups = experiment(
+        name, experiments, 10, starts=starts, every=40, sft_more=False, primary=AREA, margin=0.005, copies=copies
+    )
+    rows = [r for r in table(results, "grpo", seed_starts(10, starts), groups) if r["metric"] == PRIMARY]
+    write_text(RESULTS / f"{name}-end.csv", to_csv(rows, made_of(experiments)))  # the secondary family
 
 
 def control_ladder():
@@ -294,6 +300,7 @@ EXPERIMENTS = {
     "map": lambda: analysis_of("map", "--map", "--cells", ",".join(MAPPED), "--groups-per-cell", "640", "--resume"),
     "signs": lambda: analysis_of("signs", "--signs", "--pools", "500", "--split", "validation"),
     "confirm": confirm,
+    "confirm-starts": lambda: confirm("confirm-starts", ("one", "warm lam=4"), 10),
     "outcome": outcome,
     "control-ladder": control_ladder,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
