@@ -447,8 +447,8 @@ def ladder(rows: list[Row]) -> Figure:
         axes.axhline(0, color="0.5", linewidth=1)
         axes.set_xticks(at, [r["rung"].replace(" ", "\n", 1) for r in apart])
         axes.set(title=title, ylabel=f"{unit}, {apart[0]['method']}", xlim=(-0.5, len(apart) - 0.5))
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
         tidy(axes)
+    figure.legend(*measured.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
