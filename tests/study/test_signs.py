@@ -26,7 +26,7 @@ def rewards_of(lists) -> Rewards:
     slate = torch.tensor([[len({0, 1} & set(s)) / 2 for s, _ in lists]])
     zero = torch.zeros_like(slate)
     rank = torch.tensor([[gain(r) for _, r in lists]])
-    return Rewards(slate, rank, zero, zero, zero, zero)
+    return Rewards(slate, rank, zero, zero, zero, zero, zero)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 4.0])
