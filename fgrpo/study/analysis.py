@@ -21,13 +21,13 @@ from ..runs.run import provenance
 from ..tasks.atomic import write_text
 from ..trainer import batch_of, sampled_tokens, sampling_of
 from . import plots
+from .gradients import PHASES
 from .oracle import Oracle, enumerate_outputs, small_pool
 from .plots import Row
 from .report import columns, to_csv
 
 MAX_GROUPS = 200_000
 """maximum number of groups of an exact expectation"""
-PHASES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
 
 Numbers = dict[str, float]
 
