@@ -39,9 +39,13 @@ class ModelConfig:
     """decoder layers"""
     heads: int = 4
     """attention heads (half as many key-value heads)"""
+    features: str = "id"
+    """what an item's token stands for: an id vector (id), its text's embedding projected (text), or their sum (both)"""
+    encoder: str = ""
+    """sentence encoder of texts, a folder or hub name (empty: all-MiniLM-L6-v2 of the extra baselines)"""
 
     def __post_init__(self) -> None:
-        _check(self, hidden_size=(8, 65_536), layers=(1, 1000), heads=(2, 1024))
+        _check(self, hidden_size=(8, 65_536), layers=(1, 1000), heads=(2, 1024), features=("id", "text", "both"))
         if self.heads % 2 or self.hidden_size % (2 * self.heads):
             raise KitError(f"hidden_size {self.hidden_size} must be a multiple of 2 x heads, and heads be even.")
 
@@ -84,6 +88,8 @@ class SFTConfig:
 
     sft_steps: int = 1000
     """optimizer steps of the warm start"""
+    pretrain: int = 0
+    """steps of pre-training on histories before the warm start: the next item, by policies with a token for each"""
     sft_batch: int = 64
     """demonstrations per step"""
     sft_lr: float = 1e-3
@@ -94,8 +100,8 @@ class SFTConfig:
     """lists to imitate: relevant candidates alone (relevant), or then others: random (filled), by GRU4Rec (ranked)"""
 
     def __post_init__(self) -> None:
-        _check(self, sft_steps=(1, None), sft_batch=(1, 65_536), sft_lr=(1e-12, 1.0), sft_weight_decay=(0.0, 1.0),
-               demonstrations=("relevant", "filled", "ranked"))  # fmt: skip
+        _check(self, sft_steps=(1, None), pretrain=(0, None), sft_batch=(1, 65_536), sft_lr=(1e-12, 1.0),
+               sft_weight_decay=(0.0, 1.0), demonstrations=("relevant", "filled", "ranked"))  # fmt: skip
 
 
 @dataclass(frozen=True)

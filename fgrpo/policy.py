@@ -77,13 +77,7 @@ class Policy:
         words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left")
-        shape = Qwen3Config(
-            vocab_size=len(vocabulary), hidden_size=config.hidden_size, intermediate_size=2 * config.hidden_size,
-            num_hidden_layers=config.layers, num_attention_heads=config.heads,
-            num_key_value_heads=config.heads // 2, head_dim=config.hidden_size // config.heads,
-            max_position_embeddings=1024, tie_word_embeddings=True,
-            pad_token_id=vocabulary[PAD], eos_token_id=vocabulary[END], bos_token_id=None,
-        )  # fmt: skip
+        shape = tiny_shape(config, len(vocabulary))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = Qwen3ForCausalLM(shape)
@@ -181,6 +175,16 @@ class Policy:
     def device(self) -> torch.device:
         """The device of the weights, of prompts, rollouts and advantages."""
         return next(self.model.parameters()).device
+
+
+def tiny_shape(config: ModelConfig, tokens: int) -> Qwen3Config:
+    """The architecture of a tiny policy over so many tokens."""
+    return Qwen3Config(
+        vocab_size=tokens, hidden_size=config.hidden_size, intermediate_size=2 * config.hidden_size,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads // 2,
+        head_dim=config.hidden_size // config.heads, max_position_embeddings=1024, tie_word_embeddings=True,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
 
 
 def slices(count: int, size: int) -> list[slice]:

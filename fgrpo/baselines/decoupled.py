@@ -16,9 +16,9 @@ from ..data import Example, Splits
 from ..evaluate import greedy
 from ..policy import Policy, Sampling
 from ..prompt import PHASE_RANK, PHASE_SLATE, Output
-from ..runs.policies import new_policy
+from ..runs.pretrain import initial_policy
 from ..runs.run import Run
-from ..runs.sft import Demonstrate, sft_stage
+from ..runs.sft import Demonstrate, Lists, sft_stage, teacher
 from ..trainer import batch_of, fit
 from .sequential import demonstrator
 
@@ -39,8 +39,9 @@ def decoupled(
 
     def train(name: str, seed: int, resume: bool, phase: int, demonstrate: Demonstrate | None = None) -> Policy:
         run = Run(folder / name, replace(config, seed=seed), resume=resume, save_every=config.sft.sft_steps)
-        stage = sft_stage(run.config, demonstrate, [phase])
-        return fit(new_policy(items, config, seed), splits.train, run.config, run, stage, quiet)
+        policy = initial_policy(run.config, splits, items, folder / name, quiet, resume)
+        stage = sft_stage(run.config, teacher(policy, config, demonstrate), [phase])
+        return fit(policy, splits.train, run.config, run, stage, quiet)
 
     sampling, demonstrate = Sampling(config.grammar), demonstrator(splits, config)
     selector = train("selector", 0, True, PHASE_SLATE, demonstrate)
@@ -48,17 +49,23 @@ def decoupled(
         batches = (batch_of(splits.train, config.sft.sft_batch, n, 1, "sft") for n in range(config.sft.sft_steps))
         shown = list({e.id: e for batch in batches for e in batch}.values())  # the examples of the ranker, seed 1
         written = {e.id: o.slate for e, o in zip(shown, greedy(selector, shown, sampling), strict=True)}
-        demonstrate = partial(_best_order, slates=written)
+        demonstrate = partial(_best_orders, slates=written)
     ranker = train(f"ranker-{slates}", 1, resume, PHASE_RANK, demonstrate)
     chosen = [output.slate for output in greedy(selector, splits.test, sampling)]
     return greedy(ranker, splits.test, sampling, slates=chosen)
 
 
-def _best_order(
-    example: Example, config: Config, generator: torch.Generator, slates: dict[str, tuple[int, ...]]
-) -> tuple[Sequence[int], Sequence[int]]:
-    """A demonstration: the slate as the selector wrote it, then its best candidates first, ties in random order."""
-    slate = slates[example.id]
+def _best_orders(
+    examples: Sequence[Example],
+    config: Config,
+    generators: Sequence[torch.Generator],
+    slates: dict[str, tuple[int, ...]],
+) -> list[Lists]:
+    """Demonstrations: the slate as the selector wrote it, then its best candidates first, ties in random order."""
+    return [_best_order(e, config, g, slates[e.id]) for e, g in zip(examples, generators, strict=True)]
+
+
+def _best_order(example: Example, config: Config, generator: torch.Generator, slate: tuple[int, ...]) -> Lists:
     shuffled = [slate[i] for i in torch.randperm(len(slate), generator=generator).tolist()]
     ordered = sorted(shuffled, key=lambda i: -example.gains[i] if example.gains else i not in example.relevant)
     return slate, ordered[: config.grammar.rank_size]

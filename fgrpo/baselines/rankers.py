@@ -5,7 +5,6 @@ indices; equal scores stay in pool order, except in `popularity`. Its first n ar
 ranked list.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from random import Random
@@ -15,8 +14,9 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..config import KitError
 from ..data import Example, Splits
+from ..lm.encoders import DEVICE, PACKAGED, embed
 from ..lm.loading import loading, optional
-from .encoders import DEVICE, PACKAGED, embed
+from ..tasks.reading import counts
 
 T5_TOKENS = 512
 """longest input of monoT5, including its `Relevant:`"""
@@ -34,14 +34,12 @@ def popularity(splits: Splits) -> list[list[int]]:
 
     The order of ties depends on the query's id alone: items that were never met must not keep the order of their pool.
     """
-    counts = Counter(
-        key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
-    )  # fmt: skip
+    met = counts(splits)
 
     def order(e: Example) -> list[int]:
         rng = Random(f"popularity {e.id}")
         ties = [rng.random() for _ in e.candidates]
-        return sorted(range(len(ties)), key=lambda i: (-counts[e.candidate_keys[i]], ties[i]))
+        return sorted(range(len(ties)), key=lambda i: (-met[e.candidate_keys[i]], ties[i]))
 
     return [order(e) for e in splits.test]
 
@@ -72,7 +70,7 @@ def bm25(splits: Splits) -> list[list[int]]:
 def dense(splits: Splits, *, model: str = PACKAGED) -> list[list[int]]:
     """Zero-shot bi-encoder: cosine of the sentence embeddings of query with history and of each candidate.
 
-    `model` is a folder or hub name that sentence-transformers reads. Raises KitError as fgrpo.baselines.encoders.embed
+    `model` is a folder or hub name that sentence-transformers reads. Raises KitError as fgrpo.lm.encoders.embed
     does.
     """
     row = {t: n for n, t in enumerate(dict.fromkeys(t for e in splits.test for t in (query_text(e), *e.candidates)))}

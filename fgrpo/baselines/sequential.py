@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ..config import Config, KitError
 from ..data import Example, Splits
+from ..lm.encoders import PACKAGED, embed
 from ..rewards import ndcg, pad, pool_gains
-from ..runs.sft import Demonstrate, Ranker, demonstration
+from ..runs.sft import Demonstrate, Ranker, demonstrations
 from ..tasks.reading import catalogue
-from .encoders import PACKAGED, embed
 
 MAX_HISTORY = 50
 """most recent items of a history that are read"""
@@ -141,8 +141,12 @@ def gru4rec_ranker(splits: Splits, seed: int = 0) -> Ranker:
 
 
 def demonstrator(splits: Splits, config: Config) -> Demonstrate | None:
-    """What writes the demonstrations of SFT if it has to be trained first: GRU4Rec, for the kind `ranked`."""
-    return partial(demonstration, ranker=gru4rec_ranker(splits)) if config.sft.demonstrations == "ranked" else None
+    """What writes the demonstrations of SFT if it has to be trained first: GRU4Rec, for the kind `ranked`.
+
+    A policy that reads texts needs none (fgrpo.runs.sft.teacher).
+    """
+    needed = config.sft.demonstrations == "ranked" and config.model.features == "id"
+    return partial(demonstrations, ranker=gru4rec_ranker(splits)) if needed else None
 
 
 def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[list[int]]:

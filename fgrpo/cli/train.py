@@ -84,9 +84,10 @@ def _train(
     from ..baselines import demonstrator
     from ..runs.fields import check_pools
     from ..runs.origin import digest_of, digest_of_policy
-    from ..runs.policies import load_policy, new_policy, policy_folder
+    from ..runs.policies import load_policy, policy_folder
+    from ..runs.pretrain import initial_policy
     from ..runs.run import Run
-    from ..runs.sft import sft_stage
+    from ..runs.sft import sft_stage, teacher
     from ..runs.warm_start import tracer, warm_start
     from ..trainer import Stopped, batch_of, fit, rl_stage
 
@@ -103,21 +104,23 @@ def _train(
     quiet, stopped = args.json or not team.main, None
     teaches = args.sft or (team.main and not args.init)  # this process trains on demonstrations
     demonstrate = demonstrator(splits, config) if teaches else None
-    if args.sft:
-        stage = sft_stage(config, demonstrate)
-    if args.sft or args.init == "base":
-        policy = new_policy(items, config, config.seed)
-    else:
-        init, folder = args.init, out / "warm-start"
-        with team.first():  # without --init, the main process makes the warm start and the others take it
-            try:
+    fresh = args.sft or args.init == "base"
+    init, folder = args.init, out / "warm-start"
+    with team.first():  # the main process pre-trains, or makes the warm start, and the others take it
+        try:
+            if fresh:
+                policy = initial_policy(config, splits, items, out, quiet, args.resume, stop, team.main)
+            else:
                 start = policy_folder(init) if init else warm_start(
                     config, splits, items, folder, quiet, args.resume, stop, team.main, demonstrate=demonstrate,
                 )  # fmt: skip
-            except Stopped as error:  # raised below, where no other process waits for this one
-                stopped = error
-        if team.sum(stopped is not None):
-            raise stopped or Stopped(f"{out}: stopped in the warm start")
+        except Stopped as error:  # raised below, where no other process waits for this one
+            stopped = error
+    if team.sum(stopped is not None):
+        raise stopped or Stopped(f"{out}: stopped in the warm start")
+    if args.sft:
+        stage = sft_stage(config, teacher(policy, config, demonstrate))
+    elif not fresh:
         policy = load_policy(start, lm=config.lm)
     traced = tracer(run, splits.validation)
     policy = fit(policy, splits.train, config, run, stage, quiet, after_save=traced, team=team, stop=stop)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 from transformers import Qwen3ForCausalLM
 
 from ..policy import positions
@@ -68,7 +68,7 @@ def qwen3(model: Any, fused: list[Fused], ids: Tensor, position: Tensor, attend:
     config, decoder = model.config, model.model
     heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
-    x = embedding(ids, decoder.embed_tokens.weight, decoder.padding_idx)
+    x = decoder.embed_tokens(ids)
     cos, sin = (f.unsqueeze(1).to(x.dtype) for f in (angle.cos(), angle.sin()))
 
     def normed(x: Tensor, norm: Any) -> Tensor:
@@ -137,16 +137,34 @@ class RowTree(PrefixTree):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.view(queries, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
             kept.append((k, v))
-            own = sees[:, -q.shape[2] :].unsqueeze(1)
+            own = sees if q.shape[2] == length else sees.gather(1, read.unsqueeze(2).expand(-1, -1, length))
+            own = own.unsqueeze(1)
             return scaled_dot_product_attention(q, k, v, attn_mask=own, enable_gqa=True).transpose(1, 2).flatten(0, 1)
 
-        last = torch.arange(length - 1, queries * length, length, device=ids.device)
-        out = qwen3(model, self.fused, ids.flatten(), positions(mask).flatten(), attend, last)
+        read = self.read(ids)
+        flat = (read + length * torch.arange(queries, device=ids.device).unsqueeze(1)).flatten()
+        out = qwen3(model, self.fused, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
         self.prompt_keys, self.prompt_values = zip(*kept, strict=True)
-        self.head: Tensor | None = None  # of each query's choices, (Q, K, hidden size)
-        if tokens is not None:
-            self.head = model.lm_head.weight[tokens.clamp(min=0)]  # a pool may be shorter than the longest
-        self.logits = model.lm_head(out) if self.head is None else (self.head @ out.unsqueeze(-1)).squeeze(-1)
+        self.head, out = self.choices(ids, out, tokens), out[:, -1]
+        if self.head is None:
+            self.logits = model.lm_head(out)
+        else:
+            self.logits = (self.head @ self.asking(out).unsqueeze(-1)).squeeze(-1)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Places (Q, R) in prompts (Q, P) whose hidden states are read, the last token's last."""
+        return torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+
+    def choices(self, ids: Tensor, out: Tensor, tokens: Tensor | None) -> Tensor | None:
+        """What `asking` is multiplied with for the logits of tokens (Q, K): (Q, K, size); None: the whole head.
+
+        `out` (Q, R, hidden size): what was `read`.
+        """
+        return None if tokens is None else self.model.lm_head.weight[tokens.clamp(min=0)]  # -1 in a short pool
+
+    def asking(self, hidden: Tensor) -> Tensor:
+        """Hidden states, (..., size) of `choices`."""
+        return hidden
 
     def fork(self, group: int, length: int) -> "RowTree":
         """The same prompts with room for `group` rows of `length` tokens each."""
@@ -182,6 +200,7 @@ class RowTree(PrefixTree):
         out = qwen3(self.model, self.fused, ids, self.first[row] + depth, attend, where)
         if self.head is None:
             return self.model.lm_head(out)
+        out = self.asking(out)
         logits = part.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
         return part.flat(logits.view(*shape, -1))
 

@@ -8,11 +8,14 @@ from typing import Protocol, runtime_checkable
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from ..config import Config, KitError, LMConfig
+from ..data import Splits
 from ..lm.folder import MERGE, check_config, check_file
 from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
 from ..lm.rows import RowPolicy
+from ..lm.text import TEXT_FILE, TextPolicy
 from ..policy import Policy
 from ..prompt import ItemLabels
+from ..tasks.reading import counts, texts_of
 from .seal import check_seal, seal
 
 
@@ -30,9 +33,17 @@ class OwnFiles(Protocol):
         """The same, as a policy that stays as it is, for a KL penalty."""
 
 
-def new_policy(items: Sequence[str], config: Config, seed: int = 0) -> Policy:
-    """The initial policy of a run: a pretrained model if the configuration names one, else a tiny one."""
-    return PretrainedPolicy.new(config.lm, seed) if config.lm.model else RowPolicy.tiny(items, config.model, seed)
+def new_policy(items: Sequence[str], config: Config, seed: int = 0, splits: Splits | None = None) -> Policy:
+    """The initial policy of a run: a pretrained model if the configuration names one, else a tiny one.
+
+    One that reads texts takes them from the `splits` of its task, and counts the items of the training split.
+    """
+    if config.lm.model:
+        return PretrainedPolicy.new(config.lm, seed)
+    if config.model.features == "id":
+        return RowPolicy.tiny(items, config.model, seed)
+    assert splits is not None
+    return TextPolicy.new(texts_of(splits), counts(splits), config.model, seed)
 
 
 def policy_folder(path: str | Path) -> Path:
@@ -72,6 +83,9 @@ def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = Non
     check_seal(folder)
     if (folder / POLICY_FILE).is_file():
         return PretrainedPolicy.load(folder, device, lm)
+    if (folder / TEXT_FILE).is_file():
+        check_config(folder)
+        return TextPolicy.load(folder, device)
     if (folder / "config.json").is_file():
         check_config(folder)  # before so many layers are built
     return _load_tiny(folder, device)

@@ -254,7 +254,7 @@ def check_folder(folder: Path, config: Config, resume: bool = False, origin: Ori
             was = before.get(name)
             moved = name in PATHS and Path(str(was)).name == Path(str(value)).name
             pinned = name == "lm.date" and not value  # that of the checkpoint is used
-            unread = origin.get("stage") == "sft" and name.startswith("rl.") and name not in SFT_READS
+            unread = origin.get("stage") in ("sft", "pretrain") and name.startswith("rl.") and name not in SFT_READS
             longer = name == "rl.steps" and config.rl.lr_decay == "none"  # otherwise the learning rates depend on it
             if was != value and not (moved or pinned or unread or longer or name in MAY_DIFFER):
                 why = " (its learning rates fall to zero over them)" if name == "rl.steps" else ""

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on demonstrations, the stage before RL: `sft_step`, and `sft_stage` for fgrpo.trainer.fit."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Example
+from ..lm.text import TextPolicy
 from ..loss import accumulated
 from ..policy import Policy, Sampling, slices
 from ..prompt import PHASE_RANK, PHASE_SLATE
@@ -16,22 +18,35 @@ from ..rollout import key_of, rollout
 from ..trainer import ALONE, Logs, Stage, Team, sampling_of, update
 
 BOTH = (PHASE_SLATE, PHASE_RANK)
-Demonstrate = Callable[[Example, Config, torch.Generator], tuple[Sequence[int], Sequence[int]]]
-"""(example, config, generator) -> slate and rank to imitate, as pool indices."""
+Lists = tuple[Sequence[int], Sequence[int]]
+"""slate and rank, as pool indices"""
+Demonstrate = Callable[[Sequence[Example], Config, Sequence[torch.Generator]], Sequence[Lists]]
+"""(examples, config, a generator for each) -> what to imitate for each"""
 Ranker = Callable[[Sequence[Example]], Sequence[Sequence[int]]]
 """examples -> the order of each pool, best first"""
 
 
 def sft_stage(config: Config, demonstrate: Demonstrate | None = None, learn: Sequence[int] = BOTH) -> Stage:
-    """The warm start as a stage of `fit`: linear warm-up over 5 % of the steps, then linear decay to zero."""
-    sft = config.sft
-    warmup = max(1, sft.sft_steps // 20)
-
-    def lr(number: int) -> float:
-        return sft.sft_lr * min((number + 1) / warmup, (sft.sft_steps - number) / max(1, sft.sft_steps - warmup))
-
-    do_step = partial(sft_step, demonstrate=demonstrate, learn=learn)
+    """The warm start as a stage of `fit`."""
+    sft, do_step = config.sft, partial(sft_step, demonstrate=demonstrate, learn=learn)
+    lr = rising_and_falling(sft.sft_lr, sft.sft_steps)
     return Stage(do_step, sft.sft_steps, sft.sft_batch, lr, "sft", sft.sft_weight_decay)
+
+
+def teacher(policy: Policy, config: Config, demonstrate: Demonstrate | None = None) -> Demonstrate | None:
+    """What writes the demonstrations of a stage that begins with a policy: `demonstrate` if given, else the default.
+
+    A policy that reads texts ranks those of the kind `ranked` itself, others need `demonstrate`.
+    """
+    if demonstrate is None and config.sft.demonstrations == "ranked" and isinstance(policy, TextPolicy):
+        return own_demonstrations(policy)
+    return demonstrate
+
+
+def rising_and_falling(peak: float, steps: int) -> Callable[[int], float]:
+    """Learning rates: linear warm-up over 5 % of the steps, then linear decay to zero."""
+    warmup = max(1, steps // 20)
+    return lambda number: peak * min((number + 1) / warmup, (steps - number) / max(1, steps - warmup))
 
 
 def sft_step(
@@ -46,7 +61,7 @@ def sft_step(
     """
     config = without_full(config)
     generators = [generator_of(config.seed, number, e.id, "demonstration") for e in queries]
-    targets = [(demonstrate or demonstration)(e, config, g) for e, g in zip(queries, generators, strict=True)]
+    targets = (demonstrate or demonstrations)(queries, config, generators)
     ids, mask = policy.spell(queries, targets)  # (Q, T)
     learned = torch.isin(policy.labels.phases(ids, mask), torch.tensor(learn, device=ids.device))
     count = int(team.sum(int(learned.sum())))
@@ -75,21 +90,42 @@ def _check_sharing(policy: Policy, queries: Sequence[Example], config: Config, p
         policy.checked[2] = max(policy.checked[2], length)  # its own completions may be shorter than those written
 
 
+def demonstrations(
+    examples: Sequence[Example], config: Config, generators: Sequence[torch.Generator], ranker: Ranker | None = None
+) -> list[Lists]:
+    """One `demonstration` for each example. Those of the kind `ranked` need a `ranker`."""
+    ranked = config.sft.demonstrations == "ranked"
+    assert ranker or not ranked, "demonstrations 'ranked' need a ranker (fgrpo.baselines.demonstrator)"
+    orders = ranker(examples) if ranker and ranked else [()] * len(examples)
+    return [demonstration(e, config, g, o) for e, g, o in zip(examples, generators, orders, strict=True)]
+
+
+def own_demonstrations(policy: TextPolicy) -> Demonstrate:
+    """Demonstrations `ranked` by a policy as it is now, which reads texts: by its order of the pool after the prompt."""
+    frozen = deepcopy(policy)
+
+    @torch.no_grad()
+    def ranker(examples: Sequence[Example]) -> list[list[int]]:
+        prompts = frozen.encode(examples)
+        logits = frozen.grow(prompts.ids, prompts.mask, prompts.choices.tokens).logits  # (Q, pool + 5)
+        pools = [scores[: len(e.candidates)] for e, scores in zip(examples, logits, strict=True)]
+        return [pool.argsort(descending=True, stable=True).tolist() for pool in pools]
+
+    return partial(demonstrations, ranker=ranker)
+
+
 def demonstration(
-    example: Example, config: Config, generator: torch.Generator, ranker: Ranker | None = None
+    example: Example, config: Config, generator: torch.Generator, order: Sequence[int] = ()
 ) -> tuple[list[int], list[int]]:
     """One good output for the warm start, (slate, rank) as pool indices, of the kind `config.sft.demonstrations`.
 
     relevant: the relevant candidates alone, in random order in the slate, in another one in the rank (graded ones by
     falling gain). filled: a random number of others follows, drawn uniformly, so that RL can move the length either
-    way; the slate's order is random, the rank has the relevant ones first. ranked: the best others by the order of
-    `ranker` fill both lists.
+    way; the slate's order is random, the rank has the relevant ones first. ranked: the best others by `order`, that of
+    a ranker, fill both lists.
     """
     grammar, pool, kind = config.grammar, len(example.candidates), config.sft.demonstrations
-    order = torch.randperm(pool, generator=generator).tolist()
-    if kind == "ranked":
-        assert ranker is not None, "demonstrations 'ranked' need a ranker (fgrpo.baselines.sequential.gru4rec_ranker)"
-        order = list(ranker([example])[0])
+    order = list(order) if kind == "ranked" else torch.randperm(pool, generator=generator).tolist()
     relevant = [i for i in order if i in example.relevant]
     if example.gains:
         relevant.sort(key=lambda i: -example.gains[i])

@@ -10,9 +10,10 @@ from ..policy import Policy
 from ..tasks import DATA
 from ..trainer import Callback, fit
 from .origin import digest_of
-from .policies import new_policy, policy_folder
+from .policies import policy_folder
+from .pretrain import initial_policy
 from .run import Run, check_folder, read_config
-from .sft import Demonstrate, sft_stage, without_full
+from .sft import Demonstrate, sft_stage, teacher, without_full
 from .trace import trace_of, trace_policy, write_trace
 
 _PLACES = (DATA / "checkpoints" / "lab-rec", Path(__file__).parent / "shipped" / "lab-rec")
@@ -31,7 +32,7 @@ def warm_start(
     """Folder of the SFT policy to start from: the shipped one if it was made with these options, else trained here.
 
     Another `seed` gives an independent one: other initial weights, other training queries of a stream. Demonstrations
-    `ranked` need `demonstrate` (fgrpo.baselines.demonstrator). Of several processes one `writes`; the others call this
+    `ranked` may need `demonstrate` (fgrpo.baselines.demonstrator). Of several processes one `writes`; the others call this
     when it is done.
     """
     if fits_shipped(config, seed):
@@ -41,7 +42,8 @@ def warm_start(
     origin = {"stage": "sft", "train": digest_of(splits.train)}
     run = Run(folder, replace(without_full(config), seed=seed), resume=resume, save_every=250, origin=origin)
     callback = tracer(run, splits.validation)
-    policy, stage = new_policy(items, config, seed), sft_stage(config, demonstrate)
+    policy = initial_policy(run.config, splits, items, folder, quiet, resume, stop)
+    stage = sft_stage(config, teacher(policy, config, demonstrate))
     fit(policy, splits.train, run.config, run, stage, quiet, after_save=callback, stop=stop)
     latest = run.latest()
     assert latest is not None

@@ -32,7 +32,7 @@ from ..runs.lock import lock
 from ..runs.origin import Origin, digest_of, digest_of_policy
 from ..runs.policies import load_policy
 from ..runs.run import Run, check_folder, read_config, read_json
-from ..runs.sft import Demonstrate, sft_stage
+from ..runs.sft import Demonstrate, sft_stage, teacher
 from ..runs.trace import Group, from_lists, trace_of, trace_policy, write_trace
 from ..runs.warm_start import TRACED, check_warm_start, made_by, warm_start
 from ..runs.workers import without_ctrl_c, workers
@@ -250,7 +250,7 @@ def go_on_with_sft(
     filled = with_fields(config, full=True)
     steps, points = run.config.sft.sft_steps, config.rl.steps // every if every and row == SFT_MORE else 0
     at = sorted({-(-steps * (i + 1) // points) for i in range(points)})  # fewer, where SFT has fewer steps
-    stage = sft_stage(run.config, demonstrate)
+    stage = sft_stage(run.config, teacher(policy, config, demonstrate))
     policy = fit(policy, queries, run.config, run, stage, quiet, after_step=_measure_at(at, run, splits, filled))
     metrics = evaluate(policy, splits.test, filled)
     return Result(metrics, int(run.total("tokens")), run.total("seconds"), _curve(run, at))

@@ -129,6 +129,21 @@ def catalogue(splits: Splits) -> list[str]:
     return sorted({key for part in splits for e in part for key in (*e.history_keys, *e.candidate_keys)})
 
 
+def texts_of(splits: Splits) -> dict[str, str]:
+    """The text of every item of the splits, in the order of the catalogue."""
+    found: dict[str, str] = {}
+    for e in (e for part in splits for e in part):
+        found.update(zip((*e.history_keys, *e.candidate_keys), (*e.history, *e.candidates), strict=True))
+    return dict(sorted(found.items()))
+
+
+def counts(splits: Splits) -> Counter[str]:
+    """The number of training examples whose history or relevant set contains an item."""
+    return Counter(
+        key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
+    )  # fmt: skip
+
+
 def json_rows(path: Path) -> Iterator[tuple[str, object]]:
     """(where, value) of each row of a JSON array or a JSONL file, in bounded memory.
 

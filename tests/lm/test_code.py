@@ -113,9 +113,9 @@ def test_a_tiny_checkpoint_never_runs_code(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("kind", ["embed", "cross_encoder"])
 def test_encoders_and_rerankers_do_not_run_code(kind, own_code, tmp_path) -> None:
     pytest.importorskip("sentence_transformers")
-    from fgrpo.baselines.encoders import embed
     from fgrpo.baselines.rankers import cross_encoder
     from fgrpo.data import Splits
+    from fgrpo.lm.encoders import embed
 
     with pytest.raises(KitError, match="--trust-remote-code"):
         if kind == "embed":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fgrpo.runs.fields import config_with
-from fgrpo.runs.sft import demonstration
+from fgrpo.runs.sft import demonstration, demonstrations
 
 
 def test_relevant_demonstrations_hold_the_relevant_candidates_alone(lab) -> None:
@@ -35,8 +35,8 @@ def test_filled_demonstrations_are_good_and_of_every_length(lab) -> None:
 def test_ranked_demonstrations_are_filled_in_the_order_of_a_ranker(lab) -> None:
     config, (example,) = config_with(demonstrations="ranked"), lab.train[:1]
     backwards = list(range(20))[::-1]
-    slate, rank = demonstration(example, config, torch.Generator(), lambda examples: [backwards for _ in examples])
+    slate, rank = demonstration(example, config, torch.Generator(), backwards)
     first = sorted(example.relevant, reverse=True)
     assert slate == first + [i for i in backwards if i not in example.relevant][: 10 - len(first)] and rank == slate[:5]
     with pytest.raises(AssertionError, match="need a ranker"):
-        demonstration(example, config, torch.Generator())
+        demonstrations([example], config, [torch.Generator()])

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -54,10 +55,13 @@ def some_queries(count: int) -> list[Example]:
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny policy that was taught the output language without a grammar, so that it also writes it by itself."""
 
-    def shown(example: Example, config: Config, generator: torch.Generator) -> tuple:
-        at = [example.candidates.index(film) for film in FILMS]
-        slate, rank = SHOWN[int(torch.randint(3, (), generator=generator))]
-        return [at[i] for i in slate], [at[i] for i in rank]
+    def shown(examples: Sequence[Example], config: Config, generators: Sequence[torch.Generator]) -> list[tuple]:
+        found = []
+        for example, generator in zip(examples, generators, strict=True):
+            at = [example.candidates.index(film) for film in FILMS]
+            slate, rank = SHOWN[int(torch.randint(3, (), generator=generator))]
+            found.append(([at[i] for i in slate], [at[i] for i in rank]))
+        return found
 
     config = config_with(decoding="free", hidden_size=32, layers=1, heads=2, slate_size=3, rank_size=2)
     policy, queries = Policy.tiny(FILMS, config.model), some_queries(16)
