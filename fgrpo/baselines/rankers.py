@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from ..config import KitError
 from ..data import Example, Splits
 from ..lm.loading import loading, optional
+from ..tasks.next_item import Histories
 from .encoders import DEVICE, PACKAGED, embed
 
 T5_TOKENS = 512
@@ -32,10 +33,13 @@ def random_order(splits: Splits) -> list[list[int]]:
 def popularity(splits: Splits) -> list[list[int]]:
     """By the number of training examples whose history or relevant set contains an item; ties in random order.
 
+    Where training examples are drawn from users' sequences, by the number of sequences that hold the item.
+
     The order of ties depends on the query's id alone: items that were never met must not keep the order of their pool.
     """
-    counts = Counter(
-        key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
+    train = splits.train
+    counts = train.counts if isinstance(train, Histories) else Counter(
+        key for e in train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
     )  # fmt: skip
 
     def order(e: Example) -> list[int]:

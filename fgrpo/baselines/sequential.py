@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config, KitError
-from ..data import Example, Splits
+from ..data import Example, Splits, Stream
 from ..rewards import ndcg, pad, pool_gains
 from ..runs.sft import Demonstrate, Ranker, demonstration
 from ..tasks.reading import catalogue
@@ -155,7 +155,9 @@ def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[lis
     Raises KitError if a split is empty, a package is missing or the encoder cannot be loaded.
     """
     texts: dict[str, str] = {}
-    for e in (e for part in splits for e in part):
+    for part in splits:
+        texts |= part.items if isinstance(part, Stream) else {}
+    for e in (e for part in splits if not isinstance(part, Stream) for e in part):
         texts.update(zip((*e.history_keys, *e.candidate_keys), (*e.history, *e.candidates), strict=True))
     index = {key: n for n, key in enumerate(catalogue(splits))}
     vectors = embed([texts[key] for key in index], model)

@@ -10,7 +10,7 @@ from random import Random
 from typing import TextIO, TypedDict, TypeVar
 
 from ..config import KitError
-from ..data import Splits
+from ..data import Splits, Stream
 from .files import lines_of, open_data, unreadable
 
 T = TypeVar("T")
@@ -125,8 +125,10 @@ def shuffled(items: Iterable[T], rng: Random) -> list[T]:
 
 
 def catalogue(splits: Splits) -> list[str]:
-    """Every item of the splits, in a fixed order."""
-    return sorted({key for part in splits for e in part for key in (*e.history_keys, *e.candidate_keys)})
+    """Every item of the splits, in a fixed order; of a stream every item that it may give."""
+    parts = [part for part in splits if not isinstance(part, Stream)]
+    items = {key for part in parts for e in part for key in (*e.history_keys, *e.candidate_keys)}
+    return sorted(items.union(splits.train.items if isinstance(splits.train, Stream) else ()))
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, object]]:
