@@ -4,7 +4,9 @@ from collections import Counter
 from random import Random
 
 import pytest
+import torch
 
+from fgrpo.baselines import sequential
 from fgrpo.baselines.rankers import popularity
 from fgrpo.baselines.sequential import gru4rec_ranker
 from fgrpo.config import KitError
@@ -138,3 +140,18 @@ def test_gru4rec_trains_on_the_sample() -> None:
     held = some.take(0, 40, 0, "held")
     order = gru4rec_ranker(Splits(some, held[:20], held[20:]))(held[20:])
     assert sum(o[0] in e.relevant for o, e in zip(order, held[20:], strict=True)) > 14  # the next number, of 20
+
+
+def test_unisrec_embeds_the_items_that_the_sample_does_not_hold(monkeypatch) -> None:
+    embedded = []
+
+    def embed(texts, model):
+        embedded.extend(texts)
+        return torch.randn(len(texts), 8, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(sequential, "embed", embed)
+    monkeypatch.setattr(sequential, "MAX_EPOCHS", 1)
+    some = Histories("Which?", ITEMS, {"a": ["i0", "i1", "i2"]}, pool=5)
+    held = some.take(0, 4)
+    sequential.unisrec(Splits(some, held[:2], held[2:]))
+    assert sorted(embedded) == sorted(ITEMS.values())
