@@ -179,13 +179,18 @@ class Config:
     """One run, whole. Written to `config.json`; `Config.from_dict` reads it back."""
 
     task: str = "lab-rec"
-    """task: lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file"""
+    """task: lab-rec, movielens (-loo), lastfm (-sdpo, -llara, -hetrec), games (-RETRIEVER), hotpotqa, musique, or a file"""
     data: str = ""
     """folder or file of a real data set"""
     one_relevant: bool = False
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     pool: int = 20
-    """lab-rec: candidates per query"""
+    """lab-rec, games: candidates per query (games: at most 100)"""
+    negatives: str = "uniform"
+    """movielens-loo, lastfm, games: how negatives are drawn for training: uniform, popular or mixed (a third uniform, a
+    third popular, a third neighbours of the history); movielens-loo draws its test pools so too; games: default mixed"""
+    has_gt: bool = True
+    """games: a next item that the retriever did not find replaces the last one of the pool; else recall has a ceiling"""
     taste: float = 1.0
     """lab-rec: strength of the viewers' tastes (0: chance alone decides what they like)"""
     hard: float = 0.125
@@ -203,7 +208,8 @@ class Config:
     rl: RLConfig = field(default_factory=RLConfig)
 
     def __post_init__(self) -> None:
-        _check(self, pool=(5, 200), taste=(0.0, 100.0), hard=(0.0, 100.0), seed=(0, 2**32 - 1))
+        _check(self, pool=(5, 200), taste=(0.0, 100.0), hard=(0.0, 100.0), seed=(0, 2**32 - 1),
+               negatives=("uniform", "popular", "mixed"))  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for JSON."""

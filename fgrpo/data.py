@@ -4,8 +4,9 @@ An item is its id where a catalogue has ids of its own, else its text: titles of
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from .config import KitError
@@ -49,6 +50,11 @@ class Example:
 
 class Stream(Sequence[Example]):
     """Training examples without end, made when they are asked for. As a sequence: a finite sample of them."""
+
+    @cached_property  # and not a property, so that a dataclass may have a field of this name
+    def items(self) -> Mapping[str, str]:
+        """Text of every item that an example may hold, by its key."""
+        raise NotImplementedError
 
     @abstractmethod
     def take(self, first: int, count: int, seed: int = 0, use: str = "train") -> list[Example]:

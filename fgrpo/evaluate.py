@@ -44,6 +44,7 @@ def measure_outputs(
 
     Recall, Precision, Hit and NDCG are those of the ranked list, at each of CUTOFFS; a list of 5 scores at 10
     what it holds. The shares of FATES are over the query's relevant candidates for which there was room, and sum to one.
+    A query without relevant candidates (its target was not retrieved) scores 0 in all of them but `slate_length`.
     """
     slates = pad([o.slate for o in outputs], grammar.slate_size)  # (Q, n)
     ranks = pad([o.rank for o in outputs], grammar.rank_size)  # (Q, k)
@@ -59,7 +60,7 @@ def measure_outputs(
     metrics["slate_length"] = (slates >= 0).sum(-1).double()
     fate = fates(slates, ranks, failed, gains)
     for code, name in enumerate(FATES):
-        metrics[name] = (fate == code).sum(-1) / (fate >= 0).sum(-1).double()
+        metrics[name] = (fate == code).sum(-1) / (fate >= 0).sum(-1).clamp(min=1).double()
     return metrics
 
 

@@ -23,8 +23,8 @@ def listed_gains(items: Tensor, gains: Tensor) -> Tensor:
 
 
 def recall(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
-    """Relevant candidates among the first k, over all relevant candidates of the pool."""
-    return _hits(items, gains, k).sum(-1) / (gains > 0).sum(-1)
+    """Relevant candidates among the first k, over all relevant candidates of the pool; 0 if there is none."""
+    return _hits(items, gains, k).sum(-1) / (gains > 0).sum(-1).clamp(min=1)
 
 
 def precision(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
@@ -35,7 +35,7 @@ def precision(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
 
 def f1(items: Tensor, gains: Tensor) -> Tensor:
     """Harmonic mean of precision and recall of the whole list: 2 hits / (length + relevant)."""
-    return 2 * _hits(items, gains, None).sum(-1) / ((items >= 0).sum(-1) + (gains > 0).sum(-1))
+    return 2 * _hits(items, gains, None).sum(-1) / ((items >= 0).sum(-1) + (gains > 0).sum(-1)).clamp(min=1)
 
 
 def hit(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
@@ -44,7 +44,7 @@ def hit(items: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
 
 
 def ndcg(items: Tensor, gains: Tensor, k: int) -> Tensor:
-    """NDCG@k with linear gain: sum_i gain_i / log2(i + 1), over the same sum for the best order of the whole pool."""
+    """NDCG@k with linear gain: sum_i gain_i / log2(i + 1), over the same sum for the best order of the whole pool (or 0)."""
     return ndcg_terms(items, gains, k).sum(-1)
 
 
@@ -52,7 +52,7 @@ def ndcg_terms(items: Tensor, gains: Tensor, k: int) -> Tensor:
     """What each of the first k ranks brings to NDCG@k; the terms of a list sum to it. -> (..., k)."""
     terms = listed_gains(items, gains)[..., :k] * discounts(min(k, items.shape[-1]), gains)
     ideal = gains.sort(dim=-1, descending=True).values[..., :k]
-    return terms / (ideal * discounts(ideal.shape[-1], gains)).sum(-1, keepdim=True)
+    return terms / (ideal * discounts(ideal.shape[-1], gains)).sum(-1, keepdim=True).clamp(min=1e-6)
 
 
 def discounts(k: int, like: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def shapley(items: Tensor, gains: Tensor, worth: Callable[[Tensor, Tensor], Tens
     The values of a slate sum to its reward; 0 at padding. (ShapE-GRPO, arXiv 2603.29871.)
     """
     hits, length = _hits(items, gains, None), (items >= 0).sum(-1, keepdim=True)
-    relevant = (gains > 0).sum(-1, keepdim=True).to(gains.dtype)
+    relevant = (gains > 0).sum(-1, keepdim=True).clamp(min=1).to(gains.dtype)
     before = torch.arange(items.shape[-1], dtype=gains.dtype)  # (K,): number s of items that joined before
     share = (hits.sum(-1, keepdim=True) - hits) / (length - 1).clamp(min=1)  # (..., K)
     found = share.unsqueeze(-1) * before  # (..., K, K): hits among those

@@ -16,7 +16,7 @@ from ..config import KitError
 from ..data import Example, Splits
 from ..lm.encoders import DEVICE, PACKAGED, embed
 from ..lm.loading import loading, optional
-from ..tasks.reading import counts
+from ..tasks.next_item import counts
 
 T5_TOKENS = 512
 """longest input of monoT5, including its `Relevant:`"""
@@ -31,6 +31,8 @@ def random_order(splits: Splits) -> list[list[int]]:
 
 def popularity(splits: Splits) -> list[list[int]]:
     """By the number of training examples whose history or relevant set contains an item; ties in random order.
+
+    Where training examples are drawn from users' sequences, by the number of sequences that hold the item.
 
     The order of ties depends on the query's id alone: items that were never met must not keep the order of their pool.
     """

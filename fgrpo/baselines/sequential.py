@@ -25,7 +25,7 @@ from ..data import Example, Splits
 from ..lm.encoders import PACKAGED, embed
 from ..rewards import ndcg, pad, pool_gains
 from ..runs.sft import Demonstrate, Ranker, demonstrations
-from ..tasks.reading import catalogue
+from ..tasks.reading import catalogue, texts_of
 
 MAX_HISTORY = 50
 """most recent items of a history that are read"""
@@ -158,9 +158,7 @@ def unisrec(splits: Splits, *, model: str = PACKAGED, seed: int = 0) -> list[lis
     the paper: width 64, 4 experts.
     Raises KitError if a split is empty, a package is missing or the encoder cannot be loaded.
     """
-    texts: dict[str, str] = {}
-    for e in (e for part in splits for e in part):
-        texts.update(zip((*e.history_keys, *e.candidate_keys), (*e.history, *e.candidates), strict=True))
+    texts = texts_of(splits)
     index = {key: n for n, key in enumerate(catalogue(splits))}
     vectors = embed([texts[key] for key in index], model)
     with torch.random.fork_rng(devices=[]):

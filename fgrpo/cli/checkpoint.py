@@ -59,7 +59,7 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
     """
     from ..lm.pretrained import POLICY_FILE
     from ..runs.run import config_of_checkpoint
-    from ..tasks import resolved
+    from ..tasks import USED_BY, family, resolved
 
     config = Config() if args.checkpoint == "base" else config_of_checkpoint(args.checkpoint)
     if args.checkpoint == "base" and not args.model:
@@ -68,8 +68,8 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
         for name in ("model", "gguf_file", "trust_remote_code"):
             if getattr(args, name):
                 raise KitError(f"{flag(name)} is for a pretrained policy, and {args.checkpoint} is a tiny one.")
-    if args.task is not None and args.task != config.task:
-        config = replace(config, data="", pool=Config.pool, one_relevant=False, skip_bad=False)  # of the other task
+    if args.task is not None and family(args.task) != family(config.task):  # else another retriever's pools, as large
+        config = replace(config, data="", skip_bad=False, **{name: getattr(Config, name) for name in USED_BY})
     given = {name: value for name in ("task", "data", "device") if (value := getattr(args, name)) is not None}
     lm = replace(config.lm, trust_remote_code=args.trust_remote_code)
     if args.model:
@@ -77,7 +77,7 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
     elif args.gguf_file:
         lm = replace(lm, gguf_file=args.gguf_file)
     config = resolved(replace(config, **given, lm=lm))
-    if args.data and config.task not in NEED_DATA:
+    if args.data and family(config.task) not in NEED_DATA:
         raise KitError(f"--data is for tasks {', '.join(NEED_DATA)}; {config.task} does not need it.")
     check_device(config.device)
     return config, load(args, config)[0]

@@ -9,13 +9,13 @@ from typing import Any
 
 from ..config import Config, KitError, ModelConfig, SFTConfig
 
-NEED_DATA = ("movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique")
+NEED_DATA = ("movielens", "movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "lastfm-hetrec", "games", "hotpotqa",
+             "musique")  # fmt: skip
 MAY_SKIP = ("hotpotqa", "musique")
 """tasks besides JSONL files whose broken rows --skip-bad skips"""
 LM_ONLY = ("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "trust_remote_code", "passage_tokens",
            "date")  # fmt: skip
 TINY_ONLY = tuple(f.name for f in fields(ModelConfig))
-LAB_ONLY = ("one_relevant", "pool", "taste", "hard")
 RL_ONLY = ("credit", "steps", "epochs", "lr", "lr_decay", "learn", "beta", "ratio")
 """fields that no step of SFT uses, nor a later command on its checkpoint"""
 MADE = ("lora_rank", "lora_alpha", "lora_targets", *TINY_ONLY, *(f.name for f in fields(SFTConfig)))
@@ -26,8 +26,10 @@ def check_used(
     args: argparse.Namespace, config: Config, given: Collection[str], vary: Mapping[str, Sequence[Any]]
 ) -> None:
     """Raise KitError if a field that was given, by an option or with --vary, has no effect in this call."""
+    from ..tasks import USED_BY, family
+
     given, model = {*given, *vary}, bool(config.lm.model) or "model" in vary
-    tasks = {str(task) for task in vary.get("task", [config.task])}
+    tasks = {family(str(task)) for task in vary.get("task", [config.task])}
     sft, init = getattr(args, "sft", False), getattr(args, "init", None)
     no_data, no_rows = not tasks & {*NEED_DATA}, not any(t in MAY_SKIP or t not in TASKS for t in tasks)
     rules: list[tuple[bool, Iterable[str], str]] = [
@@ -38,7 +40,10 @@ def check_used(
         ),
         (not model, LM_ONLY, "is for a pretrained policy: name it with --model"),
         (model and "model" not in vary, TINY_ONLY, "is for the tiny policy, and --model names a pretrained one"),
-        ("lab-rec" not in tasks, LAB_ONLY, f"is for task lab-rec alone, not for {config.task}"),
+        *(
+            (not tasks & {*used}, (name,), f"is for {', '.join(used)}, not for {config.task}")
+            for name, used in USED_BY.items()
+        ),
         (no_data, ("data",), f"is for tasks {', '.join(NEED_DATA)}; {config.task} does not need it"),
         (no_rows, ("skip_bad",), f"is for JSONL files, {' and '.join(MAY_SKIP)}, not for {config.task}"),
         (sft, RL_ONLY, "is for RL, and --sft makes the warm start alone"),

@@ -28,9 +28,13 @@ PRESETS: dict[str, dict[str, object]] = {
     # the RL learning rate was chosen on the validation split for this horizon (data/results/recipe.csv)
     "lab-rec": {"sft_steps": 1000, "sft_lr": 1e-3, "steps": 600, "lr": 4e-4},
     "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},  # those of MovieLens; not tuned
+    # those of MovieLens; not tuned
+    "movielens-loo": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
+    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
+    "lastfm-sdpo": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
     "lastfm-hetrec": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
     "lastfm-llara": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
+    "games": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4, "negatives": "mixed"},  # of every retriever
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 
@@ -198,10 +202,14 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data check", data)
     p.add_argument("file", help="a JSONL file")
     p = command("data stats", data)
-    tasks = "lab-rec, movielens, lastfm (-hetrec or -llara), hotpotqa, musique, or a JSONL file"
+    tasks = (
+        "lab-rec, movielens (-loo), lastfm (-sdpo, -llara, -hetrec), games (-RETRIEVER), hotpotqa, musique, or a file"
+    )
     p.add_argument("--task", default="lab-rec", help=tasks)
     p.add_argument("--data", type=_text, default=argparse.SUPPRESS, help="folder or file of a real data set")
     p.add_argument("--skip-bad", action="store_true", default=argparse.SUPPRESS, help="skip broken rows and count them")
+    pools = ("pool", "negatives", "has_gt")
+    add_arguments(p, Config, skip=tuple(f for f in Config.__dataclass_fields__ if f not in pools))
     add_arguments(p, LMConfig, skip=("lora_rank", "lora_alpha", "lora_targets", "dtype", "micro"))
     p = command("data fetch", data)
     p.add_argument("name", choices=DATA_SETS, metavar="NAME", help=", ".join(DATA_SETS))
@@ -231,7 +239,9 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
             flag = "--" + f.name.replace("_", "-")
             text = f"{docs[f.name]} (default {f.default!r})".replace("%", "%%")
             how: dict[str, Any] = {"action": "store_true"}
-            if f.type is not bool:
+            if f.default is True:
+                how = {"action": argparse.BooleanOptionalAction}
+            elif f.type is not bool:
                 kind_of = _text if f.type is str else f.type
                 how = {"type": kind_of, "metavar": getattr(f.type, "__name__", "value").upper()}
             group.add_argument(flag, default=argparse.SUPPRESS, help=text, **how)
@@ -307,7 +317,7 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     `vary`: values of fields that a sweep tries. Raises KitError on an option that has no effect in this call
     (fgrpo.cli.checks).
     """
-    from ..tasks import resolved
+    from ..tasks import USED_BY, family, resolved
 
     names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
     names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
@@ -316,7 +326,9 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     options = {**RECIPES.get(name, {}), **given}
     if name in LADDER and (options.get("task", "lab-rec") != "lab-rec" or options.get("model")):
         raise KitError(f"--preset {name} is for the tiny policy on task lab-rec: leave it out.")
-    preset = LM_PRESET if options.get("model") else PRESETS.get(options.get("task", "lab-rec"), {})
+    preset = PRESETS.get(family(options.get("task", "lab-rec")), {})
+    if options.get("model"):
+        preset = LM_PRESET | {field: value for field, value in preset.items() if field in USED_BY}
     config = config_with(**{**preset, **options})
     check_used(args, config, given, vary or {})
     return resolved(config)

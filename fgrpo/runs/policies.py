@@ -15,7 +15,8 @@ from ..lm.rows import RowPolicy
 from ..lm.text import TEXT_FILE, TextPolicy
 from ..policy import Policy
 from ..prompt import ItemLabels
-from ..tasks.reading import counts, texts_of
+from ..tasks.next_item import counts
+from ..tasks.reading import texts_of
 from .seal import check_seal, seal
 
 

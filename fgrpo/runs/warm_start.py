@@ -21,7 +21,7 @@ SHIPPED = next((p for p in _PLACES if p.is_dir()), _PLACES[0])
 """the warm start of the lab task that is shipped with the kit: in the repository, or as installed (pyproject.toml)"""
 TRACED = 4
 """number of queries of a run that are traced token by token"""
-MADE_BY = ("task", "data", "one_relevant", "pool", "taste", "hard", "model", "lm", "sft", "grammar")
+MADE_BY = ("task", "data", "one_relevant", "pool", "negatives", "taste", "hard", "model", "lm", "sft", "grammar")
 """fields of a run that its warm start depends on, besides SFT_READS"""
 
 

@@ -56,7 +56,7 @@ WARM_STARTS = "warm-start"
 """how the folders of warm starts begin"""
 GO_ON = (SFT_ONCE, SFT_MORE)
 SFT_ROWS = (WARM_START_FULL, SFT_ONCE, SFT_MORE, WARM_START)
-TASK = ("task", "data", "one_relevant", "pool", "taste", "hard")
+TASK = ("task", "data", "one_relevant", "pool", "negatives", "has_gt", "taste", "hard")
 """fields that the methods of one setting share: they are compared query by query"""
 
 

@@ -1,28 +1,44 @@
 """Tasks by name: the lab task, a real data set in its official layout, or a JSONL file of your own."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config, KitError
 from ..data import Splits
+from .games import MOST, load_games
 from .jsonl import SUFFIXES, doubts, read_jsonl, with_own_ids
 from .lastfm import lastfm_task, load_lastfm
-from .movielens import load_movielens
+from .movielens import load_movielens, load_movielens_loo
 from .multihop import load_hotpotqa, load_musique
 from .reading import Notes, catalogue, counted, split_by_position
 
 DATA = Path(__file__).parents[2] / "data"
 """data/ of the repository; an installed kit has none"""
-TASKS = ("lab-rec", "movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique")
-"""Names of tasks. `lastfm` is the one of the two layouts that its folder holds (`resolved`)."""
+TASKS = ("lab-rec", "movielens", "movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "lastfm-hetrec", "games",
+         "games-mixed", "games-RETRIEVER", "hotpotqa", "musique")  # fmt: skip
+"""Names of tasks. `lastfm` is the one of the layouts that its folder holds, `games` is `games-mixed` (`resolved`), and
+RETRIEVER the ending of a retriever's file."""
+USED_BY = {
+    "one_relevant": ("lab-rec",), "taste": ("lab-rec",), "hard": ("lab-rec",), "pool": ("lab-rec", "games"),
+    "negatives": ("movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "games"), "has_gt": ("games",),
+}  # fmt: skip
+"""The tasks that a field of a run has an effect on; `lastfm` may turn out to be one without."""
+
+
+def family(task: str) -> str:
+    """The name by which a task is known in tables of tasks: `games` for all retrievers of Games, else its own name."""
+    return "games" if re.fullmatch(r"games(-\w+)?", task) else task
 
 
 def resolved(config: Config) -> Config:
-    """The config with the full name of its task: `lastfm` names two tasks, and its folder says which one is meant.
+    """The config with the full name of its task: `lastfm` names three, and its folder says which one is meant.
 
-    Raises KitError if the folder holds neither.
+    Raises KitError if the folder holds none of them, or several.
     """
+    if config.task == "games":
+        return replace(config, task="games-mixed")
     if config.task != "lastfm" or not config.data:
         return config
     return replace(config, task=lastfm_task(config.data))
@@ -30,16 +46,16 @@ def resolved(config: Config) -> Config:
 
 def check_options(config: Config, skip: bool) -> None:
     """Raise KitError if the config sets what its task has no use for, so that no choice is ignored."""
-    task, default = config.task, Config()
-    of_lab = [
-        name for name in ("one_relevant", "pool", "taste", "hard") if getattr(config, name) != getattr(default, name)
-    ]
-    if task != "lab-rec" and of_lab:
-        name = "--" + of_lab[0].replace("_", "-")
-        raise KitError(f"{name} is for lab-rec; the pools of {task} are those of its data: leave it out.")
-    if config.data and (task not in TASKS or task == "lab-rec"):
+    task, default, known = config.task, Config(), family(config.task) in TASKS
+    for name, tasks in USED_BY.items():
+        if getattr(config, name) != getattr(default, name) and family(task) not in tasks:
+            what = "--" + ("no_" * (name == "has_gt") + name).replace("_", "-")
+            raise KitError(f"{what} is for {', '.join(tasks)} and has no effect on {task}: leave it out.")
+    if family(task) == "games" and config.pool > MOST:
+        raise KitError(f"--pool {config.pool}: the pools of {task} hold at most {MOST} candidates.")
+    if config.data and (not known or task == "lab-rec"):
         raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
-    if skip and task.startswith(("movielens", "lastfm")) and task in TASKS:
+    if skip and known and task.startswith(("movielens", "lastfm", "games")):
         raise KitError(f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row is needed: leave it out.")
 
 
@@ -58,12 +74,17 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
         splits = lab_task(config.one_relevant, config.pool, config.taste, config.hard)
         return splits, [film.title for film in lab_catalogue()]
     lost = Notes() if notes is None else notes
-    if config.task in TASKS and not config.data:
+    if family(config.task) in TASKS and not config.data:
         raise KitError(f"task {config.task} needs its data: name the folder or file with --data.")
     if config.task == "movielens":
         splits = load_movielens(config.data, lost)
     elif config.task.startswith("lastfm") and config.task in TASKS:
-        splits = load_lastfm(config.data, lost, task=config.task)
+        splits = load_lastfm(config.data, lost, task=config.task, negatives=config.negatives)
+    elif config.task == "movielens-loo":
+        splits = load_movielens_loo(config.data, lost, negatives=config.negatives)
+    elif family(config.task) == "games":
+        name, negatives = resolved(config).task, config.negatives
+        splits = load_games(config.data, lost, 0, name, config.pool, negatives, config.has_gt)
     elif config.task == "hotpotqa":
         splits = load_hotpotqa(config.data, lost, bad)
     elif config.task == "musique":

@@ -6,7 +6,7 @@ No query is ever seen twice in training, and a run that is resumed needs no stat
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -86,6 +86,11 @@ class Viewers(Stream):
     pool: int = 20
     taste: float = 1.0  # factor of all tastes: 0 is a coin, 2 leaves little to chance
     hard: float = 0.125  # of the appeal, by which hard negatives are drawn: 0 makes them easy
+
+    @cached_property
+    def items(self) -> dict[str, str]:
+        """The titles of the films, by themselves."""
+        return {film.title: film.title for film in lab_catalogue()}
 
     def __len__(self) -> int:
         return 16_384

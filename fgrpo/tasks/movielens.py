@@ -7,9 +7,9 @@ from pathlib import Path
 from random import Random
 
 from ..config import KitError
-from ..data import Splits
+from ..data import Example, Splits
 from .files import layout_of
-from .next_item import ItemTask, names_by_id, split_by_user
+from .next_item import ItemTask, histories, names_by_id, split_by_user
 from .reading import Notes
 from .tables import Cells, Column, table
 
@@ -37,9 +37,44 @@ def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0
     keyed by id. A negative may thus be a film that the user liked at another time: `notes` remark how many pools hold
     one. Raises KitError on a folder without MovieLens and on a broken row.
     """
-    notes, folder = notes or Notes(), Path(folder)
+    notes, rng = notes or Notes(), Random(f"movielens {seed}")
+    titles, users, path = _users(Path(folder), notes, rng)
+    task = ItemTask(QUERY, sorted({film for _, films in users for film in films}), titles, path)
+    return split_by_user(task, users, rng, path, notes, "rating of 3 or more")
+
+
+def load_movielens_loo(
+    folder: str | Path, notes: Notes | None = None, seed: int = 0, negatives: str = "uniform"
+) -> Splits:
+    """MovieLens with one film of every user held out (leave-one-out), which gives a test query a user.
+
+    Ratings and their order are those of `load_movielens`. A user's last film is the positive of a test query, the one
+    before it that of a validation query, and the films before these are a sequence of the training stream. No film that
+    the user rated 3 or more at any time is a negative. Negatives are drawn uniformly from the films of all users or, if
+    `popular`, by the number of training sequences that hold a film, in all three splits. Users of fewer than three
+    films are left out and counted. Raises KitError as `load_movielens` does.
+    """
+    if negatives == "mixed":
+        raise KitError("--negatives mixed is for test pools of a retriever; movielens-loo takes uniform or popular.")
+    notes = notes or Notes()
+    titles, users, path = _users(Path(folder), notes, Random(f"movielens {seed}"))
+    kept = [(user, films) for user, films in users if len(films) > 2]
+    if len(kept) < len(users):
+        lost = sum(len(films) for _, films in users if len(films) < 3)
+        notes.drop(path, "rating of a user with fewer than three films rated 3 or more", lost)
+    items = {film: titles[film] for film in sorted({film for _, films in users for film in films})}
+    train = histories(path, QUERY, items, {user: films[:-2] for user, films in kept}, negatives)
+    held: list[list[Example]] = [[], []]
+    for back, split, part in zip((2, 1), Splits._fields[1:], held, strict=True):
+        for user, films in kept:
+            rng = Random(f"movielens-loo {seed} {split} {user}")
+            part.append(train.example(f"{split}-{user}", user, films[:-back], films[-back], rng, films))
+    return Splits(train, *held)
+
+
+def _users(folder: Path, notes: Notes, rng: Random) -> tuple[dict[str, str], list[tuple[str, list[str]]], Path]:
+    """Title of each film id, (user, films in order of time) in order of the first rating, and the file of ratings."""
     titles, ratings, path = _read(folder, notes)
-    rng = Random(f"movielens {seed}")
     sequences: dict[str, list[tuple[float, float, str]]] = {}  # user -> (time, tie-break, film)
     for user, film, rating, time in ratings:
         notes.read[path.name] += 1
@@ -47,12 +82,11 @@ def load_movielens(folder: str | Path, notes: Notes | None = None, seed: int = 0
             sequences.setdefault(user, []).append((time, rng.random(), film))
         else:
             notes.drop(path, "rating below 3")
-    task = ItemTask(QUERY, sorted({film for events in sequences.values() for _, _, film in events}), titles, path)
     in_order = sorted((sorted(events), user) for user, events in sequences.items())
     users = [(user, list(dict.fromkeys(film for _, _, film in events))) for events, user in in_order]
     if twice := sum(map(len, sequences.values())) - sum(len(films) for _, films in users):
         notes.drop(path, "film rated again by the same user", twice)  # else the answer could be in the history
-    return split_by_user(task, users, rng, path, notes, "rating of 3 or more")
+    return titles, users, path
 
 
 def _read(folder: Path, notes: Notes) -> tuple[dict[str, str], Iterator[tuple[str, str, float, float]], Path]:

@@ -3,14 +3,13 @@
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import TextIO, TypedDict, TypeVar
 
 from ..config import KitError
-from ..data import Splits
+from ..data import Splits, Stream
 from .files import lines_of, open_data, unreadable
 
 T = TypeVar("T")
@@ -125,23 +124,18 @@ def shuffled(items: Iterable[T], rng: Random) -> list[T]:
 
 
 def catalogue(splits: Splits) -> list[str]:
-    """Every item of the splits, in a fixed order."""
-    return sorted({key for part in splits for e in part for key in (*e.history_keys, *e.candidate_keys)})
+    """Every item of the splits, in a fixed order; of a stream every item that it may give."""
+    parts = [part for part in splits if not isinstance(part, Stream)]
+    items = {key for part in parts for e in part for key in (*e.history_keys, *e.candidate_keys)}
+    return sorted(items.union(splits.train.items if isinstance(splits.train, Stream) else ()))
 
 
 def texts_of(splits: Splits) -> dict[str, str]:
-    """The text of every item of the splits, in the order of the catalogue."""
-    found: dict[str, str] = {}
-    for e in (e for part in splits for e in part):
+    """The text of every item of the splits, in the order of the catalogue; of a stream of every item that it may give."""
+    found: dict[str, str] = dict(splits.train.items) if isinstance(splits.train, Stream) else {}
+    for e in (e for part in splits if not isinstance(part, Stream) for e in part):
         found.update(zip((*e.history_keys, *e.candidate_keys), (*e.history, *e.candidates), strict=True))
     return dict(sorted(found.items()))
-
-
-def counts(splits: Splits) -> Counter[str]:
-    """The number of training examples whose history or relevant set contains an item."""
-    return Counter(
-        key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
-    )  # fmt: skip
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, object]]:

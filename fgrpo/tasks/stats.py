@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 from ..data import Example, Splits, Stream
+from .next_item import Histories
 from .reading import FileRows, Notes, catalogue
 
 CountTokens = Callable[[Example], tuple[int, int, int]]
@@ -29,9 +30,11 @@ def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTo
     instructions). With `count_tokens` also of: tokens of the prompt, texts cut short, tokens cut.
     """
 
-    remarks = notes.remarks if notes else {}
+    remarks, items = notes.remarks if notes else {}, len(catalogue(splits))
     if isinstance(splits.train, Stream):
         remarks = {**remarks, "train: a stream without end, of which a sample is counted": len(splits.train)}
+    if isinstance(splits.train, Histories):
+        remarks |= {"train: users or sessions": len(splits.train.sequences), "train: positions": splits.train.windows}
     splits = Splits(*map(list, splits))  # a stream makes its examples again whenever it is read
 
     def of(examples: Sequence[Example]) -> dict[str, int | dict[str, float]]:
@@ -52,7 +55,7 @@ def statistics(splits: Splits, notes: Notes | None = None, count_tokens: CountTo
         return {"examples": len(examples), **({"groups": groups} if groups else {}), "duplicates": duplicates, **spread}
 
     return {
-        "items": len(catalogue(splits)),
+        "items": items,
         "files": notes.to_dict() if notes else {},
         "remarks": remarks,
         "splits": {name: of(part) for name, part in splits._asdict().items() if part},

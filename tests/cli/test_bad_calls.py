@@ -114,8 +114,8 @@ train --out x --taste -1 -> taste -1.0 must be at least 0
 train --out x --taste inf -> taste inf must be at most 100
 train --out x --hard nan -> hard nan must be at least 0
 train --out x --hard 101 -> hard 101.0 must be at most 100
-train --out x --task task.jsonl --taste 2 -> --taste is for task lab-rec alone
-train --out x --task task.jsonl --hard 1 -> --hard is for task lab-rec alone
+train --out x --task task.jsonl --taste 2 -> --taste is for lab-rec, not for task.jsonl
+train --out x --task task.jsonl --hard 1 -> --hard is for lab-rec, not for task.jsonl
 train --out x --sft --learn rank -> --learn is for RL
 train --out x --sft --lr-decay none -> --lr-decay is for RL
 train --out x --init base --demonstrations filled -> --init base leaves it out
@@ -134,8 +134,16 @@ train --out x --date 2020-01-01 -> --date is for a pretrained policy
 train --out x --decoding free --full -> --full is for constrained decoding
 train --out x --model y --hidden-size 64 -> --hidden-size is for the tiny policy
 train --out x --model LAB --init LAB -> is a tiny one
-train --out x --task task.jsonl --pool 30 -> --pool is for task lab-rec alone
-train --out x --task task.jsonl --one-relevant -> --one-relevant is for task lab-rec alone
+train --out x --task task.jsonl --pool 30 -> --pool is for lab-rec, games, not for task.jsonl
+train --out x --task task.jsonl --no-has-gt -> --has-gt is for games, not for task.jsonl
+train --out x --task movielens --data empty --negatives popular -> --negatives is for movielens-loo, lastfm
+train --out x --task games --data empty --negatives often -> negatives 'often' is not known
+train --out x --task games-sasrec --data empty --pool 150 -> hold at most 100 candidates
+train --out x --task games-sasrec --data empty --skip-bad -> --skip-bad is for JSONL files
+train --out x --task games-sasrec --data empty -> no Games here
+train --out x --task games-sasrec -> needs its data
+train --out x --task movielens-loo --data empty --negatives mixed -> movielens-loo takes uniform or popular
+train --out x --task task.jsonl --one-relevant -> --one-relevant is for lab-rec, not for task.jsonl
 train --out x --task task.jsonl --data empty -> --data is for tasks movielens
 train --out x --data empty -> lab-rec does not need it
 train --out x --skip-bad -> --skip-bad is for JSONL files
@@ -243,7 +251,7 @@ compare --control --ladder --steps 50 -> --steps is set by --control
 compare --control --ladder --model folder -> leave out --model
 compare --control --seed 1 -> --seed is an option of train
 compare --learn rank --vary learn=rank,both,none -> learn 'none' is not known
-compare --vary taste=1,2 --task task.jsonl -> --taste is for task lab-rec alone
+compare --vary taste=1,2 --task task.jsonl -> --taste is for lab-rec, not for task.jsonl
 compare --vary demonstrations=filled,best -> demonstrations 'best' is not known
 compare --against zz -> must be one of the methods
 compare --vary lam=1,1.0 -> is there twice
@@ -254,7 +262,7 @@ compare --vary lam -> must be FIELD=VALUE
 compare --vary lam=1 --vary lam=2 -> given twice
 compare --vary seed=1,2 -> counted with --seeds
 compare --vary lora_rank=4,8 -> --lora-rank is for a pretrained policy
-compare --vary pool=20,30 --task task.jsonl -> --pool is for task lab-rec alone
+compare --vary pool=20,30 --task task.jsonl -> --pool is for lab-rec, games, not for task.jsonl
 compare --vary sft_steps=1,2 --init LAB -> does not change the policy of --init
 compare --vary device=cpu,abacus -> device 'abacus' cannot be used
 compare --every 500 --steps 100 -> every 500 is above steps 100

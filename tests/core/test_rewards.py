@@ -157,3 +157,22 @@ def test_leaving_one_out_of_f1_asks_more_of_an_item_than_its_shapley_value(queri
     assert chance["f1", "items"] == pytest.approx(1 / 11, abs=1e-4)
     assert chance["f1", "shapley"] == pytest.approx(1 / 17.37, abs=1e-4)
     assert chance["recall", "items"] == chance["recall", "shapley"] == 0
+
+
+def test_a_pool_without_relevant_candidates_earns_nothing() -> None:
+    """Its target was not retrieved. Beside it a pool with one scores as it does alone, gains of 1e-6 included."""
+    lists, gains = pad([[0, 1], [0, 1], [0, 1], []], 3), torch.zeros(4, 5)
+    gains[1, 0], gains[2, 1] = 1.0, 1e-6
+    for k in (1, 3):
+        assert recall(lists, gains, k).tolist() == [0, 1, k > 1, 0] and hit(lists, gains, k).tolist() == [
+            0,
+            1,
+            k > 1,
+            0,
+        ]
+        half = pytest.approx(0.6309 * (k > 1), abs=1e-4)
+        assert ndcg(lists, gains, k).tolist() == [0, 1, half, 0]
+    assert f1(lists, gains).tolist() == pytest.approx([0, 2 / 3, 2 / 3, 0])
+    for name, worth in WORTH.items():
+        values = shapley(lists, gains, worth)
+        assert values.isfinite().all() and not values[0].any() and not values[3].any(), name

@@ -168,7 +168,7 @@ def test_a_folder_of_two_data_sets_is_refused(tmp_path) -> None:
     with pytest.raises(KitError, match=r"ratings\.csv and ratings\.dat are of different data sets: keep one"):
         load_movielens(tmp_path)
     test_lastfm.llara(test_lastfm.hetrec(tmp_path))
-    with pytest.raises(KitError, match="holds two data sets: name one with --task lastfm-hetrec or lastfm-llara"):
+    with pytest.raises(KitError, match="holds several data sets: name one with --task lastfm-hetrec or lastfm-llara"):
         load_task(Config(task="lastfm", data=str(tmp_path)))
     sizes = [len(load_task(Config(task=t, data=str(tmp_path)))[0].test) for t in ("lastfm-hetrec", "lastfm-llara")]
     assert sizes == [3, 3]

@@ -337,15 +337,17 @@ def test_a_json_array_is_not_jsonl(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pool": 50}, "--pool is for lab-rec; the pools of TASK are those of its data"),
+        ({"pool": 50}, "--pool is for lab-rec, games and has no effect on TASK"),
         ({"one_relevant": True}, "--one-relevant is for lab-rec"),
+        ({"negatives": "popular"}, "--negatives is for movielens-loo, lastfm.* and has no effect on TASK"),
+        ({"has_gt": False}, "--no-has-gt is for games and has no effect on TASK"),
         ({"pool": 5, "one_relevant": True}, "--one-relevant is for lab-rec"),
     ],
 )
 def test_what_has_no_effect_on_a_task_is_refused(tmp_path, fields, message) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(rows_of({}))
-    for task in (str(path), "movielens", "lastfm-llara", "musique"):
+    for task in (str(path), "movielens", "lastfm-hetrec", "musique"):
         with pytest.raises(KitError, match=message.replace("TASK", ".*")):
             load_task(Config(task=task, data="" if task == str(path) else "nowhere", **fields))
     assert load_task(Config(task=str(path), pool=20))[0].train  # the default is no choice
@@ -357,6 +359,6 @@ def test_data_and_skip_bad_where_they_do_nothing(tmp_path) -> None:
     for task in ("lab-rec", str(path)):
         with pytest.raises(KitError, match="--data is for the real data sets"):
             load_task(Config(task=task, data="somewhere"))
-    for task in ("movielens", "lastfm", "lastfm-hetrec"):
+    for task in ("movielens", "movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-hetrec", "games", "games-bpr"):
         with pytest.raises(KitError, match=f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row"):
             load_task(Config(task=task, data="somewhere"), bad=[])

@@ -1,4 +1,4 @@
-"""LastFM in both layouts: what is held out, and that neither order nor ids give it away."""
+"""LastFM in its three layouts: what is held out, and that neither order nor ids give it away."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from fgrpo.baselines.rankers import popularity
 from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
 from fgrpo.tasks import load_task, resolved
-from fgrpo.tasks.lastfm import load_lastfm
+from fgrpo.tasks.lastfm import lastfm_task, load_lastfm, sessions_of
 from fgrpo.tasks.reading import Notes, catalogue
 
 REAL = Path(__file__).parents[3] / "shared/data/lastfm"
@@ -66,7 +66,7 @@ def test_llara_keeps_the_published_pools(tmp_path) -> None:
         ids = ARTISTS[n : n + 30]
         assert e.candidate_ids == tuple(ids[10:][::-1]) and e.relevant == {19}
         assert set(e.history_ids) == set(ids[:10]) and e.history_ids != tuple(ids[:10])
-    assert len({e.id.split("-")[1] for e in splits.train}) == 30  # the session of one artist gives none
+    assert len({e.group for e in splits.train}) == 30  # the session of one artist gives none
     assert "Band::DA" in {c for e in splits.train for c in e.candidates}
 
 
@@ -116,7 +116,7 @@ def test_examples_of_one_listener_are_one_group(tmp_path, layout) -> None:
     splits = load_lastfm(layout(tmp_path))
     for part in splits:
         for e in part:
-            assert e.id.startswith(e.group) and e.group
+            assert e.group and (part is splits.train or e.id.startswith(e.group))
     assert len({e.group for e in splits.train}) < len(splits.train)
 
 
@@ -168,7 +168,7 @@ def test_candidates_are_fixed_by_seed(tmp_path, layout) -> None:
         (llara, "id2name.txt", "70001::A\n70001::B\n", r"line 2: id '70001' appears twice"),
         (llara, "train_sessions.jsonl", '{"items": [1]}\n', r"line 1: field 'items': artist '1' is not in id2name"),
         (llara, "train_sessions.jsonl", '{"items": 1}\n', r"line 1: field 'items' must be a list"),
-        (llara, "train_sessions.jsonl", "[]\n", r"0 training examples"),
+        (llara, "train_sessions.jsonl", "[]\n", r"train_sessions\.jsonl: no session of two artists or more"),
         (llara, "train_sessions.jsonl", "{\n", r"train_sessions\.jsonl, line 1: not a JSON object"),
         (llara, "val.jsonl", "7\n", r"val\.jsonl, line 1: expected a JSON object, found int"),
     ],
@@ -204,6 +204,131 @@ def test_a_folder_without_lastfm(tmp_path) -> None:
         load_lastfm(tmp_path)
     with pytest.raises(KitError, match=r"task lastfm needs its data"):
         load_task(Config(task="lastfm"))
+
+
+def sdpo_session(n: int) -> list[str]:
+    return Random(n).sample([NAMES[a].replace("::", " ") for a in ARTISTS[:20]], 13)
+
+
+def sdpo(folder: Path, sessions: int = 4, name: str = "lastfm-val.json", **change: object) -> Path:
+    """Every prefix (3 to 10, then the last 10) of sessions of 13 artists; one name is in no session."""
+    rows = []
+    for n in range(sessions):
+        artists = sdpo_session(n)
+        artists[5] = "Plus 44" if n == 1 else artists[5]
+        for end in range(3, 13):
+            others = [NAMES[a].replace("::", " ") for a in ARTISTS[20 + n : 39 + n]]
+            row = {"historyList": "::".join(artists[max(0, end - 10) : end]), "itemList": [artists[end], *others]}
+            rows.append(row | {"trueSelection": artists[end]} | change)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(rows, indent=4))
+    return folder
+
+
+def sessions_beside(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    llara(folder)
+    names = "".join(f"{a}::{n.replace('::', ' ')}\n" for a, n in NAMES.items())
+    (folder / "id2name.txt").write_text(names)
+    return folder
+
+
+def test_sdpo_splits_sessions_and_keeps_unknown_names(tmp_path) -> None:
+    sdpo(tmp_path / "sdpo"), sessions_beside(tmp_path / "llara")
+    notes = Notes()
+    splits = load_lastfm(tmp_path, notes)
+    assert [len(splits.validation), len(splits.test)] == [20, 20]
+    assert [sorted({e.group for e in part}) for part in splits[1:]] == [["val-0", "val-1"], ["val-2", "val-3"]]
+    rows = json.loads((tmp_path / "sdpo/lastfm-val.json").read_text())
+    for row, e in zip(rows, [*splits.validation, *splits.test], strict=True):
+        (positive,) = e.relevant
+        assert e.candidates[positive] == row["trueSelection"] and sorted(e.candidates) == sorted(row["itemList"])
+        assert sorted(e.history) == sorted(row["historyList"].split("::")) and e.candidate_keys == e.candidates
+    # neither the order of a history nor the place in the pool gives the answer away
+    held = [*splits.validation, *splits.test]
+    assert not any(list(e.history) == row["historyList"].split("::") for row, e in zip(rows, held, strict=True)
+                   if len(e.history) > 8)  # fmt: skip
+    assert len({next(iter(e.relevant)) for e in held}) > 10
+    assert "Plus 44" in catalogue(splits) and "Plus 44" not in splits.train.items
+    assert notes.remarks == {
+        "id2name.txt: ids that share a name, and are one artist here": 60 - len(splits.train.items),
+        "lastfm-val.json: rows that hold an artist who is not in the training data": 8,
+        "lastfm-val.json: sessions, split in halves for validation and test as lastfm-test.json is missing": 4,
+    }
+    assert notes.read == {"train_sessions.jsonl": 31, "lastfm-val.json": 40}
+    assert notes.dropped == {"train_sessions.jsonl": {"session of fewer than two artists": 1}}
+    assert load_lastfm(tmp_path / "sdpo") == splits  # sessions are found beside the folder as well
+    assert load_lastfm(tmp_path, seed=1).test != splits.test
+
+
+def test_sdpo_with_test_rows_and_sessions_of_its_own(tmp_path) -> None:
+    tmp_path = tmp_path / "a/b"
+    sdpo(tmp_path), sdpo(tmp_path, 2, "lastfm-test.json"), sdpo(tmp_path, 3, "lastfm-train.json")
+    splits = load_lastfm(tmp_path)
+    assert [len({e.group for e in part}) for part in splits] == [3, 4, 2] and len(splits.test) == 20
+    assert splits.train.sequences["session-0"] == sdpo_session(0)
+    (tmp_path / "lastfm-train.json").unlink()
+    with pytest.raises(KitError, match=r"no training sessions: put train_sessions\.jsonl and id2name\.txt"):
+        load_lastfm(tmp_path)
+    sdpo(tmp_path, 1), (tmp_path / "lastfm-test.json").unlink(), sessions_beside(tmp_path / "a")
+    with pytest.raises(KitError, match=r"1 session is too few for validation and test"):
+        load_lastfm(tmp_path)
+    sessions_beside(tmp_path / "b")
+    with pytest.raises(KitError, match=r"train_sessions\.jsonl is in several folders \(.*a, .*b\): keep one"):
+        load_lastfm(tmp_path)
+
+
+def test_sessions_are_found_in_any_order() -> None:
+    sessions = [[f"{s}{n}" for n in range(size)] for s, size in zip("abc", (4, 15, 6), strict=True)]
+    rows = [(tuple(s[max(0, end - 10) : end]), s[end], n) for n, s in enumerate(sessions) for end in range(3, len(s))]
+    rows.append((("a0", "a1", "a2"), "z", 3))  # begins as another session does
+    for seed in range(5):
+        mixed = Random(seed).sample(rows, len(rows))
+        found = sessions_of([row[:2] for row in mixed])
+        assert len({*zip(found, (row[2] for row in mixed), strict=True)}) == 4 == len({*found})
+    assert sessions_of([(("a", "b"), "c"), (("b", "c"), "a"), (("c", "a"), "b")]) == [0, 0, 0]  # a circle ends
+
+
+def test_a_folder_of_several_lastfm_layouts_must_be_named(tmp_path) -> None:
+    sessions_beside(sdpo(tmp_path / "x"))
+    with pytest.raises(KitError, match="several data sets: name one with --task lastfm-llara or lastfm-sdpo"):
+        lastfm_task(tmp_path / "x")
+    assert lastfm_task(tmp_path / "x", "lastfm-llara") == "lastfm-llara"
+    (tmp_path / "x/val.jsonl").unlink()  # LLaRA's sessions alone are what S-DPO's rows are trained with
+    assert lastfm_task(tmp_path / "x") == lastfm_task(tmp_path) == "lastfm-sdpo"
+    with pytest.raises(KitError, match="no lastfm-hetrec here"):
+        lastfm_task(tmp_path, "lastfm-hetrec")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"historyList": ["A"]}, r"lastfm-val\.json, row 1: field 'historyList' must be a string"),
+        ({"historyList": "A::A"}, r"field 'historyList' must be names of different artists"),
+        ({"historyList": ""}, r"field 'historyList' must be names of different artists"),
+        ({"itemList": ["A", 7]}, r"field 'itemList' must be a list of names"),
+        ({"itemList": ["A", "A"]}, r"field 'itemList' must hold two or more names, and none twice"),
+        ({"trueSelection": "Nobody"}, r"field 'trueSelection' is not in 'itemList'"),
+        ({"trueSelection": "B", "historyList": "A::B", "itemList": ["B", "C"]}, r"'trueSelection' is in 'historyList'"),
+        ({"trueSelection": None}, r"row 1: field 'trueSelection' must be a string, found null\."),
+    ],
+)
+def test_bad_rows_of_sdpo_are_named(tmp_path, change, message) -> None:
+    sessions_beside(tmp_path / "llara")
+    with pytest.raises(KitError, match=message):
+        load_lastfm(sdpo(tmp_path, **change))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="LastFM is not beside the project (../shared/data)")
+def test_the_real_rows_of_sdpo() -> None:
+    """2,767 rows are prefixes of 122 sessions; 82 rows hold two names in another spelling than LLaRA's."""
+    notes = Notes()
+    splits, items = load_task(Config(task="lastfm", data=str(REAL)), notes=notes)
+    assert [len(splits.validation), len(splits.test)] == [1576, 1191] and len(items) == 4608
+    assert [len({e.group for e in part}) for part in splits] == [976, 61, 61]
+    assert set(notes.remarks.values()) == {82, 122} and set(catalogue(splits)) == {*items}
+    hits = sum(order[0] in e.relevant for order, e in zip(popularity(splits), splits.test, strict=True))
+    assert 0.05 < hits / len(splits.test) < 0.3
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="LastFM is not beside the project (../shared/data)")

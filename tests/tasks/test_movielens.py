@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo.baselines.rankers import popularity
 from fgrpo.cli.main import main
 from fgrpo.config import KitError
-from fgrpo.tasks.movielens import MIN_RATING, load_movielens, readable_title
+from fgrpo.tasks.movielens import MIN_RATING, load_movielens, load_movielens_loo, readable_title
 from fgrpo.tasks.next_item import HISTORY
 from fgrpo.tasks.reading import Notes, catalogue
 
@@ -157,6 +158,44 @@ def test_bad_files_are_named(tmp_path, file, text, message) -> None:
 def test_a_folder_without_movielens(tmp_path) -> None:
     with pytest.raises(KitError, match=r"no MovieLens here \(it is empty\); --data must be"):
         load_movielens(tmp_path)
+
+
+def test_leave_one_out_holds_two_films_of_every_user(tmp_path) -> None:
+    write(tmp_path, "latest")
+    with (tmp_path / "ratings.csv").open("a") as file:
+        file.write("98,1,4.0,1\n98,2,4.0,2\n99,3,4.0,3\n")  # two films and one: too few
+    notes = Notes()
+    splits = load_movielens_loo(tmp_path, notes)
+    liked: dict[str, list[tuple[int, str]]] = {}
+    for user, film, rating, time in events():
+        if rating >= MIN_RATING:
+            liked.setdefault(str(user), []).append((time, film))
+    films = {user: [film for _, film in sorted(rated)] for user, rated in liked.items()}
+    assert splits.train.sequences == {user: some[:-2] for user, some in films.items()}
+    assert [len({e.group for e in part}) for part in splits] == [20, 20, 20]
+    for back, part in ((2, splits.validation), (1, splits.test)):
+        for e in part:
+            (positive,) = e.relevant
+            own = films[e.group]
+            assert e.candidate_ids[positive] == own[-back] and list(e.history_ids) == own[:-back][-HISTORY:]
+            assert set(e.candidate_ids) & set(own) == {own[-back]} and len(set(e.candidate_ids)) == 20
+    lost = "rating of a user with fewer than three films rated 3 or more"
+    assert notes.to_dict()["ratings.csv"] == {"read": 163, "dropped": {"rating below 3": 20, lost: 3}}
+    assert load_movielens_loo(tmp_path) == splits != load_movielens_loo(tmp_path, seed=1)
+    with pytest.raises(KitError, match="movielens-loo takes uniform or popular"):
+        load_movielens_loo(tmp_path, negatives="mixed")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="ml-latest-small is not beside the project (../shared/data)")
+def test_leave_one_out_on_the_real_ml_latest_small() -> None:
+    """Every user but one; popular negatives leave popularity nothing to find, where uniform ones leave it much."""
+    found = {}
+    for negatives in ("uniform", "popular"):
+        splits = load_movielens_loo(REAL, negatives=negatives)
+        assert len(splits.validation) == len(splits.test) == 609
+        orders = popularity(splits)
+        found[negatives] = sum(order[0] in e.relevant for order, e in zip(orders, splits.test, strict=True)) / 609
+    assert found["uniform"] > 0.3 and found["popular"] < 0.1
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="ml-latest-small is not beside the project (../shared/data)")
