@@ -173,13 +173,13 @@ class Config:
     """One run, whole. Written to `config.json`; `Config.from_dict` reads it back."""
 
     task: str = "lab-rec"
-    """task: lab-rec, movielens, lastfm, hotpotqa, musique, or a JSONL file"""
+    """task: lab-rec, movielens, lastfm, hotpotqa, musique, recbole, beir, trec, or a JSONL file"""
     data: str = ""
     """folder or file of a real data set"""
     one_relevant: bool = False
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     pool: int = 20
-    """lab-rec: candidates per query"""
+    """lab-rec, beir, trec: candidates per query"""
     taste: float = 1.0
     """lab-rec: strength of the viewers' tastes (0: chance alone decides what they like)"""
     hard: float = 0.125

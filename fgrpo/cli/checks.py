@@ -9,13 +9,15 @@ from typing import Any
 
 from ..config import Config, KitError, ModelConfig, SFTConfig
 
-NEED_DATA = ("movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique")
+NEED_DATA = ("movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique", "recbole", "beir", "trec")
 MAY_SKIP = ("hotpotqa", "musique")
 """tasks besides JSONL files whose broken rows --skip-bad skips"""
 LM_ONLY = ("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "trust_remote_code", "passage_tokens",
            "date")  # fmt: skip
 TINY_ONLY = tuple(f.name for f in fields(ModelConfig))
-LAB_ONLY = ("one_relevant", "pool", "taste", "hard")
+LAB_ONLY = ("one_relevant", "taste", "hard")
+POOL = ("lab-rec", "beir", "trec")
+"""tasks whose pools are as large as --pool says"""
 RL_ONLY = ("credit", "steps", "epochs", "lr", "lr_decay", "learn", "beta", "ratio")
 """fields that no step of SFT uses, nor a later command on its checkpoint"""
 MADE = ("lora_rank", "lora_alpha", "lora_targets", *TINY_ONLY, *(f.name for f in fields(SFTConfig)))
@@ -39,6 +41,7 @@ def check_used(
         (not model, LM_ONLY, "is for a pretrained policy: name it with --model"),
         (model and "model" not in vary, TINY_ONLY, "is for the tiny policy, and --model names a pretrained one"),
         ("lab-rec" not in tasks, LAB_ONLY, f"is for task lab-rec alone, not for {config.task}"),
+        (not tasks & {*POOL}, ("pool",), f"is for tasks {', '.join(POOL)}, not for {config.task}"),
         (no_data, ("data",), f"is for tasks {', '.join(NEED_DATA)}; {config.task} does not need it"),
         (no_rows, ("skip_bad",), f"is for JSONL files, {' and '.join(MAY_SKIP)}, not for {config.task}"),
         (sft, RL_ONLY, "is for RL, and --sft makes the warm start alone"),
@@ -123,7 +126,7 @@ def check_policy(path: str) -> Path:
 def check_output(path: Path, kind: str, begins: str = "") -> None:
     """Raise KitError unless a file can be written: a new one, an empty one, or one of the same kind.
 
-    That is a "trace" or "CSV" file, or one that `begins` like the new one.
+    That is a "trace", "CSV" or "TREC" file, or one that `begins` like the new one.
     """
     from ..runs.lock import check_writable
 
@@ -144,6 +147,8 @@ def check_output(path: Path, kind: str, begins: str = "") -> None:
 
 
 def _is_ours(first: bytes, kind: str) -> bool:
+    if kind == "TREC":  # a run, or qrels
+        return first.split()[1:2] == [{6: b"Q0", 4: b"0"}.get(len(first.split()))]
     try:
         header = json.loads(first.removeprefix(b"# ") if kind == "CSV" else first)
     except (ValueError, RecursionError):

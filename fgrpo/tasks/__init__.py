@@ -11,10 +11,23 @@ from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens
 from .multihop import load_hotpotqa, load_musique
 from .reading import Notes, catalogue, counted, split_by_position
+from .recbole import load_recbole
+from .retrieval import LAYOUTS as RETRIEVAL
+from .retrieval import load_retrieval
 
 DATA = Path(__file__).parents[2] / "data"
 """data/ of the repository; an installed kit has none"""
-TASKS = ("lab-rec", "movielens", "lastfm", "lastfm-hetrec", "lastfm-llara", "hotpotqa", "musique")
+TASKS = (
+    "lab-rec",
+    "movielens",
+    "lastfm",
+    "lastfm-hetrec",
+    "lastfm-llara",
+    "hotpotqa",
+    "musique",
+    "recbole",
+    *RETRIEVAL,
+)
 """Names of tasks. `lastfm` is the one of the two layouts that its folder holds (`resolved`)."""
 
 
@@ -31,15 +44,14 @@ def resolved(config: Config) -> Config:
 def check_options(config: Config, skip: bool) -> None:
     """Raise KitError if the config sets what its task has no use for, so that no choice is ignored."""
     task, default = config.task, Config()
-    of_lab = [
-        name for name in ("one_relevant", "pool", "taste", "hard") if getattr(config, name) != getattr(default, name)
-    ]
+    lab_only = ("one_relevant", "taste", "hard", *(() if task in RETRIEVAL else ("pool",)))
+    of_lab = [name for name in lab_only if getattr(config, name) != getattr(default, name)]
     if task != "lab-rec" and of_lab:
         name = "--" + of_lab[0].replace("_", "-")
         raise KitError(f"{name} is for lab-rec; the pools of {task} are those of its data: leave it out.")
     if config.data and (task not in TASKS or task == "lab-rec"):
         raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
-    if skip and task.startswith(("movielens", "lastfm")) and task in TASKS:
+    if skip and task.startswith(("movielens", "lastfm", "recbole", *RETRIEVAL)) and task in TASKS:
         raise KitError(f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row is needed: leave it out.")
 
 
@@ -68,6 +80,10 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
         splits = load_hotpotqa(config.data, lost, bad)
     elif config.task == "musique":
         splits = load_musique(config.data, lost, bad)
+    elif config.task == "recbole":
+        splits = load_recbole(config.data, lost)
+    elif config.task in RETRIEVAL:
+        splits = load_retrieval(config.task, config.data, lost, config.pool)
     elif config.task.lower().endswith(SUFFIXES) or Path(config.task).is_file():
         splits = own_file(config.task, lost, bad)
     else:
