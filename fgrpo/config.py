@@ -179,13 +179,14 @@ class Config:
     """One run, whole. Written to `config.json`; `Config.from_dict` reads it back."""
 
     task: str = "lab-rec"
-    """task: lab-rec, movielens (-loo), lastfm (-sdpo, -llara, -hetrec), games (-RETRIEVER), hotpotqa, musique, or a file"""
+    """task: lab-rec, movielens (-loo), lastfm (-sdpo, -llara, -hetrec), games (-RETRIEVER), hotpotqa, musique, recbole,
+    beir, trec, or a JSONL file"""
     data: str = ""
     """folder or file of a real data set"""
     one_relevant: bool = False
     """lab-rec: exactly one relevant candidate per pool (next-item recommendation) instead of 2 to 4"""
     pool: int = 20
-    """lab-rec, games: candidates per query (games: at most 100)"""
+    """lab-rec, games, beir, trec: candidates per query (games: at most 100)"""
     negatives: str = "uniform"
     """movielens-loo, lastfm, games: how negatives are drawn for training: uniform, popular or mixed (a third uniform, a
     third popular, a third neighbours of the history); movielens-loo draws its test pools so too; games: default mixed"""

@@ -14,14 +14,27 @@ from .options import load
 if TYPE_CHECKING:
     from ..data import Example, Splits
     from ..policy import Policy
+    from ..prompt import Output
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a checkpoint by greedy decoding, with the grammar and decoding that it was trained with."""
+    from ..tasks.atomic import write_text
+    from ..tasks.retrieval import TREC_SUFFIXES, check_trec, trec_files
+
+    for suffix in TREC_SUFFIXES if args.trec else ():
+        check_output(Path(args.trec + suffix), "TREC")
     config, splits = of_checkpoint(args)
     examples = chosen(args, splits)
+    if args.trec:
+        check_trec(examples)
     policy = policy_of(args, config)
-    report_metrics(args, policy, examples, config, "all splits" if args.split == "all" else f"{args.split} split")
+    what = "all splits" if args.split == "all" else f"{args.split} split"
+    outputs = report_metrics(args, policy, examples, config, what)
+    if args.trec:
+        tag = Path(args.model if args.checkpoint == "base" else args.checkpoint).resolve().name
+        for suffix, text in trec_files(outputs, examples, tag).items():
+            write_text(args.trec + suffix, text)
 
 
 def trace(args: argparse.Namespace) -> None:
@@ -104,16 +117,20 @@ def policy_of(args: argparse.Namespace, config: Config) -> "Policy":
 
 def report_metrics(
     args: argparse.Namespace, policy: "Policy", examples: "Sequence[Example]", config: Config, what: str
-) -> None:
-    """Measure a policy and print the metrics."""
-    from ..evaluate import evaluate
+) -> "list[Output]":
+    """Measure a policy and print the metrics. Returns its greedy outputs."""
+    from ..evaluate import greedy, measure_outputs
+    from ..policy import Sampling
     from ..runs.fields import check_pools
 
     check_pools(examples, config)
-    metrics = {name: x.mean().item() for name, x in evaluate(policy, examples, config).items()}
+    outputs = greedy(policy, examples, Sampling(config.grammar, config.rl.decoding == "constrained"))
+    measured = measure_outputs(outputs, examples, config.grammar)
+    metrics = {name: x.mean().item() for name, x in measured.items()}
     if args.json:
         print(json.dumps({"task": config.task, "queries": len(examples), "metrics": metrics}))
-        return
+        return outputs
     print(f"{what}: {len(examples)} queries, greedy decoding")
     for name, value in metrics.items():
         print(f"  {name:<14} {value:.4f}")
+    return outputs

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import Config, KitError, ModelConfig, SFTConfig
 
 NEED_DATA = ("movielens", "movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "lastfm-hetrec", "games", "hotpotqa",
-             "musique")  # fmt: skip
+             "musique", "recbole", "beir", "trec")  # fmt: skip
 MAY_SKIP = ("hotpotqa", "musique")
 """tasks besides JSONL files whose broken rows --skip-bad skips"""
 LM_ONLY = ("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "trust_remote_code", "passage_tokens",
@@ -128,7 +128,7 @@ def check_policy(path: str) -> Path:
 def check_output(path: Path, kind: str, begins: str = "") -> None:
     """Raise KitError unless a file can be written: a new one, an empty one, or one of the same kind.
 
-    That is a "trace" or "CSV" file, or one that `begins` like the new one.
+    That is a "trace", "CSV" or "TREC" file, or one that `begins` like the new one.
     """
     from ..runs.lock import check_writable
 
@@ -149,6 +149,8 @@ def check_output(path: Path, kind: str, begins: str = "") -> None:
 
 
 def _is_ours(first: bytes, kind: str) -> bool:
+    if kind == "TREC":  # a run, or qrels
+        return first.split()[1:2] == [{6: b"Q0", 4: b"0"}.get(len(first.split()))]
     try:
         header = json.loads(first.removeprefix(b"# ") if kind == "CSV" else first)
     except (ValueError, RecursionError):

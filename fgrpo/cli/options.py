@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "lastfm-hetrec": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
     "lastfm-llara": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
     "games": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4, "negatives": "mixed"},  # of every retriever
+    "recbole": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
 }
 """Defaults by task, as flat fields; what is given on the command line comes first."""
 
@@ -118,6 +119,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--save-every", type=_count(), default=25, help="steps between checkpoints (default 25)")
     p = command("evaluate")
     _add_checkpoint(p)
+    p.add_argument("--trec", type=_text, metavar="FILE", help="write the greedy lists as a TREC run (ranked list, then the "
+                   "rest of the slate), FILE.ranked (ranked lists alone) and FILE.qrels")  # fmt: skip
     p = command("compare", config=True)
     p.add_argument("--credits", help="credit methods, separated by commas (default grpo,fgrpo,reward_to_go)")
     p.add_argument("--control", action="store_true", help="instead the positive control: rank tokens alone learn, and the "
@@ -203,7 +206,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("file", help="a JSONL file")
     p = command("data stats", data)
     tasks = (
-        "lab-rec, movielens (-loo), lastfm (-sdpo, -llara, -hetrec), games (-RETRIEVER), hotpotqa, musique, or a file"
+        "lab-rec, movielens (-loo), lastfm (-sdpo, -llara, -hetrec), games (-RETRIEVER), hotpotqa, musique, recbole, beir, "
+        "trec, or a JSONL file"
     )
     p.add_argument("--task", default="lab-rec", help=tasks)
     p.add_argument("--data", type=_text, default=argparse.SUPPRESS, help="folder or file of a real data set")

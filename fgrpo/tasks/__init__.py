@@ -13,15 +13,18 @@ from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens, load_movielens_loo
 from .multihop import load_hotpotqa, load_musique
 from .reading import Notes, catalogue, counted, split_by_position
+from .recbole import load_recbole
+from .retrieval import LAYOUTS as RETRIEVAL
+from .retrieval import load_retrieval
 
 DATA = Path(__file__).parents[2] / "data"
 """data/ of the repository; an installed kit has none"""
 TASKS = ("lab-rec", "movielens", "movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "lastfm-hetrec", "games",
-         "games-mixed", "games-RETRIEVER", "hotpotqa", "musique")  # fmt: skip
+         "games-mixed", "games-RETRIEVER", "hotpotqa", "musique", "recbole", "beir", "trec")  # fmt: skip
 """Names of tasks. `lastfm` is the one of the layouts that its folder holds, `games` is `games-mixed` (`resolved`), and
 RETRIEVER the ending of a retriever's file."""
 USED_BY = {
-    "one_relevant": ("lab-rec",), "taste": ("lab-rec",), "hard": ("lab-rec",), "pool": ("lab-rec", "games"),
+    "one_relevant": ("lab-rec",), "taste": ("lab-rec",), "hard": ("lab-rec",), "pool": ("lab-rec", "games", "beir", "trec"),
     "negatives": ("movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "games"), "has_gt": ("games",),
 }  # fmt: skip
 """The tasks that a field of a run has an effect on; `lastfm` may turn out to be one without."""
@@ -55,7 +58,7 @@ def check_options(config: Config, skip: bool) -> None:
         raise KitError(f"--pool {config.pool}: the pools of {task} hold at most {MOST} candidates.")
     if config.data and (not known or task == "lab-rec"):
         raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
-    if skip and known and task.startswith(("movielens", "lastfm", "games")):
+    if skip and known and task.startswith(("movielens", "lastfm", "games", "recbole", *RETRIEVAL)):
         raise KitError(f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row is needed: leave it out.")
 
 
@@ -89,6 +92,10 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
         splits = load_hotpotqa(config.data, lost, bad)
     elif config.task == "musique":
         splits = load_musique(config.data, lost, bad)
+    elif config.task == "recbole":
+        splits = load_recbole(config.data, lost)
+    elif config.task in RETRIEVAL:
+        splits = load_retrieval(config.task, config.data, lost, config.pool)
     elif config.task.lower().endswith(SUFFIXES) or Path(config.task).is_file():
         splits = own_file(config.task, lost, bad)
     else:

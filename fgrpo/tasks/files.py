@@ -134,6 +134,21 @@ def layout_of(folder: Path, names: Sequence[str], what: str) -> str:
     raise KitError(f"{folder}: no {what} here ({why}); --data must be the folder of {' or '.join(names)}.")
 
 
+def matching(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
+    """The files of a folder that match one of the patterns, sorted. Raises KitError if none does, saying what is there."""
+    why = contents(folder)
+    if found := sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        return found
+    raise KitError(f"{folder}: no {what} here ({why}); --data must be a folder with {' or '.join(patterns)}.")
+
+
+def only(paths: Sequence[Path], what: str) -> Path:
+    """The one file of a list. Raises KitError if it holds several."""
+    if len(paths) > 1:
+        raise KitError(f"{paths[0].parent}: {', '.join(path.name for path in paths)}: keep one {what}.")
+    return paths[0]
+
+
 def contents(folder: Path) -> str:
     """What is in a folder, for a message: its first names. Raises KitError if it is there and cannot be read."""
     try:

@@ -134,7 +134,7 @@ train --out x --date 2020-01-01 -> --date is for a pretrained policy
 train --out x --decoding free --full -> --full is for constrained decoding
 train --out x --model y --hidden-size 64 -> --hidden-size is for the tiny policy
 train --out x --model LAB --init LAB -> is a tiny one
-train --out x --task task.jsonl --pool 30 -> --pool is for lab-rec, games, not for task.jsonl
+train --out x --task task.jsonl --pool 30 -> --pool is for lab-rec, games, beir, trec, not for task.jsonl
 train --out x --task task.jsonl --no-has-gt -> --has-gt is for games, not for task.jsonl
 train --out x --task movielens --data empty --negatives popular -> --negatives is for movielens-loo, lastfm
 train --out x --task games --data empty --negatives often -> negatives 'often' is not known
@@ -199,6 +199,10 @@ evaluate --checkpoint LAB --data empty -> does not need it
 evaluate --checkpoint LAB --limit 0 -> above 0
 evaluate --checkpoint LAB --device cuda:99 -> cannot be used here
 evaluate --checkpoint LAB --split most -> invalid choice
+evaluate --checkpoint LAB --trec notes.txt -> notes.txt: is not a TREC file
+evaluate --checkpoint LAB --trec mine -> mine: is a folder, a link or a device
+evaluate --checkpoint LAB --trec task.jsonl/x -> cannot be written
+evaluate --checkpoint LAB --task trec --data empty -> no queries here (it is empty)
 trace --checkpoint run -> required: --out
 trace --checkpoint run --out notes.txt -> notes.txt: is not a trace file
 trace --checkpoint run --out run/config.json -> is not a trace file
@@ -262,7 +266,7 @@ compare --vary lam -> must be FIELD=VALUE
 compare --vary lam=1 --vary lam=2 -> given twice
 compare --vary seed=1,2 -> counted with --seeds
 compare --vary lora_rank=4,8 -> --lora-rank is for a pretrained policy
-compare --vary pool=20,30 --task task.jsonl -> --pool is for lab-rec, games, not for task.jsonl
+compare --vary pool=20,30 --task task.jsonl -> --pool is for lab-rec, games, beir, trec, not for task.jsonl
 compare --vary sft_steps=1,2 --init LAB -> does not change the policy of --init
 compare --vary device=cpu,abacus -> device 'abacus' cannot be used
 compare --every 500 --steps 100 -> every 500 is above steps 100
@@ -335,7 +339,8 @@ data fetch-model gpt -> invalid choice
 """)
 EMPTY = [
     ["train", "--out", ""], ["train", "--out", "x", "--init", ""], ["train", "--out", "x", "--model", ""],
-    ["evaluate", "--checkpoint", " "], ["compare", "--out", ""], ["trace", "--checkpoint", "run", "--out", ""],
+    ["evaluate", "--checkpoint", " "], ["evaluate", "--checkpoint", "run", "--trec", ""],
+    ["compare", "--out", ""], ["trace", "--checkpoint", "run", "--out", ""],
     ["data", "build", "--out", ""], ["data", "fetch", "lastfm", "--out", ""],
     ["data", "fetch-model", "smollm2", "--out", ""],
 ]  # fmt: skip
