@@ -40,7 +40,7 @@ def demo(args: argparse.Namespace) -> None:
     config = config_with(task="lab-rec", **{**PRESETS["lab-rec"], "steps": args.steps})
     splits, items = load_task(config)
     splits = splits._replace(test=splits.test[:QUERIES])
-    folder, starts, seeds = new_folder("demo"), seed_starts(args.seeds, 1), 2 * args.seeds  # of the control
+    folder, starts, seeds = new_folder("demo"), seed_starts(args.seeds, 1), -(-5 * args.seeds // 3)  # of the control
     experiments, control = grid(config, METHODS), control_experiments(config)
 
     def run(what: "Experiments", seeds: int, name: str, every: int) -> "Results":

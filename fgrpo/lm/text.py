@@ -299,8 +299,11 @@ class TextPolicy(RowPolicy):
         return policy
 
     def reload(self, folder: str | Path) -> "TextPolicy":
-        """The policy of another checkpoint of its run."""
-        return self.load(folder, str(self.device))
+        """The policy of another checkpoint of its run, which has met the same items."""
+        other = self.load(folder, str(self.device))
+        other.labels.meet([key for key, _ in self.labels.met], [title for _, title in self.labels.met])
+        other.read()
+        return other
 
     def reference(self, folder: str | Path) -> "TextPolicy":
         """The same: nothing is shared between two policies."""

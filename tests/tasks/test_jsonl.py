@@ -337,7 +337,7 @@ def test_a_json_array_is_not_jsonl(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pool": 50}, "--pool is for lab-rec, games and has no effect on TASK"),
+        ({"pool": 50}, "--pool is for lab-rec, games, beir, trec and has no effect on TASK"),
         ({"one_relevant": True}, "--one-relevant is for lab-rec"),
         ({"negatives": "popular"}, "--negatives is for movielens-loo, lastfm.* and has no effect on TASK"),
         ({"has_gt": False}, "--no-has-gt is for games and has no effect on TASK"),
