@@ -6,7 +6,7 @@ ranked list.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from random import Random
 
@@ -30,20 +30,26 @@ def random_order(splits: Splits) -> list[list[int]]:
 
 
 def popularity(splits: Splits) -> list[list[int]]:
-    """By the number of training examples whose history or relevant set contains an item; ties in random order.
+    """By `item_counts` of the training split; ties in random order."""
+    counts = item_counts(splits.train)
+    return [by_popularity(e, counts) for e in splits.test]
+
+
+def item_counts(train: Iterable[Example]) -> Counter[str]:
+    """By item, the number of examples whose history or relevant set contains it."""
+    return Counter(
+        key for e in train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
+    )  # fmt: skip
+
+
+def by_popularity(example: Example, counts: Mapping[str, int]) -> list[int]:
+    """The pool by falling counts; ties in random order.
 
     The order of ties depends on the query's id alone: items that were never met must not keep the order of their pool.
     """
-    counts = Counter(
-        key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
-    )  # fmt: skip
-
-    def order(e: Example) -> list[int]:
-        rng = Random(f"popularity {e.id}")
-        ties = [rng.random() for _ in e.candidates]
-        return sorted(range(len(ties)), key=lambda i: (-counts[e.candidate_keys[i]], ties[i]))
-
-    return [order(e) for e in splits.test]
+    rng = Random(f"popularity {example.id}")
+    ties = [rng.random() for _ in example.candidates]
+    return sorted(range(len(ties)), key=lambda i: (-counts.get(example.candidate_keys[i], 0), ties[i]))
 
 
 def bm25(splits: Splits) -> list[list[int]]:
