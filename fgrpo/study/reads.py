@@ -36,8 +36,10 @@ ORDERS = ("as it is", "reversed", "shuffled")
 K = 5
 LEAST = 3
 """clusters of queries without which there is no interval"""
-CLEAR, FEW = 0.5, 0.15
-"""shares of first choices from which a policy does something not only in part, and below which it does not do it"""
+CLEAR = 0.5
+"""overlap of ranked lists, corrected for chance, from which a policy reads or answers by position not only in part"""
+FEW = 0.15
+"""share of first choices below which a policy does neither"""
 SAME_LISTS, SAME_NDCG = 0.95, 0.02
 """overlap above which lists are the same, and difference below which there is no gain"""
 
@@ -417,8 +419,11 @@ def pool_verdict(rows: Sequence[Row]) -> str:
         f"ranked lists share {_text(same)} of the candidates and {_text(place)} of the positions ({same['chance']:.2f} "
         "by chance)"
     )
-    shown = {"reads its pool": reads, "is blind to its pool and answers by position": blind}
-    kinds = [(f"{kind}{'' if r['value'] >= CLEAR else ' in part'}") for kind, r in shown.items() if r["low"] > most]
+    shown = {"reads its pool": (reads, same), "is blind to its pool and answers by position": (blind, place)}
+    kinds = [
+        f"{kind}{'' if (lists['value'] - lists['chance']) >= CLEAR * (1 - lists['chance']) else ' in part'}"
+        for kind, (choices, lists) in shown.items() if choices["low"] > most
+    ]  # fmt: skip
     if len(kinds) == 2:
         return f"reads its pool for some queries and answers by position for others: {numbers}"
     if kinds:
