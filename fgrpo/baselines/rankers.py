@@ -5,7 +5,7 @@ indices; equal scores stay in pool order, except in `popularity`. Its first n ar
 ranked list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from random import Random
 
@@ -30,20 +30,19 @@ def random_order(splits: Splits) -> list[list[int]]:
 
 
 def popularity(splits: Splits) -> list[list[int]]:
-    """By the number of training examples whose history or relevant set contains an item; ties in random order.
+    """By how often an item is met in training (fgrpo.tasks.next_item.counts); ties in random order."""
+    met = counts(splits.train)
+    return [by_popularity(e, met) for e in splits.test]
 
-    Where training examples are drawn from users' sequences, by the number of sequences that hold the item.
+
+def by_popularity(example: Example, met: Mapping[str, int]) -> list[int]:
+    """The pool by falling counts; ties in random order.
 
     The order of ties depends on the query's id alone: items that were never met must not keep the order of their pool.
     """
-    met = counts(splits)
-
-    def order(e: Example) -> list[int]:
-        rng = Random(f"popularity {e.id}")
-        ties = [rng.random() for _ in e.candidates]
-        return sorted(range(len(ties)), key=lambda i: (-met[e.candidate_keys[i]], ties[i]))
-
-    return [order(e) for e in splits.test]
+    rng = Random(f"popularity {example.id}")
+    ties = [rng.random() for _ in example.candidates]
+    return sorted(range(len(ties)), key=lambda i: (-met.get(example.candidate_keys[i], 0), ties[i]))
 
 
 def bm25(splits: Splits) -> list[list[int]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ANALYSED = {"split": "test", "pools": 4, "batches": 8, "groups": [2, 4, 8, 16, 32]}
 """what `analyse` measures unless told otherwise"""
-OF_MAP = ("coarse", "cells", "groups_per_cell", "seed", "jobs", "resume")
+OF_MAP = ("coarse", "cells", "groups_per_cell", "jobs", "resume")
 
 
 def analyse(args: argparse.Namespace) -> None:
@@ -34,6 +34,10 @@ def analyse(args: argparse.Namespace) -> None:
     if args.map:
         _map(args)
         return
+    if args.reads:
+        _reads(args)
+        return
+    _refuse(args, ("seed",), "is an option of --map and --reads")
     _refuse(args, OF_MAP, "is an option of --map")
     if args.out:
         check_output(Path(args.out), "CSV")
@@ -94,11 +98,40 @@ def _signs(
     print(json.dumps({"rows": rows}) if args.json else format_signs(rows))
 
 
+def _reads(args: argparse.Namespace) -> None:
+    """Whether a checkpoint reads its pool and its query, by greedy decoding with full lists."""
+    from ..evaluate import greedy
+    from ..policy import Sampling
+    from ..runs.fields import check_pools
+    from ..runs.run import provenance
+    from ..runs.warm_start import SHIPPED
+    from ..study.reads import format_reads, reads_rows, verdict
+    from ..study.report import to_csv
+    from ..tasks.atomic import write_text
+
+    _refuse(args, OF_MAP, "is an option of --map")
+    _refuse(args, ("signs", "credits", "pools", "batches", "groups"), "does not change what --reads measures")
+    if args.out:
+        check_output(Path(args.out), "CSV")
+    args.checkpoint, args.split, seed = args.checkpoint or str(SHIPPED), args.split or "test", args.seed or 0
+    config, splits = of_checkpoint(args)
+    examples = chosen(args, splits)
+    check_pools(examples, config)
+    policy, sampling = policy_of(args, config), Sampling(replace(config.grammar, full=True))
+    rows = reads_rows(lambda some: greedy(policy, some, sampling), examples, splits.train, seed)
+    said = verdict(rows)
+    if args.out:
+        made = {**provenance(), "verdict": said, "seed": seed, "config": config.to_dict()}
+        write_text(Path(args.out), to_csv(rows, made))
+    report = {"task": config.task, "queries": len(examples), "verdict": said, "rows": rows}
+    print(json.dumps(report) if args.json else format_reads(rows))
+
+
 def _map(args: argparse.Namespace) -> None:
     """Sample efficiency of each method by regime, or for the policy and regime of a run."""
     from ..study import map as study
 
-    _refuse(args, ("signs", *ANALYSED, "limit"), "does not change what --map measures")
+    _refuse(args, ("signs", "reads", *ANALYSED, "limit"), "does not change what --map measures")
     alone = ("coarse", "cells", "jobs", "resume") if args.checkpoint else ()
     _refuse(args, alone, "is about several cells, and --checkpoint is one")
     if not args.checkpoint:

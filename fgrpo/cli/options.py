@@ -166,16 +166,19 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
                    "with --signs 200)")  # fmt: skip
     p.add_argument("--batches", type=_count(100_000), metavar="N", help="rollout batches of the real task (default 8)")
     p.add_argument("--groups", type=_numbers(2, 4096), help="group sizes G (default 2,4,8,16,32, with --signs 8)")
-    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it (not with --signs)")
+    p.add_argument("--out", type=_text, help="CSV file to write, with a figure beside it (not with --signs or --reads)")
     p.add_argument("--signs", action="store_true", help="instead how often a phase gets the opposite sign of its true "
                    "advantage, in pools of 5")  # fmt: skip
+    p.add_argument("--reads", action="store_true", help="instead whether the policy reads its pool and its query, or "
+                   "answers by position or popularity: pools in three orders, queries exchanged")  # fmt: skip
     p.add_argument("--map", action="store_true", help="instead the sample efficiency of each method by regime of the lab "
                    "task, or of --checkpoint; warm starts that are missing are made beside --out")  # fmt: skip
     p.add_argument("--coarse", action="store_true", help="with --map: half of the cells, with fewer groups")
     p.add_argument("--cells", default="", help="with --map: names of cells, separated by commas (default: all)")
     p.add_argument("--groups-per-cell", type=_count(1_000_000), metavar="N", help="with --map: maximum number of groups of "
                    "a cell (default 1000, with --coarse 640)")  # fmt: skip
-    p.add_argument("--seed", type=_seed, metavar="INT", help="with --map: seed of queries and rollouts (default 0)")
+    p.add_argument("--seed", type=_seed, metavar="INT", help="with --map: seed of queries and rollouts; with "
+                   "--reads: of orders and of who gets whose query (default 0)")  # fmt: skip
     p.add_argument("--jobs", type=_count(1024), metavar="N", help="with --map: cells at a time (default: one per core)")
     p.add_argument("--resume", action="store_true", help="with --map: keep the cells that --out holds already")
     p.set_defaults(split=None)

@@ -44,7 +44,7 @@ def new_policy(items: Sequence[str], config: Config, seed: int = 0, splits: Spli
     if config.model.features == "id":
         return RowPolicy.tiny(items, config.model, seed)
     assert splits is not None
-    return TextPolicy.new(texts_of(splits), counts(splits), config.model, seed)
+    return TextPolicy.new(texts_of(splits), counts(splits.train), config.model, seed)
 
 
 def policy_folder(path: str | Path) -> Path:

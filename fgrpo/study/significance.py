@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from scipy.optimize import brentq
-from scipy.special import stdtrit
+from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
 from ..config import KitError
@@ -144,6 +144,22 @@ def _unbiased(p: Tensor) -> Tensor:
 def _df(p: Tensor) -> float:
     """Degrees of freedom of that variance: the effective number of clusters (Kish, Survey sampling, 1965), less 1."""
     return max(1.0, 1 / float((p**2).sum()) - 1)
+
+
+def share_interval(values: Tensor, groups: Sequence[str] | None = None, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of a share, from values (Q,) in [0, 1]: Clopper and Pearson's for the effective number of queries.
+
+    That is the number of independent queries which would know the share as well, p (1 - p) / se^2, reduced by what t is
+    wider than z (Korn and Graubard, Survey Methodology 24:193, 1998). Near 0 and 1 an interval by t is too narrow. Where
+    nothing varies, the number of clusters is taken: 30 queries without an event have the interval 0 to 0.116.
+    """
+    found = paired(values[None], groups=groups)
+    if found.se < ROUNDING:
+        width = 1 - (alpha / 2) ** (1 / (found.query_df + 1))
+        return max(0.0, found.mean - width), min(1.0, found.mean + width)
+    n = found.mean * (1 - found.mean) / found.se**2 * float(ndtri(alpha / 2) / stdtrit(found.query_df, alpha / 2)) ** 2
+    hits, rest = n * found.mean, n * (1 - found.mean)
+    return float(betaincinv(hits, rest + 1, alpha / 2)), float(betaincinv(hits + 1, rest, 1 - alpha / 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

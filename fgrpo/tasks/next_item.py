@@ -301,10 +301,10 @@ def split_by_user(
     return Splits(*splits)
 
 
-def counts(splits: Splits) -> Counter[str]:
+def counts(train: Sequence[Example]) -> Counter[str]:
     """How often an item is met in training: in how many sequences, or examples whose history or relevant set holds it."""
-    if isinstance(splits.train, Histories):
-        return splits.train.counts
+    if isinstance(train, Histories):
+        return train.counts
     return Counter(
-        key for e in splits.train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
+        key for e in train for key in {*e.history_keys, *(e.candidate_keys[i] for i in e.relevant)}
     )  # fmt: skip

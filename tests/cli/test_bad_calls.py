@@ -292,6 +292,22 @@ analyse --signs --cells warm -> --cells is an option of --map
 analyse --signs --batches 2 -> --batches does not change what --signs measures
 analyse --signs --out notes.txt -> is not a CSV file
 analyse --signs --groups 3 --credits grpo,nested -> nested needs a multiple of 2, 4 at least
+analyse --seed 3 -> --seed is an option of --map and --reads
+analyse --reads --signs -> --signs does not change what --reads measures
+analyse --reads --credits grpo -> --credits does not change what --reads measures
+analyse --reads --groups 8 -> --groups does not change what --reads measures
+analyse --reads --pools 8 -> --pools does not change what --reads measures
+analyse --reads --batches 8 -> --batches does not change what --reads measures
+analyse --reads --coarse -> --coarse is an option of --map
+analyse --reads --jobs 2 -> --jobs is an option of --map
+analyse --reads --seed -1 -> whole numbers above -1
+analyse --reads --limit 2 -> 2 queries of 2 groups are too few
+analyse --reads --checkpoint nowhere -> no policy here
+analyse --reads --checkpoint base -> name it with --model
+analyse --reads --model y -> is a tiny one
+analyse --reads --task nope -> task 'nope' is not known
+analyse --reads --out notes.txt -> is not a CSV file
+analyse --map --reads -> --reads does not change what --map measures
 analyse --map --signs -> --signs does not change what --map measures
 analyse --map --groups 8 -> --groups does not change what --map measures
 analyse --map --pools 8 -> --pools does not change what --map measures

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from fgrpo.config import KitError
-from fgrpo.study.significance import Estimate, holm, paired
+from fgrpo.study.significance import Estimate, holm, paired, share_interval
 
 from .coverage import Cell, expected_coverage, measured, trials_of
 
@@ -152,3 +152,28 @@ def test_a_detectable_difference_is_found_four_times_in_five(cell: Cell) -> None
     wanted = measured(cell, 300)["detectable"]
     found = [replace(x, mean=x.mean + wanted).p < 0.05 for (x,) in trials_of(cell, 300, seed=1)]
     assert 0.72 <= sum(found) / 300 <= 0.88
+
+
+def test_intervals_of_shares_by_the_book() -> None:
+    """Without clusters about those of Clopper and Pearson; where nothing varies, exactly those of as many clusters."""
+    hits = torch.tensor([1.0] * 30 + [0.0] * 270)
+    wanted = stats.binomtest(30, 300).proportion_ci(method="exact")
+    assert share_interval(hits) == pytest.approx((wanted.low, wanted.high), abs=2e-3)
+    for values, clusters in ((torch.zeros(12), 12), (torch.zeros(12), 4), (torch.ones(40), 40)):
+        groups = [str(n % clusters) for n in range(len(values))]
+        wanted = stats.binomtest(int(values[0]) * clusters, clusters).proportion_ci(method="exact")
+        assert share_interval(values, groups) == pytest.approx((wanted.low, wanted.high))
+    assert share_interval(torch.full((3,), 0.4))[0] == 0 and share_interval(torch.full((3,), 0.4))[1] == 1
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.02, 1), (0.3, 1), (0.1, 4)])
+def test_intervals_of_shares_cover_95_percent_or_more(share: float, size: int) -> None:
+    """Also of rare events, where an interval by t covers 63 %; queries of a group of `size` are alike."""
+    generator, trials = torch.Generator().manual_seed(0), 300
+    groups = [str(n // size) for n in range(50 * size)]
+    events = (torch.rand(trials, 50, generator=generator) < share).double().repeat_interleave(size, 1)
+    found = [share_interval(x, groups) for x in events]
+    assert sum(low <= share <= high for low, high in found) / trials >= 0.94
+    if share == 0.02:
+        by_t = [paired(x[None], groups=groups).interval() for x in events]
+        assert sum(low <= share <= high for low, high in by_t) / trials < 0.7
