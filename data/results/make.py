@@ -30,7 +30,8 @@ from fgrpo.lm.pretrained import PretrainedPolicy  # noqa: E402
 from fgrpo.runs.fields import config_with, with_fields  # noqa: E402
 from fgrpo.runs.policies import load_policy  # noqa: E402
 from fgrpo.runs.run import provenance, read_config  # noqa: E402
-from fgrpo.runs.sft import demonstration, generator_of  # noqa: E402
+from fgrpo.runs.sft import demonstrations as demonstrate  # noqa: E402
+from fgrpo.runs.sft import generator_of  # noqa: E402
 from fgrpo.runs.trace import trace_of, trace_policy, write_trace  # noqa: E402
 from fgrpo.runs.warm_start import warm_start  # noqa: E402
 from fgrpo.study import analysis, plots  # noqa: E402
@@ -108,7 +109,7 @@ def demonstrations():
             load_policy(start), splits, config
         )
         generators = [generator_of(0, e.id) for e in splits.validation]
-        lists = [(find or demonstration)(e, config, g) for e, g in zip(splits.validation, generators, strict=True)]
+        lists = (find or demonstrate)(splits.validation, config, generators)
         rows.append(row | {"items": sum(len(part) for both in lists for part in both) / len(lists)})
         print(rows[-1], flush=True)
     write_text(RESULTS / "demonstrations.csv", to_csv(rows, {**provenance(), "config": LAB.to_dict()}))

@@ -6,7 +6,7 @@ from ..config import KitError
 from ..prompt import Output
 from .ceilings import attributes, taste
 from .decoupled import decoupled
-from .rankers import bm25, cross_encoder, dense, popularity, random_order
+from .rankers import bm25, cross_encoder, dense, popularity, random_order, retriever
 from .sequential import demonstrator as demonstrator
 from .sequential import gru4rec, unisrec
 from .zero_shot import zero_shot
@@ -23,6 +23,7 @@ BASELINES: dict[str, Baseline] = {
     "popularity": popularity,
     "bm25": bm25,
     "dense": dense,
+    "retriever": retriever,
     "gru4rec": gru4rec,
     "unisrec": unisrec,
     "decoupled": decoupled,

@@ -12,10 +12,12 @@ from random import Random
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from ..config import KitError
+from ..config import Config, KitError
 from ..data import Example, Splits
 from ..lm.encoders import DEVICE, PACKAGED, embed
 from ..lm.loading import loading, optional
+from ..tasks import family
+from ..tasks.games import retrieved
 from ..tasks.next_item import counts
 
 T5_TOKENS = 512
@@ -43,6 +45,13 @@ def by_popularity(example: Example, met: Mapping[str, int]) -> list[int]:
     rng = Random(f"popularity {example.id}")
     ties = [rng.random() for _ in example.candidates]
     return sorted(range(len(ties)), key=lambda i: (-met.get(example.candidate_keys[i], 0), ties[i]))
+
+
+def retriever(splits: Splits, config: Config) -> list[list[int]]:
+    """The order of the retriever that made the pool. Raises KitError on a task without one."""
+    if family(config.task) != "games":
+        raise KitError(f"baseline 'retriever' is for games, whose pools a retriever made, not for {config.task}.")
+    return retrieved(config.data, splits.test)
 
 
 def bm25(splits: Splits) -> list[list[int]]:

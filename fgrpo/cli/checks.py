@@ -52,6 +52,12 @@ def check_used(
             ("full",),
             "is for constrained decoding, not for free",
         ),
+        (model, ("pretrain",), "is for policies with a token for each item, and --model names a pretrained one"),
+        (
+            config.model.features == "id" and "features" not in vary,
+            ("encoder",),
+            "is for policies that read texts: add --features text or both",
+        ),
         (init == "base" and not sft, SFT, "is for the warm start, and --init base leaves it out"),
     ]
     for wrong, names, reason in rules:

@@ -58,7 +58,19 @@ LADDER: dict[str, dict[str, object]] = {
     "lab-trained": {"sft_steps": 3000, "queries": 32, "steps": 300, "lr": 2e-4},
 }
 """Three warm starts of the lab task, from one that has learned little to one on which SFT has converged, and RL for them."""
-RECIPES = LADDER | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
+READS: dict[str, object] = {
+    "features": "both",
+    "pretrain": 1500,
+    "sft_steps": 600,
+    "demonstrations": "ranked",
+    "lr": 1e-4,
+}
+"""A tiny policy that reads texts, for real data: of more than a few thousand users; with fewer, pre-train less."""
+RECIPES = (
+    LADDER
+    | {"reads": READS}
+    | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
+)
 """What --preset names."""
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -94,7 +106,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
             p.add_argument(
                 "--preset",
                 choices=RECIPES,
-                help="a warm start of the lab task, or an experiment of the paper; options that are given win",
+                help="a warm start of the lab task, a policy that reads texts, or an experiment of the paper; options that are "
+                "given win",
             )
         if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -130,8 +143,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--vary", action="append", default=[], metavar="FIELD=V1,V2", help="repeat everything for each value "
                    "of a field, as in lam=0.5,1,2; given twice, for every combination")  # fmt: skip
     p.add_argument("--baselines", help="baselines beside the policies, separated by commas: random, popularity, bm25, "
-                   "dense, gru4rec, unisrec, decoupled; of lab-rec also attributes and taste (default random,popularity; of "
-                   "lab-rec random,gru4rec,attributes,taste)")  # fmt: skip
+                   "dense, gru4rec, unisrec, decoupled; of games also retriever; of lab-rec also attributes and taste "
+                   "(default random,popularity; of lab-rec random,gru4rec,attributes,taste)")  # fmt: skip
     p.add_argument("--preference", metavar="NAMES", help="offline training beside RL from each warm start, on its own "
                    "outputs ordered by their rewards, separated by commas: dpo, s_dpo (default none)")  # fmt: skip
     p.add_argument("--no-sft-more", action="store_true", help="leave out SFT that goes on for as long as RL")

@@ -1,12 +1,12 @@
 """Amazon Games in the layout of LLMRank (arXiv 2305.08845): rank what a retriever found for each user."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
 from ..config import KitError
-from ..data import Splits
+from ..data import Example, Splits
 from .files import contents, lines_of, open_text, unreadable
 from .next_item import HISTORY, POOL, histories, item_example, names_by_id
 from .reading import Notes, shuffled
@@ -44,9 +44,7 @@ def load_games(
     titles = names_by_id(_only(folder, "*.item"), ITEMS, "\t", notes)
     titles = {item: " ".join(html.unescape(title).split()) for item, title in titles.items()}
     sequences = _sequences(inter, titles, notes)
-    stem, name = inter.name.removesuffix("test.inter"), task.removeprefix("games-")
-    files = {p.name.removeprefix(stem): p for p in sorted(folder.glob(f"{stem}*")) if p.name.startswith(stem)}
-    files = {ending: p for ending, p in files.items() if "." not in ending and ending not in ATOMIC}
+    stem, name, files = inter.name.removesuffix("test.inter"), task.removeprefix("games-"), _retrievers(inter)
     if not files or (name != "mixed" and name not in files):
         there = ", ".join(files) or f"none; {contents(folder)}"
         raise KitError(
@@ -89,6 +87,25 @@ def load_games(
     apart = {*held}
     others = {user: sequence for user, sequence in sequences.items() if user not in apart}
     return Splits(histories(inter, QUERY, titles, others, negatives, pool), *splits)
+
+
+def retrieved(folder: str | Path, examples: Sequence[Example]) -> list[list[int]]:
+    """The order of each held-out pool in its retriever's list, best first; an item that was put in comes last."""
+    files, orders = _retrievers(_only(Path(folder), "*.test.inter")), list[list[int]]()
+    users = {e.id.split("-", 1)[1]: e for e in examples}
+    lists = {name: _lists(files[name], users, Notes()) for name in sorted({e.id.split("-", 1)[0] for e in examples})}
+    for e in examples:
+        name, user = e.id.split("-", 1)
+        place = {item: n for n, item in enumerate(lists[name][user][1].split())}
+        orders.append(sorted(range(len(e.candidates)), key=lambda i: place.get(e.candidate_keys[i], len(place))))
+    return orders
+
+
+def _retrievers(inter: Path) -> dict[str, Path]:
+    """The file of each retriever, by its name."""
+    stem = inter.name.removesuffix("test.inter")
+    files = {p.name.removeprefix(stem): p for p in sorted(inter.parent.glob(f"{stem}*")) if p.name.startswith(stem)}
+    return {ending: p for ending, p in files.items() if "." not in ending and ending not in ATOMIC}
 
 
 def _only(folder: Path, pattern: str) -> Path:
