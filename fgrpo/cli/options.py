@@ -106,8 +106,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
             p.add_argument(
                 "--preset",
                 choices=RECIPES,
-                help="a warm start of the lab task, a policy that reads texts, or an experiment of the paper; options that are "
-                "given win",
+                help="a warm start of the lab task, a policy that reads texts, or an experiment of the paper; options that "
+                "are given win",
             )
         if not name.startswith("data") or name == "data stats":
             p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -346,6 +346,10 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     options = {**RECIPES.get(name, {}), **given}
     if name in LADDER and (options.get("task", "lab-rec") != "lab-rec" or options.get("model")):
         raise KitError(f"--preset {name} is for the tiny policy on task lab-rec: leave it out.")
+    if name == "reads" and options.get("model"):
+        raise KitError(
+            "--preset reads is for the tiny policy, and --model names a pretrained one: leave out one of them."
+        )
     preset = PRESETS.get(family(options.get("task", "lab-rec")), {})
     if options.get("model"):
         preset = LM_PRESET | {field: value for field, value in preset.items() if field in USED_BY}
