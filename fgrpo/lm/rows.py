@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention, silu
 from transformers import Qwen3ForCausalLM
 
 from ..policy import positions
@@ -160,7 +160,7 @@ class RowTree(PrefixTree):
 
         `out` (Q, R, hidden size): what was `read`.
         """
-        return None if tokens is None else self.model.lm_head.weight[tokens.clamp(min=0)]  # -1 in a short pool
+        return None if tokens is None else embedding(tokens.clamp(min=0), self.model.lm_head.weight)  # -1: no choice
 
     def asking(self, hidden: Tensor) -> Tensor:
         """Hidden states, (..., size) of `choices`."""
