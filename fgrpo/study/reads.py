@@ -36,7 +36,7 @@ Answer = Callable[[Sequence[Example]], Sequence[Output]]
 ORDERS = ("as it is", "reversed", "shuffled")
 K = 5
 LEAST = 3
-"""clusters of queries without which there is no interval"""
+"""groups of queries without which there is no interval"""
 CLEAR = 0.5
 """overlap of ranked lists, corrected for chance, from which a policy reads or answers by position not only in part"""
 FEW = 0.15
@@ -48,10 +48,11 @@ SAME_LISTS, SAME_NDCG = 0.95, 0.02
 def reads_rows(answer: Answer, examples: Sequence[Example], train: Sequence[Example], seed: int = 0) -> list[Row]:
     """All checks, a row each: `part`, `measure`, `value` with its 95 % interval `low`, `high`, `chance`, `queries`.
 
-    The popularity of an item is counted in `train`. Intervals are over queries, those of one `Example.group` together.
-    Each example is answered four times. Rows of `popularity` are about the queries whose candidates are not all equally
-    popular, rows of `query` about those for which another query was found; a part that has fewer than LEAST clusters of
-    them has no rows. Raises KitError if there are fewer in all, or on an empty list.
+    The popularity of an item is counted in `train`. Intervals are over queries, those of one `Example.group` together;
+    `groups` says how many there are. Each example is answered four times. Rows of `popularity` are about the queries
+    whose candidates are not all equally popular, rows of `query` about those for which another query was found; a part
+    that has fewer than LEAST groups of them has no rows. A query without relevant candidates has an NDCG@5 of 0. Raises
+    KitError if there are fewer groups in all, or on an empty list.
     """
     if (found := _clusters(examples)) < LEAST:
         raise KitError(
@@ -203,7 +204,7 @@ def position_rows(pools: Sequence[Sequence[Example]], outputs: Sequence[Sequence
         longest = (1 / length - 1 / sizes.double()).clamp(min=0).sqrt()  # of `apart`, for one order
         if longest.any():
             value, low, high = preference(apart, longest, groups)
-            rows.append(_made("positions", what, value, low, min(1.0, high), 0.0, len(groups)))
+            rows.append(_made("positions", what, value, low, min(1.0, high), 0.0, groups))
         for place in range(exists.shape[1]):
             has = exists[:, place].nonzero()[:, 0]
             some = [groups[q] for q in has]
@@ -251,8 +252,10 @@ def popularity_rows(
         _row(part, "most popular first", torch.tensor(top), groups, _mean(ties)),
     ]
     rng = Random(f"reads {seed} halves")
-    relevant = [_mean([known[q][i] for i in pools[0][q].relevant]) for q in kept]
-    order = sorted(range(len(kept)), key=lambda n: (relevant[n], rng.random()))
+    relevant = {
+        n: _mean([known[q][i] for i in pools[0][q].relevant]) for n, q in enumerate(kept) if pools[0][q].relevant
+    }
+    order = sorted(relevant, key=lambda n: (relevant[n], rng.random()))
     for name, half in (("less", order[: len(order) // 2]), ("more", order[len(order) // 2 :])):
         if _clusters([first[n] for n in half]) < LEAST:
             continue
@@ -297,7 +300,7 @@ def ndcg_by_chance(examples: Sequence[Example], lengths: Sequence[int]) -> list[
     gains = pool_gains(examples, dtype=torch.float64)
     weight = discounts(K, gains)
     best = gains.sort(-1, descending=True).values[:, :K]
-    ideal = (best * weight[: best.shape[1]]).sum(-1)
+    ideal = (best * weight[: best.shape[1]]).sum(-1).clamp(min=1e-6)  # without a relevant candidate: 0
     return [
         float(own.sum() / len(e.candidates) * weight[:n].sum() / most)
         for own, e, n, most in zip(gains, examples, lengths, ideal, strict=True)
@@ -342,19 +345,21 @@ def _row(
     else:
         low, high = share_interval(values, groups)
         mean, low = float(values.double().mean()), -high if signed else low
-    return _made(part, measure, mean, low, high, chance, len(groups))
+    return _made(part, measure, mean, low, high, chance, groups)
 
 
-def _made(part: str, measure: str, value: float, low: float, high: float, chance: float | None, queries: int) -> Row:
+def _made(
+    part: str, measure: str, value: float, low: float, high: float, chance: float | None, groups: Sequence[str]
+) -> Row:
     return {"part": part, "measure": measure, "position": None, "value": value, "low": low, "high": high,
-            "chance": chance, "queries": queries}  # fmt: skip
+            "chance": chance, "queries": len(groups), "groups": _distinct(groups)}  # fmt: skip
 
 
 def _defined(part: str, measure: str, values: Sequence[float | None], groups: Sequence[str]) -> list[Row]:
     """The row of a correlation, over the queries that have one."""
     kept = [q for q, value in enumerate(values) if value is not None]
     own = [groups[q] for q in kept]
-    if len({g or q for g, q in zip(own, kept, strict=True)}) < LEAST:
+    if _distinct(own) < LEAST:
         return []
     row = _row(part, measure, torch.tensor([values[q] for q in kept], dtype=torch.float64), own, 0.0, True)
     return [{**row, "low": max(-1.0, row["low"]), "high": min(1.0, row["high"])}]
@@ -386,7 +391,12 @@ def _groups(examples: Sequence[Example]) -> list[str]:
 
 
 def _clusters(examples: Sequence[Example]) -> int:
-    return len({e.group or n for n, e in enumerate(examples)})
+    return _distinct(_groups(examples))
+
+
+def _distinct(groups: Sequence[str]) -> int:
+    """Number of clusters; "" is one of its own."""
+    return len({g or n for n, g in enumerate(groups)})
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -431,7 +441,7 @@ def pool_verdict(rows: Sequence[Row]) -> str:
         return f"{kinds[0]}: {numbers}"
     if max(reads["high"], blind["high"]) < FEW:
         return f"neither reads its pool nor answers by position: {numbers}"
-    return f"whether it reads its pool cannot be told with {same['queries']} queries: {numbers}"
+    return f"whether it reads its pool cannot be told with {_size(same)}: {numbers}"
 
 
 def _query_verdict(rows: Sequence[Row]) -> str:
@@ -448,7 +458,7 @@ def _query_verdict(rows: Sequence[Row]) -> str:
         return f"does not read its query: {numbers}"
     if apart["high"] < SAME_NDCG:
         return f"gains nothing from its query: {numbers}"
-    return f"whether it reads its query cannot be told with {apart['queries']} queries: {numbers}"
+    return f"whether it reads its query cannot be told with {_size(apart)}: {numbers}"
 
 
 def _popularity(rows: Sequence[Row]) -> str:
@@ -464,13 +474,14 @@ def format_reads(rows: Sequence[Row]) -> str:
     """The verdict, and the rows as text; of the positions only those that are chosen most often."""
     titles = {"orders": "the same pools in three orders", "positions": "positions, in shuffled pools",
               "popularity": "popularity", "query": "the query and history of another"}  # fmt: skip
-    lines: list[tuple[str, ...]] = [("", "value", "95 %", "by chance", "queries")]
+    lines: list[tuple[str, ...]] = [("", "value", "95 %", "by chance", "queries", "groups")]
     for part, title in titles.items():
         own = [r for r in rows if r["part"] == part and r["position"] is None]
-        lines += [(title, *[""] * 4)] if own else []
+        lines += [(title, *[""] * 5)] if own else []
         lines += [
             (f"  {r['measure']}", f"{r['value']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}",
-             "" if r["chance"] is None else f"{r['chance']:.3f}", str(r["queries"])) for r in own
+             "" if r["chance"] is None else f"{r['chance']:.3f}", str(r["queries"]),
+             str(r["groups"])) for r in own
         ]  # fmt: skip
     most = []
     for what in ("first choice", "slate"):
@@ -490,3 +501,7 @@ def _find(rows: Sequence[Row], part: str, measure: str) -> Row:
 
 def _text(row: Row, digits: str = ".2f") -> str:
     return f"{row['value']:{digits}} [{row['low']:{digits}}, {row['high']:{digits}}]"
+
+
+def _size(row: Row) -> str:
+    return f"{row['queries']} queries" + (f" of {row['groups']} groups" if row["groups"] < row["queries"] else "")

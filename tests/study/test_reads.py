@@ -157,6 +157,10 @@ def test_answers_by_chance() -> None:
     assert verdict(reads_rows(chance, queries(4, seed=1), TRAIN)).startswith(
         "whether it reads its pool cannot be told with 4 queries: "
     )
+    pairs = [replace(e, group=str(n // 2)) for n, e in enumerate(queries(6, seed=1))]
+    assert "whether it reads its pool cannot be told with 6 queries of 3 groups: " in verdict(
+        reads_rows(chance, pairs, TRAIN)
+    )
     assert "whether it reads its query cannot be told with 4 queries" in verdict(reads_rows(chance, queries(4), TRAIN))
 
 
@@ -252,6 +256,16 @@ def test_queries_that_are_all_the_same() -> None:
     assert "whether it reads its query cannot be told, since too few queries differ" in verdict(rows)
     assert not [r for r in reads_rows(blind, same, []) if r["part"] in ("popularity", "query")]
     assert "nothing is measured" in format_reads(reads_rows(blind, same, []))
+
+
+def test_pools_without_a_relevant_candidate() -> None:
+    """Their NDCG@5 is 0, of chance, too; they are in neither half."""
+    none = [replace(e, id=f"n{n}", relevant=frozenset()) for n, e in enumerate(QUERIES[:40])]
+    assert ndcg_by_chance([none[0], QUERIES[0]], [5, 5])[0] == 0 < ndcg_by_chance(QUERIES[:1], [5])[0]
+    rows = rows_of(popular, [*QUERIES[40:], *none])
+    assert [rows[f"popularity, NDCG@5, {name} popular half"]["queries"] for name in ("less", "more")] == [80, 80]
+    assert rows["orders, NDCG@5, pool reversed"]["queries"] == 200
+    assert all(r["low"] - 1e-9 <= r["value"] <= r["high"] + 1e-9 for r in rows.values())
 
 
 def test_too_few_groups_and_empty_lists() -> None:
@@ -392,7 +406,9 @@ def test_the_command(
     first, *lines = Path("reads.csv").read_text().splitlines()
     made = json.loads(first[2:])
     assert made["verdict"] == report["verdict"] and made["seed"] == 1 and made["config"]["task"] == "lab-rec"
-    assert lines[0] == "part,measure,position,value,low,high,chance,queries" and len(lines) == 1 + len(report["rows"])
+    assert lines[0] == "part,measure,position,value,low,high,chance,queries,groups" and len(lines) == 1 + len(
+        report["rows"]
+    )
     write_jsonl(Path("own.jsonl"), lab.test[:60])
     assert main([*argv, "--checkpoint", str(SHIPPED), "--task", "own.jsonl", "--split", "train"]) == 0
     text = capsys.readouterr().out
