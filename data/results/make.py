@@ -250,6 +250,32 @@ def reads(task, data, beside=("gru4rec", "unisrec"), **changes):
                copies={"errors.png": f"{config.task}-errors.png"})  # fmt: skip
 
 
+def features():
+    """What a warm start knows: each kind of features, with and without pre-training, measured on the validation split."""
+    rows = []
+    for kind, pretrain in product(("id", "text", "both"), (0, 1500)):
+        flat = {**PRESETS["lastfm-sdpo"], **RECIPES["reads"], "features": kind, "pretrain": pretrain}
+        config = config_with(task="lastfm-sdpo", data=folder_of("SDPO"), **flat)
+        splits, items = load_task(config)
+        folder, find = Path("runs/features") / f"{kind}-{pretrain}", demonstrator(splits, config)
+        start = warm_start(config, splits, items, folder, True, True, demonstrate=find)
+        rows.append({"features": kind, "pretrain": pretrain, "seed": config.seed}
+                    | instrument(load_policy(start), splits, config))  # fmt: skip
+        print(rows[-1], flush=True)
+        write_text(RESULTS / "features.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
+
+
+def text_checkpoint(task, data, **changes):
+    """A shipped policy that reads free text: weights alone, none of the data's texts."""
+    name, start = f"text-{task.partition('-')[0]}", Path("runs") / f"text-{task}"
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in changes.items()]
+    call = [sys.executable, "-m", "fgrpo", "train", "--preset", "reads", "--features", "text", "--task", task, "--data",
+            folder_of(data), *options]  # fmt: skip
+    subprocess.run([*call, "--sft", "--resume", "--out", str(start)], check=True)
+    subprocess.run([*call, "--init", str(start), "--policy-only", "--out", str(CHECKPOINTS / name)], check=True)
+    (CHECKPOINTS / name / "trace.jsonl").unlink()
+
+
 def transfer():
     """Answers of the untuned model and of four of its adapters to data/transfer, for notebook 08."""
     subprocess.run([sys.executable, TRANSFER / "make.py"], check=True)
@@ -322,6 +348,9 @@ EXPERIMENTS = {
     "lastfm-sdpo": lambda: reads("lastfm-sdpo", "SDPO"),
     "games-mixed": lambda: reads("games-mixed", "GAMES", ["retriever"], lr=3e-4),  # GRU4Rec and UniSRec take an hour here
     "movielens-loo": lambda: reads("movielens-loo", "MOVIELENS", pretrain=200),
+    "features": features,
+    "text-lastfm": lambda: text_checkpoint("lastfm-sdpo", "SDPO"),
+    "text-games": lambda: text_checkpoint("games-mixed", "GAMES", lr=3e-4),
     "smollm2-movielens": lambda: smollm2("movielens", "MOVIELENS"),
     "smollm2-lastfm": lambda: smollm2(  # the shortest prompts and the most data: a longer warm start, of all layers
         "lastfm", "LASTFM", limit=60, lora_targets="all-linear", sft_steps=200, sft_lr=5e-4),

@@ -189,7 +189,9 @@ class TextModel(nn.Module):
         cache, head = cache or (None, None)
         out = self.model(ids, cache=cache, **options)
         if head is None:
-            head = self.head(ids, out.last_hidden_state[torch.arange(len(ids)), self.items.end(ids)], None)
+            head = self.head(
+                ids, out.last_hidden_state[torch.arange(len(ids), device=ids.device), self.items.end(ids)], None
+            )
         hidden = self.asking(out.last_hidden_state[:, -logits_to_keep:])
         return SimpleNamespace(logits=hidden @ head.transpose(1, 2), cache=(out.cache, head))
 

@@ -1,6 +1,7 @@
 """Policies that read texts: fed fast as plainly, checkpoints without the table, items that training never saw."""
 
 import copy
+import json
 from dataclasses import replace
 from hashlib import sha256
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fgrpo.__main__ import main
 from fgrpo.config import Config, GrammarConfig, KitError, ModelConfig, RLConfig
 from fgrpo.data import Example, Splits
 from fgrpo.evaluate import greedy
@@ -22,6 +24,7 @@ from fgrpo.runs.pretrain import pretrain_stage, pretrain_step
 from fgrpo.runs.seal import seal
 from fgrpo.runs.sft import demonstrations, own_demonstrations, sft_step, teacher
 from fgrpo.runs.warm_start import warm_start
+from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.tasks.lab import lab_catalogue
 from fgrpo.trainer import Stopped, batch_of, make_optimizer, step
 from tests.conftest import SMALL
@@ -205,3 +208,38 @@ def test_a_warm_start_that_is_killed_resumes_with_the_same_weights(lab: Splits, 
             warm_start(config, splits, TITLES, tmp_path / "parts", True, resume, stop)
     parts = warm_start(config, splits, TITLES, tmp_path / "parts", quiet=True, resume=True)
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_command_line_trains_resumes_measures_and_traces_it(lab: Splits, tmp_path, capsys, monkeypatch) -> None:
+    task, out = tmp_path / "films.jsonl", tmp_path / "run"
+    write_jsonl(task, lab.train[:40])
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    options = ["--task", str(task), "--features", "both", "--pretrain", "3", "--sft-steps", "3", "--sft-batch", "8",
+               "--demonstrations", "ranked", "--steps", "2", "--queries", "2", "--group", "2", *small]  # fmt: skip
+    assert main(["train", *options, "--out", str(out), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["metrics"]
+    assert main(["train", *options, "--out", str(out), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == first
+    assert (out / "warm-start" / "pretrain" / "metrics.jsonl").read_text().count("\n") == 3
+    assert main(["evaluate", "--checkpoint", str(out), "--split", "validation", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == first
+    assert main(["trace", "--checkpoint", str(out), "--out", str(tmp_path / "t.jsonl"), "--sampled", "2"]) == 0
+    fresh = [*options[:-3], "--init", "base", "--out", str(tmp_path / "cold"), *small]
+    del fresh[fresh.index("--sft-steps") : fresh.index("--steps")]
+    assert main(["train", *fresh]) == 2  # pre-training belongs to the warm start, which --init base leaves out
+    assert "--pretrain is for the warm start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "x", "--pretrain", "3"], "--pretrain is for policies with a token for each item"),
+        (["--model", "x", "--features", "text"], "--features is for the tiny policy"),
+        (["--encoder", "x"], "--encoder is for policies that read texts: add --features text or both"),
+        (["--features", "words"], "features 'words' is not known"),
+        (["--preset", "reads", "--model", "x"], "--preset reads is for the tiny policy"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message, tmp_path, capsys) -> None:
+    assert main(["train", *options, "--out", str(tmp_path / "x")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
