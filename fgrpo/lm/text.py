@@ -27,7 +27,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from ..config import GrammarConfig, KitError, ModelConfig
 from ..data import Example
-from ..policy import Prompts, tiny_shape
+from ..policy import Prompts, Tree, tiny_shape
 from ..prompt import HISTORY, POOL, ItemLabels
 from .encoders import PACKAGED, embed
 from .rows import RowPolicy, RowTree
@@ -162,7 +162,9 @@ class Items(nn.Module):
 
 
 class TextModel(nn.Module):
-    """A Qwen3 decoder over `Items`. As a causal model it gives the logits of all items met so far."""
+    """A Qwen3 decoder over `Items`. As a causal model it gives the logits of all items met so far, or of some for each row."""
+
+    only: Tensor | None = None  # (B, K) tokens whose logits are given alone
 
     def __init__(self, config: Qwen3Config, labels: TextLabels, size: int):
         super().__init__()
@@ -185,13 +187,12 @@ class TextModel(nn.Module):
         return torch.cat((hidden, self.prior(hidden)), dim=-1)
 
     def forward(self, ids: Tensor, cache: Any = None, logits_to_keep: int = 0, **options: Any) -> SimpleNamespace:
-        """ids (B, T), with prompts where nothing is cached -> `logits` (B, kept T, V) and `cache`."""
+        """ids (B, T), with prompts where nothing is cached -> `logits` (B, kept T, V or K) and `cache`."""
         cache, head = cache or (None, None)
         out = self.model(ids, cache=cache, **options)
         if head is None:
-            head = self.head(
-                ids, out.last_hidden_state[torch.arange(len(ids), device=ids.device), self.items.end(ids)], None
-            )
+            rows = torch.arange(len(ids), device=ids.device)
+            head = self.head(ids, out.last_hidden_state[rows, self.items.end(ids)], self.only)
         hidden = self.asking(out.last_hidden_state[:, -logits_to_keep:])
         return SimpleNamespace(logits=hidden @ head.transpose(1, 2), cache=(out.cache, head))
 
@@ -261,6 +262,17 @@ class TextPolicy(RowPolicy):
         prompts = super().encode(examples, grammar)
         self.read()
         return prompts
+
+    def completion_logits(
+        self, prompts: Prompts, completions: Tensor, wanted: Tensor, group: int, shared: bool = True,
+        tree: Tree | None = None, begun: int = 0, tokens: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As of any policy. Of `tokens` (Q, K), if given, it gives the logits alone, not of the whole catalogue."""
+        self.model.only = None if tokens is None else tokens.repeat_interleave(group, dim=0)
+        try:
+            return super().completion_logits(prompts, completions, wanted, group, shared, tree, begun, tokens)
+        finally:
+            self.model.only = None
 
     def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> TextTree:
         """Encode prompts (Q, P), each of whose rollouts gets a copy."""
