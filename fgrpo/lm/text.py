@@ -162,7 +162,7 @@ class Items(nn.Module):
 
 
 class TextModel(nn.Module):
-    """A Qwen3 decoder over `Items`. As a causal model it gives the logits of all items met so far, or of some for each row."""
+    """A Qwen3 decoder over `Items`. As a causal model it gives the logits of all items met so far, or `only` of some."""
 
     only: Tensor | None = None  # (B, K) tokens whose logits are given alone
 
