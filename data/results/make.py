@@ -250,6 +250,17 @@ def reads(task, data, beside=("gru4rec", "unisrec"), **changes):
                copies={"errors.png": f"{config.task}-errors.png"})  # fmt: skip
 
 
+def games_large():
+    """Larger pools, longer slates and slates of a length of their own, from the warm start of `games-mixed` (pools of 20)."""
+    flat = {**PRESETS["games"], **RECIPES["reads"], "steps": 100, "lr": 3e-4}
+    config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
+    settings = {"pool=50": {"pool": 50}, "pool=100 slate_size=20": {"pool": 100, "slate_size": 20},
+                "pool=100 slate_size=20 slate_reward=f1": {"pool": 100, "slate_size": 20, "slate_reward": "f1"}}  # fmt: skip
+    experiments = {name: methods(with_fields(config, **changes), *TWO) for name, changes in settings.items()}
+    experiment("games-large", experiments, 3, starts=1, start=Path("runs/games-mixed/warm-start"), sft_more=False,
+               limit=1000, baselines=["random", "popularity", "bm25", "dense", "retriever"])  # fmt: skip
+
+
 def features():
     """What a warm start knows: each kind of features, with and without pre-training, measured on the validation split."""
     rows = []
@@ -348,6 +359,7 @@ EXPERIMENTS = {
     "lastfm-sdpo": lambda: reads("lastfm-sdpo", "SDPO"),
     "games-mixed": lambda: reads("games-mixed", "GAMES", ["retriever"], lr=3e-4),  # GRU4Rec and UniSRec take an hour here
     "movielens-loo": lambda: reads("movielens-loo", "MOVIELENS", pretrain=200),
+    "games-large": games_large,
     "features": features,
     "text-lastfm": lambda: text_checkpoint("lastfm-sdpo", "SDPO"),
     "text-games": lambda: text_checkpoint("games-mixed", "GAMES", lr=3e-4),
