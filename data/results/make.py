@@ -251,7 +251,7 @@ def reads(task, data, beside=("gru4rec", "unisrec"), **changes):
 
 
 def games_large():
-    """Larger pools, longer slates and slates of a length of their own, from the warm start of `games-mixed` (pools of 20)."""
+    """Larger pools, longer slates, slates of a length of their own, from the warm start of `games-mixed` (pools of 20)."""
     flat = {**PRESETS["games"], **RECIPES["reads"], "steps": 100, "lr": 3e-4}
     config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
     settings = {"pool=50": {"pool": 50}, "pool=100 slate_size=20": {"pool": 100, "slate_size": 20},
