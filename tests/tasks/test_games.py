@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fgrpo.baselines.rankers import retriever
 from fgrpo.cli.main import main
 from fgrpo.config import Config, KitError
 from fgrpo.tasks import load_task, resolved
@@ -63,6 +64,21 @@ def test_pools_are_the_first_that_the_user_has_not(tmp_path, name, has_gt) -> No
     }
     assert notes.read == {"G.test.inter": 40, "G.good": 20, "G.bad": 20} and not notes.dropped
     assert len(catalogue(splits)) == 200 and {len(e.candidates) for e in splits.train.take(0, 20)} == {30}
+
+
+@pytest.mark.parametrize("name", ["good", "bad", "mixed"])
+def test_the_retrievers_own_order_is_a_baseline(tmp_path, name) -> None:
+    splits = load_games(write(tmp_path), task=f"games-{name}", pool=30)
+    orders = retriever(splits, Config(task=f"games-{name}", data=str(tmp_path)))
+    for e, order in zip(splits.test, orders, strict=True):
+        own, *_ = e.id.split("-")
+        ranked = [e.candidate_ids[i] for i in order]
+        lines = dict(line.split("\t") for line in (tmp_path / f"G.{own}").read_text().splitlines())
+        listed = [i for i in lines[e.group].split() if i in ranked]
+        assert ranked[: len(listed)] == listed and len(listed) == (30 if own == "good" else 29)
+        assert (order[-1] in e.relevant) == (own == "bad")  # what was put in comes last
+    with pytest.raises(KitError, match="'retriever' is for games"):
+        retriever(splits, Config())
 
 
 def test_users_are_held_out_alike_under_every_name(tmp_path) -> None:
