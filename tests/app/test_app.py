@@ -34,10 +34,12 @@ from app.views import fate_bars, group_panel, metrics_table, pool_table, side_by
 from fgrpo.config import Config, GrammarConfig, KitError
 from fgrpo.data import Example
 from fgrpo.evaluate import evaluate, greedy, measure_outputs
+from fgrpo.lm import text
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import Output
 from fgrpo.runs.run import read_metrics
 from fgrpo.runs.trace import Group, Trace, credit_of, from_lists, write_trace
+from tests.lm.test_text import made, words
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Example("q", "Which?", ("h",), tuple("abcdef"), frozenset({0, 1, 2}))
@@ -373,6 +375,18 @@ def test_rollouts_come_one_by_one_and_the_greedy_one_is_that_of_evaluation(polic
     )
     assert len(list(generate(policy, small, config, 1, 0))[-1][1].greedy.output.slate) <= 3
     assert torch.isfinite(torch.tensor(group.rollouts[0].logprobs)).all()
+
+
+def test_any_title_can_be_typed_for_a_policy_that_reads_texts(monkeypatch) -> None:
+    monkeypatch.setattr(text, "embed", words)
+    policy = made("text")
+    with torch.no_grad():
+        policy.model.prior.bias[0] = 50.0  # by likeness alone
+    pool = "\n".join(f"{'* ' * (n == 3)}Unheard of {n}" for n in range(12))
+    typed = example_from(replace(FORM, history="Unheard of 3", pool=pool))
+    config = config_of(replace(FORM, slate_size=6, rank_size=3), Config())
+    group = list(generate(policy, typed, config, 2, seed=1))[-1][1]
+    assert group.greedy.output.rank[0] == 3 and len(group.rollouts) == 2
 
 
 def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
