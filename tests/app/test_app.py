@@ -39,7 +39,8 @@ from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import Output
 from fgrpo.runs.run import read_metrics
 from fgrpo.runs.trace import Group, Trace, credit_of, from_lists, write_trace
-from tests.lm.test_text import made, words
+from tests.lm.test_text import made
+from tests.lm.test_text import words as vectors
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = Example("q", "Which?", ("h",), tuple("abcdef"), frozenset({0, 1, 2}))
@@ -378,7 +379,7 @@ def test_rollouts_come_one_by_one_and_the_greedy_one_is_that_of_evaluation(polic
 
 
 def test_any_title_can_be_typed_for_a_policy_that_reads_texts(monkeypatch) -> None:
-    monkeypatch.setattr(text, "embed", words)
+    monkeypatch.setattr(text, "embed", vectors)
     policy = made("text")
     with torch.no_grad():
         policy.model.prior.bias[0] = 50.0  # by likeness alone
