@@ -25,6 +25,12 @@ def lab() -> Splits:
     return load_task(Config())[0]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def embeddings(tmp_path_factory) -> None:
+    """Embeddings are kept apart from those of the user."""
+    os.environ["FGRPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def config() -> Config:
     """A run that takes a second: 4 queries x 4 rollouts."""

@@ -52,7 +52,7 @@ class TextLabels(ItemLabels):
         super().__init__(known)
         self.row_of, self.known = {key: n for n, key in enumerate(known)}, self.items
         self.first = len(self.names) - len(known)  # the token id of the first item
-        self.names, self.vocabulary = self.names[: self.first], dict[str, int]()
+        self.names = self.names[: self.first]
         self.vocabulary = {name: n for n, name in enumerate(self.names)}
         self.met: dict[tuple[str, str], str] = {}
         self.texts: list[str] = []
@@ -255,7 +255,13 @@ class TextPolicy(RowPolicy):
         """Embed the texts that were met since the last time."""
         items, labels = self.model.items, self.labels
         if (done := len(items.texts)) < len(labels.texts):
-            items.add(embed(labels.texts[done:], self.encoder), labels.rows[done:])
+            vectors = embed(labels.texts[done:], self.encoder)
+            if vectors.shape[1] != len(items.centre):
+                raise KitError(
+                    f"encoder {self.encoder!r} gives {vectors.shape[1]} numbers, not the {len(items.centre)} that this "
+                    "policy was trained with: it is another encoder."
+                )
+            items.add(vectors, labels.rows[done:])
 
     def encode(self, examples: Sequence[Example], grammar: GrammarConfig | None = None) -> Prompts:
         """Tokenize queries and embed texts that are new."""

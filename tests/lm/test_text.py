@@ -145,6 +145,13 @@ def test_a_checkpoint_holds_the_projection_and_no_table_of_texts(features, queri
     assert len(tables) == (2 if features == "both" else 0)  # id vectors and worth
 
 
+def test_another_encoder_is_refused(queries, monkeypatch) -> None:
+    policy = made("text")
+    monkeypatch.setattr(text, "embed", lambda texts, model: torch.ones(len(texts), 7))
+    with pytest.raises(KitError, match="gives 7 numbers, not the 16"):
+        policy.encode([replace(queries[0], history=("A new title",))])
+
+
 @pytest.mark.parametrize(
     ("file", "blob"), [("text.json", b"{}"), ("items.json", b'["a", "a"]'), ("model.safetensors", b"x")]
 )
