@@ -10,6 +10,7 @@ torch.set_num_threads(1)
 
 from fgrpo.config import Config, ModelConfig  # noqa: E402
 from fgrpo.data import Example, Splits  # noqa: E402
+from fgrpo.lm import encoders  # noqa: E402
 from fgrpo.lm.rows import RowPolicy  # noqa: E402
 from fgrpo.policy import Policy  # noqa: E402
 from fgrpo.runs.fields import config_with  # noqa: E402
@@ -28,7 +29,7 @@ def lab() -> Splits:
 @pytest.fixture(scope="session", autouse=True)
 def embeddings(tmp_path_factory) -> None:
     """Embeddings are kept apart from those of the user."""
-    os.environ["FGRPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    encoders.cache_file = lambda: tmp_path_factory.getbasetemp() / "embeddings.sqlite"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Sentence embeddings of texts by a pretrained encoder, kept on disk, so that each text is encoded once.
 
-The file is `embeddings.sqlite` in FGRPO_CACHE or ~/.cache/fgrpo: a row for each text and encoder, by a SHA-256 of both. An
+The file is `embeddings.sqlite` beside the downloads (~/.cache/fgrpo): a row for each text and encoder, by a SHA-256 of both. An
 encoder in a folder is known by its weights, one of the hub or a package by its name. The file may be deleted.
 """
 
@@ -52,7 +52,7 @@ def embed(texts: Sequence[str], model: str = PACKAGED) -> Tensor:
                 file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", found.items())
             known |= found
     except (sqlite3.Error, OSError) as error:
-        raise KitError(f"{path}: embeddings cannot be kept here ({error}); delete it or set FGRPO_CACHE.") from None
+        raise KitError(f"{path}: embeddings cannot be kept here ({error}); delete it, or set XDG_CACHE_HOME.") from None
     if len({len(known[key]) for key in keys}) > 1:
         raise KitError(f"{path}: holds embeddings of another length; delete it.")
     joined = b"".join(known[key] for key in keys)
@@ -60,8 +60,8 @@ def embed(texts: Sequence[str], model: str = PACKAGED) -> Tensor:
 
 
 def cache_file() -> Path:
-    """Where embeddings are kept."""
-    return Path(os.environ.get("FGRPO_CACHE") or Path.home() / ".cache" / "fgrpo") / "embeddings.sqlite"
+    """Where embeddings are kept: `$XDG_CACHE_HOME/fgrpo`, or `~/.cache/fgrpo` if that is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgrpo" / "embeddings.sqlite"
 
 
 @cache

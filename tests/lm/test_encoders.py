@@ -7,7 +7,7 @@ import torch
 
 from fgrpo.config import KitError
 from fgrpo.lm import encoders
-from fgrpo.lm.encoders import cache_file, embed, identity
+from fgrpo.lm.encoders import embed, identity
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def asked(monkeypatch, tmp_path) -> list[list[str]]:
         calls.append(list(texts))
         return torch.tensor([[len(t), 0.25, 1.0] for t in texts])
 
-    monkeypatch.setenv("FGRPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(encoders, "cache_file", lambda: tmp_path / "cache" / "embeddings.sqlite")
     monkeypatch.setattr(encoders, "encoder", lambda model: encode)
     return calls
 
@@ -44,7 +44,7 @@ def test_an_encoder_in_a_folder_is_known_by_its_weights(tmp_path) -> None:
 @pytest.mark.parametrize("damage", ["no database", "another length", "a folder"])
 def test_a_file_that_cannot_be_used_is_named(asked, damage, monkeypatch) -> None:
     embed(["a", "bb"], "name")
-    path: Path = cache_file()
+    path: Path = encoders.cache_file()
     if damage == "another length":
         monkeypatch.setattr(encoders, "encoder", lambda model: lambda texts: torch.ones(len(texts), 2))
     else:
