@@ -1,7 +1,7 @@
 """Sentence embeddings of texts by a pretrained encoder, kept on disk, so that each text is encoded once.
 
-The file is `embeddings.sqlite` beside the downloads (~/.cache/fgrpo): a row for each text and encoder, by a SHA-256 of both. An
-encoder in a folder is known by its weights, one of the hub or a package by its name. The file may be deleted.
+The file is `embeddings.sqlite` beside the downloads (~/.cache/fgrpo): a row for each text and encoder, by a SHA-256 of both.
+An encoder in a folder is known by its weights, one of the hub or a package by its name. The file may be deleted.
 """
 
 import hashlib
