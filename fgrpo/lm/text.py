@@ -307,7 +307,7 @@ class TextPolicy(RowPolicy):
             known = json.loads((folder / "items.json").read_text(encoding="utf-8"))
             weights = safetensors.torch.load_file(folder / "model.safetensors")
             encoder, labels = str(about["encoder"]), TextLabels(known)
-            config = Qwen3Config.from_pretrained(folder, local_files_only=True)
+            config = Qwen3Config.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             policy = cls(TextModel(config, labels, len(weights["items.centre"])), encoder)
             if weights.keys() != set(policy.saved):
                 raise ValueError("its weights are those of another model")

@@ -83,7 +83,7 @@ def test_a_run_is_resumed_with_what_it_began_with(config, lab, tmp_path) -> None
     run = Run(tmp_path / "a", config, origin=origin)
     fit(fresh(config), lab.train, config, run, quiet=True)
     for change, said in (({"stage": "sft"}, "as sft, it began as rl"), ({"init": "2f"}, "from another initial policy"),
-                         ({"train": digest_of(lab.train[::-1])}, "the task's data has changed")):  # fmt: skip
+                         ({"train": digest_of(lab.train[64:128])}, "the task's data has changed")):  # fmt: skip
         with pytest.raises(KitError, match=f"cannot resume .*{said}"):
             Run(tmp_path / "a", config, resume=True, origin={**origin, **change})
     Run(tmp_path / "a", config, resume=True, origin=origin)
