@@ -203,8 +203,8 @@ def test_analyse_counts_wrong_signs(capsys) -> None:
 def test_results_do_not_depend_on_the_number_of_jobs(capsys) -> None:
     reports = []
     for jobs in ("1", "2"):
-        argv = ["--seeds", "1", "--credits", "grpo,fgrpo", "--baselines", "random", "--limit", "64", "--jobs", jobs, "--no-sft-more",
-                "--out", f"runs/{jobs}", "--json", *TINY]  # fmt: skip
+        argv = ["--seeds", "1", "--credits", "grpo,fgrpo", "--baselines", "random", "--limit", "64", "--jobs", jobs,
+                "--no-sft-more", "--out", f"runs/{jobs}", "--json", *TINY]  # fmt: skip
         reports.append(json.loads(call(capsys, "compare", *argv)[1])["rows"])
     for row in [*reports[0], *reports[1]]:
         del row["seconds"]
