@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from fgrpo.config import Config, KitError, LMConfig
 from fgrpo.data import Example
 from fgrpo.lm.pretrained import POLICY_FILE
+from fgrpo.lm.text import TextPolicy
 from fgrpo.policy import Policy
 from fgrpo.runs.policies import load_policy, policy_folder
 from fgrpo.runs.run import read_config, read_metrics
@@ -158,7 +159,11 @@ class Library:
         """The latest policy of a run, cached. Raises KitError if it is damaged or its base model is not available."""
         folder = policy_folder(self.folder(name))
         lm = self.base or replace(self.config(name).lm, trust_remote_code=False)
-        return self._policies.get((str(folder),), lambda: load_policy(folder, lm=lm))
+        policy = self._policies.get((str(folder),), lambda: load_policy(folder, lm=lm))
+        if isinstance(policy, TextPolicy):  # what visitors type stays neither on disk nor in memory
+            policy.keep = False
+            policy.forget()
+        return policy
 
 
 def bounded(path: Path, name: str, limit: int) -> os.stat_result:

@@ -29,7 +29,7 @@ from ..config import GrammarConfig, KitError, ModelConfig
 from ..data import Example
 from ..policy import Prompts, Tree, tiny_shape
 from ..prompt import HISTORY, POOL, ItemLabels
-from .encoders import PACKAGED, embed
+from .encoders import PACKAGED, embed, encoder
 from .rows import RowPolicy, RowTree
 
 TEXT_FILE = "text.json"
@@ -52,6 +52,10 @@ class TextLabels(ItemLabels):
         super().__init__(known)
         self.row_of, self.known = {key: n for n, key in enumerate(known)}, self.items
         self.first = len(self.names) - len(known)  # the token id of the first item
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the items met so far."""
         self.names = self.names[: self.first]
         self.vocabulary = {name: n for n, name in enumerate(self.names)}
         self.met: dict[tuple[str, str], str] = {}
@@ -218,10 +222,11 @@ class TextTree(RowTree):
 
 
 class TextPolicy(RowPolicy):
-    """A tiny policy over texts. `encoder`: the sentence encoder, as in fgrpo.lm.encoders.embed."""
+    """A tiny policy over texts. `encoder`: the sentence encoder, as in fgrpo.lm.encoders.embed; `keep`: on disk."""
 
     labels: TextLabels
     model: TextModel
+    keep = True
 
     def __init__(self, model: TextModel, encoder: str = ""):
         super().__init__(model, cast(Any, None), model.items.labels)  # its vocabulary grows: there is no tokenizer
@@ -255,13 +260,19 @@ class TextPolicy(RowPolicy):
         """Embed the texts that were met since the last time."""
         items, labels = self.model.items, self.labels
         if (done := len(items.texts)) < len(labels.texts):
-            vectors = embed(labels.texts[done:], self.encoder)
+            new = labels.texts[done:]
+            vectors = embed(new, self.encoder) if self.keep else encoder(self.encoder)(new)
             if vectors.shape[1] != len(items.centre):
                 raise KitError(
                     f"encoder {self.encoder!r} gives {vectors.shape[1]} numbers, not the {len(items.centre)} that this "
                     "policy was trained with: it is another encoder."
                 )
             items.add(vectors, labels.rows[done:])
+
+    def forget(self) -> None:
+        """Drop the items met so far, so that texts which visitors type do not fill the memory."""
+        self.labels.forget()
+        self.model.items.texts, self.model.items.rows = self.model.items.texts[:0], self.model.items.rows[:0]
 
     def encode(self, examples: Sequence[Example], grammar: GrammarConfig | None = None) -> Prompts:
         """Tokenize queries and embed texts that are new."""

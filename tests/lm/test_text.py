@@ -117,6 +117,18 @@ def test_an_item_that_training_never_saw_is_read_by_its_text() -> None:
     assert len(policy.model.items.texts) == len(policy.labels.texts) > len(TITLES)
 
 
+def test_what_was_met_can_be_forgotten_and_kept_off_the_disk(queries, monkeypatch) -> None:
+    policy, sampling = made(), Sampling(GrammarConfig())
+    before = greedy(policy, queries, sampling)
+    monkeypatch.setattr(text, "embed", None)
+    monkeypatch.setattr(text, "encoder", lambda name: words)
+    policy.keep = False
+    policy.forget()
+    assert len(policy.model.items.texts) == len(policy.labels.texts) == 0
+    assert greedy(policy, queries, sampling) == before
+    assert 0 < len(policy.labels.texts) < len(TITLES)
+
+
 def test_a_query_without_history_is_read_in_its_place() -> None:
     policy = made("text")
     with torch.no_grad():
