@@ -57,6 +57,7 @@ MAPPED = [name for name in CELLS if "pool100" not in name and name != "trained-p
 CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),
              "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
 """regimes in which the map's prediction is tested: a cell of it, and lambda"""
+REAL = ("lastfm-sdpo", "movielens-loo", "games-mixed")
 BESIDE = ["random", "popularity", "gru4rec", "decoupled", "attributes", "taste"]
 
 
@@ -214,6 +215,18 @@ def analysis_of(name, *options):
             shutil.copy(path, RESULTS)
 
 
+def read_tests():
+    """Whether the policies of the real tasks read their pools and queries (seed 0, test split)."""
+    for task in REAL:
+        analysis_of(f"reads-{task}", "--reads", "--checkpoint", f"runs/{task}/fgrpo-seed0", "--split", "test")
+
+
+def map_real():
+    """The map's cell of each real task, at the warm start of seed 0."""
+    for task in REAL:
+        analysis_of(f"map-{task}", "--map", "--checkpoint", f"runs/{task}/warm-start", "--groups-per-cell", "960")
+
+
 def folder_of(variable):
     """The folder that an environment variable names."""
     if not os.environ.get(variable):
@@ -358,6 +371,8 @@ EXPERIMENTS = {
     # what is left out of the next two takes an hour; so would a warm start of Games as long as that of LastFM
     "movielens-loo": lambda: reads("movielens-loo", "MOVIELENS", ["gru4rec"], pretrain=200),
     "games-mixed": lambda: reads("games-mixed", "GAMES", ["retriever"], lr=3e-4, pretrain=600, sft_steps=400),
+    "reads": read_tests,
+    "map-real": map_real,
     "games-large": games_large,
     "features": features,
     "text-lastfm": lambda: text_checkpoint("lastfm-sdpo", "SDPO"),
