@@ -1,10 +1,16 @@
 """Shared fixtures: a small task, a tiny policy with fresh weights, a configuration that runs in a second."""
 
 import os
+import signal
 
 import pytest
 import torch
 
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if (
+        signal.getsignal(number) is signal.SIG_IGN
+    ):  # as in the background of a script, or under nohup; children inherit it
+        signal.signal(number, usual)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
