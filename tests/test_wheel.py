@@ -118,7 +118,7 @@ def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) 
         start(
             python, rest, "-c", COMMANDS, "data stats", "train --steps 2 --save-every 2 --out runs/mine",
             "evaluate --checkpoint SHIPPED --limit 4", "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl",
-            "compare --credits grpo --steps 2 --seeds 1 --jobs 1 --limit 4 --out runs/two",
+            "compare --credits grpo --steps 2 --seeds 1 --jobs 1 --limit 4 --baselines random --out runs/two",
             "demo --steps 1 --seeds 1 --jobs 1",
         ),
     ]  # fmt: skip
