@@ -245,13 +245,6 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
                baselines=baselines, jobs=1)  # fmt: skip
 
 
-def movielens():
-    """The tiny policy; the learning rate is not tuned."""
-    config = config_with(task="movielens", data=folder_of("MOVIELENS"), **PRESETS["movielens"])
-    experiment("movielens", {"": methods(config, "grpo", "fgrpo")}, 6,
-               baselines=["random", "popularity", "bm25", "dense", "gru4rec"])  # fmt: skip
-
-
 def reads(task, data, beside, names=TWO, **changes):
     """A policy that reads texts on a real task with thousands of test queries; 5 seeds from 5 warm starts."""
     flat = {**PRESETS[family(task)], **RECIPES["reads"], "steps": 150, **changes}
@@ -364,7 +357,6 @@ EXPERIMENTS = {
     "control-ladder": control_ladder,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models
-    "movielens": movielens,
     # learning rates are the better of two or three on 1,000 to 2,000 validation queries, one seed
     "lastfm-sdpo": lambda: reads(
         "lastfm-sdpo", "SDPO", ["gru4rec", "unisrec", "decoupled"], ("grpo", "fgrpo", "reward_to_go", "item")),
