@@ -7,9 +7,8 @@ import pytest
 import torch
 
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if (
-        signal.getsignal(number) is signal.SIG_IGN
-    ):  # as in the background of a script, or under nohup; children inherit it
+    # ignored in the background of a script, or under nohup, and by every process that a test starts then
+    if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)

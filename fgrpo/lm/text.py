@@ -241,7 +241,8 @@ class TextPolicy(RowPolicy):
         Raises KitError if the encoder cannot be loaded.
         """
         labels = TextLabels(list(texts) if config.features == "both" else ())
-        vectors = embed(list(dict.fromkeys(texts.values())), config.encoder or PACKAGED)
+        place = {text: n for n, text in enumerate(dict.fromkeys(texts.values()))}  # titles may repeat
+        vectors = embed(list(place), config.encoder or PACKAGED)
         shape = tiny_shape(config, labels.first)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -251,10 +252,9 @@ class TextPolicy(RowPolicy):
         if model.items.worth is not None:
             worth = torch.tensor([math.log1p(counts.get(key, 0)) for key in texts])
             model.items.worth.data = worth - worth.mean()
-        policy = cls(model, config.encoder)
         labels.meet(list(texts), list(texts.values()))
-        policy.read()
-        return policy
+        model.items.add(vectors[[place[text] for text in texts.values()]], labels.rows)
+        return cls(model, config.encoder)
 
     def read(self) -> None:
         """Embed the texts that were met since the last time."""

@@ -419,8 +419,8 @@ def verdict(rows: Sequence[Row]) -> str:
 def pool_verdict(rows: Sequence[Row]) -> str:
     """Whether first choices follow candidates or positions, from the rows of `order_rows`.
 
-    A policy is said to read, or to answer by position, if the interval of that share is above 1 / N: with any preference,
-    one that does only the other cannot have more by chance.
+    A policy is said to read, or to answer by position, if the interval of that share is above 1 / N: one that does
+    only the other cannot have more by chance, whatever it prefers.
     """
     same, place, reads, blind = (_find(rows, "orders", name) for name in (
         "ranked list: same candidates", "ranked list: same positions", "reading choices", "blind choices"))  # fmt: skip
