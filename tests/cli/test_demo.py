@@ -72,7 +72,7 @@ def test_it_shows_learning_then_the_control_then_what_is_known(demo) -> None:
     assert list(learns[""]) == list(cli.METHODS) and {c.rl.steps for c in learns[""].values()} == {110}
     assert baselines == ["attributes", "taste"] and (none, never, no_more) == ([], 0, False)
     assert list(control[""]) == ["grpo", "fgrpo"]
-    assert all((c.rl.learn, c.rl.slate_noise, c.rl.steps) == ("rank", 3, 80) for c in control[""].values())
+    assert all((c.rl.learn, c.rl.slate_noise, c.rl.steps) == ("rank", 3, 70) for c in control[""].values())
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_it_claims_nothing_that_its_numbers_do_not_show(demo, gain, control, see
 
 
 def test_few_steps_are_those_of_the_control_too_which_gives_no_verdict_then(demo) -> None:
-    for control, said in (((0.0, 0.0), "A verdict needs 80 steps."), ((-0.08, 0.02), "The control holds")):
+    for control, said in (((0.0, 0.0), "A verdict needs 70 steps."), ((-0.08, 0.02), "The control holds")):
         status, out, calls = demo(0.1, control, "--steps", "7")
         assert status == 0 and said in out and "FAILS" not in out
         assert {c.rl.steps for c in calls[-1][0][""].values()} == {7} and len(calls[-1][0][""]) == 2
