@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from fgrpo.baselines import baselines_by_name, demonstrator, zero_shot  # noqa: E402
-from fgrpo.cli.options import LADDER, LM_PRESET, PRESETS, RECIPES  # noqa: E402
 from fgrpo.config import KitError  # noqa: E402
 from fgrpo.credit import with_credit  # noqa: E402
 from fgrpo.lm.pretrained import PretrainedPolicy  # noqa: E402
 from fgrpo.runs.fields import config_with, with_fields  # noqa: E402
 from fgrpo.runs.policies import load_policy  # noqa: E402
+from fgrpo.runs.presets import LADDER, LM_PRESET, PRESETS, RECIPES  # noqa: E402
 from fgrpo.runs.run import provenance, read_config  # noqa: E402
 from fgrpo.runs.sft import demonstrations as demonstrate  # noqa: E402
 from fgrpo.runs.sft import generator_of  # noqa: E402

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fgrpo.cli.options import RECIPES
+from fgrpo.runs.presets import RECIPES
 from fgrpo.runs.fields import config_with
 from fgrpo.scale.estimate import Tokens, memory_of, seconds_of, shape_of
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config import CONCERNS, Config, KitError, LMConfig
-from ..runs.fields import config_with
+from ..runs.presets import RECIPES, run_with
 from .checks import check_used
 
 if TYPE_CHECKING:
@@ -24,54 +24,8 @@ if TYPE_CHECKING:
 
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
-PRESETS: dict[str, dict[str, object]] = {
-    # the RL learning rate was chosen on the validation split for this horizon (data/results/recipe.csv)
-    "lab-rec": {"sft_steps": 1000, "sft_lr": 1e-3, "steps": 600, "lr": 4e-4},
-    "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    # those of MovieLens; not tuned
-    "movielens-loo": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm-sdpo": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm-hetrec": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm-llara": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "games": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4, "negatives": "mixed"},  # of every retriever
-    "recbole": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-}
-"""Defaults by task, as flat fields; what is given on the command line comes first."""
-
-LM_PRESET: dict[str, object] = {"sft_steps": 200, "sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5,
-                                "micro": 1}  # fmt: skip
-"""Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
-
-RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm")
+RARE = ("sft_weight_decay", "rank_reward", "format_penalty", "clip_low", "clip_high", "max_grad_norm")
 """Fields of a run that are set in Python only."""
-PAPER: dict[str, object] = {
-    "model": "Qwen/Qwen3-4B-Instruct-2507", "dtype": "bfloat16", "device": "cuda", "credit": "fgrpo", "lam": 1.0,
-    "slate_reward": "recall", "group": 8, "slate_size": 10, "rank_size": 5, "sft_steps": 200, "sft_batch": 16,
-    "sft_lr": 2e-4, "steps": 200, "queries": 16, "lr": 2e-5, "lora_rank": 16, "lora_alpha": 32,
-}  # fmt: skip
-"""Model, G, n, k and lambda are the paper's; LoRA, rates, steps and batch sizes our choice. Never run at this size."""
-MICRO = {"movielens": 4, "lastfm": 4, "hotpotqa": 2, "musique": 2}  # fits one GPU of 80 GB
-LADDER: dict[str, dict[str, object]] = {
-    "lab-cold": {"sft_steps": 300},
-    "lab-warm": {},
-    "lab-trained": {"sft_steps": 3000, "queries": 32, "steps": 300, "lr": 2e-4},
-}
-"""Three warm starts of the lab task, from one that has learned little to one on which SFT has converged, and RL for them."""
-READS: dict[str, object] = {
-    "features": "both",
-    "pretrain": 1500,
-    "sft_steps": 600,
-    "demonstrations": "ranked",
-    "lr": 1e-4,
-}
-"""A tiny policy that reads texts, for real data: of more than a few thousand users; with fewer, pre-train less."""
-RECIPES = (
-    LADDER
-    | {"reads": READS}
-    | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
-)
-"""What --preset names."""
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -337,23 +291,12 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     `vary`: values of fields that a sweep tries. Raises KitError on an option that has no effect in this call
     (fgrpo.cli.checks).
     """
-    from ..tasks import USED_BY, family, resolved
+    from ..tasks import resolved
 
     names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
     names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    name = getattr(args, "preset", None) or ""
-    options = {**RECIPES.get(name, {}), **given}
-    if name in LADDER and (options.get("task", "lab-rec") != "lab-rec" or options.get("model")):
-        raise KitError(f"--preset {name} is for the tiny policy on task lab-rec: leave it out.")
-    if name == "reads" and options.get("model"):
-        raise KitError(
-            "--preset reads is for the tiny policy, and --model names a pretrained one: leave out one of them."
-        )
-    preset = PRESETS.get(family(options.get("task", "lab-rec")), {})
-    if options.get("model"):
-        preset = LM_PRESET | {field: value for field, value in preset.items() if field in USED_BY}
-    config = config_with(**{**preset, **options})
+    config = run_with(given, getattr(args, "preset", None) or "")
     check_used(args, config, given, vary or {})
     return resolved(config)
 

@@ -1,5 +1,6 @@
 """Figures. Every function returns a matplotlib Figure; `save` writes it as PNG."""
 
+import io
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -9,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as PlainFigure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -42,6 +43,15 @@ PHASES: dict[int, tuple[str, str, str]] = {
     PHASE_RANK: ("rank phase", "#E69F00", "//"),
 }
 """Name, colour and hatch of each phase."""
+
+
+class Figure(PlainFigure):
+    """A figure that a notebook shows by itself, as the last value of a cell."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=110, facecolor="white")
+        return picture.getvalue()
 
 
 class Style(TypedDict, total=False):
@@ -453,7 +463,7 @@ def ladder(rows: list[Row]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: PlainFigure, path: str | Path) -> Path:
     """Write a figure as PNG, with its folder. Raises KitError if it cannot."""
     path = Path(path)
     try:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fgrpo.cli.main import main
-from fgrpo.cli.options import LADDER
+from fgrpo.runs.presets import LADDER
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
 from fgrpo.credit import CREDITS, fgrpo, with_credit
 from fgrpo.data import Example, Splits
