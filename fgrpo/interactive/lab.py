@@ -11,6 +11,7 @@ directory where there is no repository.
 """
 
 import hashlib
+import math
 import os
 import re
 import sys
@@ -139,7 +140,7 @@ def _plain(row: object) -> dict[str, object]:
         raise KitError(f"expected an Example or a dictionary, not {type(row).__name__}")
     found: dict[str, object] = {}
     for name, value in row.items():
-        if value is None or value != value is True:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
         if isinstance(value, (tuple, set, frozenset)):
             value = sorted(value) if name == "relevant" else list(value)
