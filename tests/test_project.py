@@ -62,7 +62,8 @@ SEES = {
     "baselines": {"core", "tasks", "lm", "runs"},
     "study": {"core", "tasks", "lm", "runs", "baselines"},
     "scale": {"core", "lm", "runs"},
-    "cli": {"core", "tasks", "lm", "runs", "baselines", "study", "scale"},
+    "interactive": {"core", "tasks", "lm", "runs", "baselines", "study"},
+    "cli": {"core", "tasks", "lm", "runs", "baselines", "study", "scale", "interactive"},
     "app": {"core", "tasks", "lm", "runs", "study"},
     "notebooks": {"core", "tasks", "lm", "runs", "study"},
 }
