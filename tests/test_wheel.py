@@ -117,7 +117,8 @@ def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) 
         start(python, analysis, "-c", COMMANDS, "analyse --credits grpo --groups 2 --pools 1 --batches 1 --limit 4"),
         start(
             python, rest, "-c", COMMANDS, "data stats", "train --steps 2 --save-every 2 --out runs/mine",
-            "evaluate --checkpoint SHIPPED --limit 4", "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl",
+            "evaluate --checkpoint SHIPPED --limit 4",
+            "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl --html page.html",
             "compare --credits grpo --steps 2 --seeds 1 --jobs 1 --limit 4 --baselines random --out runs/two",
             "demo --steps 1 --seeds 1 --jobs 1",
         ),
@@ -126,7 +127,8 @@ def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) 
     assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in printed)
     for text, some in zip(printed, ("Angles in degrees", "16,384 examples"), strict=True):
         assert some in text and str(ROOT) not in text
-    assert {p.name for p in rest.iterdir()} == {"runs", "trace.jsonl"} and (rest / "runs/two/comparison.csv").is_file()
+    assert {p.name for p in rest.iterdir()} == {"runs", "trace.jsonl", "page.html"}
+    assert (rest / "runs/two/comparison.csv").is_file()
     assert not (rest / "runs/mine/checkpoints/sft").exists() and not list(analysis.iterdir())
     shipped = policy_folder(ROOT / "data/checkpoints/lab-rec")
     installed = next(python.parents[1].rglob(f"shipped/lab-rec/checkpoints/{shipped.name}"))

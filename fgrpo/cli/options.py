@@ -123,7 +123,9 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--resume", action="store_true", help="continue an interrupted comparison in --out")
     p = command("trace")
     _add_checkpoint(p)
-    p.add_argument("--out", type=_text, required=True, help="JSONL file to write; another trace is overwritten")
+    p.add_argument("--out", type=_text, help="JSONL file to write; another trace is overwritten")
+    p.add_argument("--html", type=_text, metavar="FILE", help="HTML page to write, of the queries traced token by token: "
+                   "their rewards and advantages, with candidates to move by hand; needs no server")  # fmt: skip
     p.add_argument("--sampled", type=_count(), default=24, help="number of queries traced token by token, each with the "
                    "run's number of rollouts (default 24); of the others the greedy lists alone")  # fmt: skip
     p = command("analyse")

@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 # - `rewards.slate` and `rewards.rank`, (Q, G) each;
 # - `rollouts`: their tokens, phases and lists; `config`: the options, such as `lam`, the weight of the rank reward.
 #
-# `fgrpo.advantage` subtracts the mean of each group; `fgrpo.by_phase` writes one number per phase to the tokens of that phase.
+# `fgrpo.advantage` subtracts the mean of each group; `fgrpo.by_phase` gives the tokens of a phase the number of that phase.
 
 # %%
 import fgrpo
@@ -102,8 +102,8 @@ run
 #
 # ## 5. Compare
 #
-# Write down your prediction: which method will be higher, and by how much? The table is measured on the *validation* queries,
-# since you will use it to change your method. The test queries are for the end (`split="test"`), once.
+# Write down your prediction: which method will be higher, and by how much? The table is measured on the *validation*
+# queries, since you will use it to change your method. The test queries are for the end (`split="test"`), once.
 
 # %%
 table = lab.compare(["grpo", "fgrpo", my_credit], seeds=5, steps=30)

@@ -33,9 +33,9 @@ sys.path.insert(0, str(ROOT))
 # %% [markdown]
 # ## The data
 #
-# An invented library: 72 books, each with a subject and a form. A reader has one favourite subject and one favourite form;
-# the pool holds ten books, of which the reader would borrow those with the favourite subject *or* the favourite form that
-# a coin picks. Replace this cell by your own data: any list of dictionaries with these fields, or `pandas.read_csv(...)`.
+# An invented library: 72 books, each with a subject and a form. A reader has a favourite subject and a favourite form, and
+# borrows books with either. The pool holds three of those and seven others. Replace the next cell by your own data: any list
+# of dictionaries with these fields, or a pandas data frame with these columns.
 #
 # | field | content |
 # |---|---|
@@ -53,11 +53,20 @@ import fgrpo
 
 rng = random.Random(SEED)
 SUBJECTS = ("rivers", "bridges", "bees", "clocks", "volcanoes", "lighthouses", "trams", "kites", "glass")
-FORMS = ("history of", "atlas of", "poems about", "letters on", "handbook of", "murder among", "songs of", "a life with")
+FORMS = (
+    "history of",
+    "atlas of",
+    "poems about",
+    "letters on",
+    "handbook of",
+    "murder among",
+    "songs of",
+    "a life with",
+)
 BOOKS = [(f"{form} {subject}", subject, form) for subject in SUBJECTS for form in FORMS]
 
 
-def row(number):
+def reader(number):
     subject, form = rng.choice(SUBJECTS), rng.choice(FORMS)
     liked = [b for b in BOOKS if subject in b or form in b]
     others = [b for b in BOOKS if b not in liked]
@@ -70,15 +79,15 @@ def row(number):
     }  # fmt: skip
 
 
-rows = [row(number) for number in range(4000)]
+rows = [reader(number) for number in range(4000)]
 rows[0]
 
 # %% [markdown]
 # ## Open and check
 #
 # `fgrpo.lab` reads the rows, checks every field and splits them 8:1:1 by position, so rows of one user must not be spread
-# over the file. A broken row stops it with a sentence that names the row and the field; doubtful things, such as a pool in
-# which the first candidate is always relevant, are listed under *notes on the data*. Fields of the configuration are arguments.
+# over the file. A broken row stops it with a sentence that names the row and the field; doubtful things, such as pools in
+# which the first candidate is always relevant, are listed under *notes on the data*. Options are arguments.
 #
 # To use a language model as the policy, name its folder or hub name in `MODEL`, for example
 # `HuggingFaceTB/SmolLM2-135M-Instruct`. Everything below stays the same, but takes minutes instead of seconds on a CPU, and
@@ -103,8 +112,8 @@ except fgrpo.KitError as error:
 # %% [markdown]
 # ## Look at one group
 #
-# The policy to start from does not exist yet: it is trained when it is first needed (SFT on the relevant books of the training
-# rows) and kept, so that this cell takes half a minute only once. Then eight rollouts for one reader:
+# The policy to start from does not exist yet: it is trained when it is first needed (SFT on the relevant books of the
+# training rows) and kept, so that this cell takes half a minute only once. Then eight rollouts for one reader:
 
 # %%
 group = lab.group(query=1)
@@ -149,8 +158,8 @@ table
 table.plot()
 
 # %% [markdown]
-# The same lab has `lab.train`, `lab.oracle` and methods of your own (notebook 9). From here on the command line scales better:
-# the data were written to a JSONL file, which every command takes as `--task`:
+# The same lab has `lab.train`, `lab.oracle` and methods of your own (notebook 9). For longer runs use the command line, which
+# takes a JSONL file as `--task` (the cell above wrote one to `runs/data/`):
 #
 # ```text
 # python -m fgrpo data check mine.jsonl
