@@ -82,9 +82,7 @@ class Trained:
             f"{name} reward {mean_of(first, f'reward/{name}'):.3f} to {mean_of(last, f'reward/{name}'):.3f}"
             for name in ("slate", "rank")
         ]
-        seconds = sum(row["seconds"] for row in rows)
-        done = f"{len(rows)} steps of {self.config.rl.credit} in {seconds:.0f} s"
-        return f"Run {self.folder.name}: {done}; {', '.join(change)}"
+        return f"Run of {self.config.rl.credit}, {len(rows)} steps: {', '.join(change)}"
 
     def _repr_html_(self) -> str:
         picture = b64encode(self.plot()._repr_png_()).decode()
@@ -136,5 +134,5 @@ class Comparison:
         rows = self.table()
         checks = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.checks)
         cells = [[escape(x) for x in row.values()] for row in rows]
-        note = f"<p><small>{escape(self.reading)} Files: {escape(str(self.folder.name))}.</small></p>"
+        note = f"<p><small>{escape(self.reading)}</small></p>"
         return f"<p>Does RL learn here?</p><ul>{checks}</ul>" + html.table([*map(escape, rows[0])], cells) + note

@@ -67,13 +67,13 @@ lab = fgrpo.lab(seed=SEED, full=True, slate_size=10)
 lab
 
 # %%
-group = lab.group(query=2, rollouts=4)
+group = lab.group(query=13, rollouts=4)
 group.credit("fgrpo", my_credit, "reward_to_go").plot()
 
 # %% [markdown]
 # Read one row from top to bottom. The amber part (ranking) is the same in all three panels: they differ in the slate alone.
-# Is there a rollout whose slate `fgrpo` blames and `reward_to_go` praises? Its ranking was better than its slate. What does
-# your method say there?
+# In one rollout `fgrpo` praises the slate and `reward_to_go` blames it: the slate holds more relevant films than the average
+# of its group, but the ranking made less of them. Which of the two is right? And what does your method say there?
 #
 # ## 3. Ask the oracle
 #

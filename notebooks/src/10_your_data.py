@@ -158,8 +158,8 @@ table
 table.plot()
 
 # %% [markdown]
-# The same lab has `lab.train`, `lab.oracle` and methods of your own (notebook 9). For longer runs use the command line, which
-# takes a JSONL file as `--task` (the cell above wrote one to `runs/data/`):
+# The same lab has `lab.train`, `lab.oracle` and methods of your own (notebook 9). For longer runs use the command line,
+# which takes a JSONL file as `--task` (`fgrpo.lab` wrote one to `runs/data/`):
 #
 # ```text
 # python -m fgrpo data check mine.jsonl

@@ -88,7 +88,7 @@ def test_an_own_credit_method_and_own_rewards_train_and_are_what_learns(opened: 
     assert calls == ["half_recall"] * 2 and len(run.metrics) == 2
     kept = read_config(run.folder).rl
     assert (kept.credit, kept.slate_reward, kept.rank_reward) == ("counted", "half_recall", "first_hit")
-    assert "2 steps of counted" in repr(run) and "data:image/png" in run._repr_html_()
+    assert "counted, 2 steps" in repr(run) and "data:image/png" in run._repr_html_()
     before, after = opened.policy.parameters(), run.policy.parameters()
     assert any(not a.equal(b) for a, b in zip(before, after, strict=True))
 
