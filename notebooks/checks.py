@@ -32,7 +32,7 @@ from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 NOT_SOLVED = "Not solved yet: write the function above, run its cell, then run this cell again."
 RIGHT = "Right."
 UNKNOWN = "Not yet. This is none of the known mistakes. Compute the case below by hand, with the formula."
-MOST_LINES = 1_000_000  # of the student's code in one call; what needs more is an endless loop
+MOST_LINES = 300_000  # of the student's code in one call; what needs more is an endless loop
 
 ADVICE = {
     "unsupported operand type(s) for &: 'list'": "A list knows no `&`; make it a set first: `set(slate) & relevant`.",
@@ -189,7 +189,7 @@ class Check:
         """The student's function if it is right, else one of the kit's; and words that say which."""
         if self.solved(student):
             return student, f"your `{self.exercise}`"
-        return self.right, f"the kit's own function, until your `{self.exercise}` is right"
+        return self.right, f"the kit's own, until your `{self.exercise}` is right"
 
     def run(self, function: Function) -> dict[Hashable, Outcome]:
         """What a function does with every case. After an endless loop no other case is tried."""
