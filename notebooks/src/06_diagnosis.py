@@ -35,7 +35,7 @@ FIGURES = ROOT / "runs" / "notebooks"
 from dataclasses import replace
 
 import torch
-from IPython.display import Image, Markdown
+from IPython.display import Image, Markdown, display
 
 from fgrpo.study.plots import save
 from notebooks import checks
@@ -65,36 +65,15 @@ def my_fate(candidate: int, slate: list[int], ranked: list[int], relevant: set[i
     return "right" if all(other in relevant for other in above) else "rank_drop"
 
 
+# %% [markdown] hints="my_fate"
+# If the candidate is not in the slate, can the ranked list change its fate? And which part of the ranked list decides
+# whether a candidate was dropped: that above it, or that below it?
+#
+# Ask in this order: not `in slate`, so a miss; not `in ranked`, so a drop; then `above = ranked[:
+# ranked.index(candidate)]`, and it is right if everything in `above` is in `relevant`.
+
 # %%
 print(checks.fate(my_fate))
-
-
-# %% wrong="my_fate" says="its rank matters"
-def anywhere_in_the_list(candidate, slate, ranked, relevant):
-    if candidate in ranked:
-        return "right"
-    return "rank_drop" if candidate in slate else "slate_miss"
-
-
-# %% wrong="my_fate" says="look at the slate"
-def never_looked_at_the_slate(candidate, slate, ranked, relevant):
-    if candidate not in ranked:
-        return "slate_miss"
-    return "right" if set(ranked[: ranked.index(candidate)]) <= relevant else "rank_drop"
-
-
-# %% wrong="my_fate" says="first rank"
-def only_the_first(candidate, slate, ranked, relevant):
-    if candidate not in slate:
-        return "slate_miss"
-    return "right" if ranked[0] == candidate else "rank_drop"
-
-
-# %% wrong="my_fate" says="ranked below"
-def nothing_irrelevant_at_all(candidate, slate, ranked, relevant):
-    if candidate not in slate:
-        return "slate_miss"
-    return "right" if candidate in ranked and set(ranked) <= relevant else "rank_drop"
 
 
 # %% [markdown]
@@ -117,22 +96,30 @@ from fgrpo.tasks.lab import lab_task
 config = Config(seed=SEED)
 policy = load_policy(SHIPPED)
 test = lab_task().test
-found = {}
+found, written = {}, {}
 for name, grammar in (("warm start", config.grammar), ("full lists", replace(config.grammar, full=True))):
-    outputs = rollout(policy, test, Sampling(grammar)).outputs
+    written[name] = outputs = rollout(policy, test, Sampling(grammar)).outputs
     slates, ranks = (
         pad([o.slate for o in outputs], grammar.slate_size),
         pad([o.rank for o in outputs], grammar.rank_size),
     )
     failed = torch.tensor([bool(o.error) for o in outputs])
     found[name] = fates(slates, ranks, failed, pool_gains(test))  # (Q, N): index into FATES, -1 if irrelevant
-share = {name: [float((f == i).sum() / (f >= 0).sum()) for i in range(3)] for name, f in found.items()}
-rows = [f"| {name} | " + " | ".join(f"{x:.0%}" for x in s) + " |" for name, s in share.items()]
-Markdown("| relevant candidates of | " + " | ".join(FATES[:3]) + " |\n" + "|---" * 4 + "|\n" + "\n".join(rows))
 
 # %%
 from notebooks.recorded import miss_and_drop
 
+fate, whose = checks.fate.use(my_fate)  # yours, if it is right
+share = {}
+for name, outputs in written.items():
+    own = [
+        fate(c, list(o.slate), list(o.rank), e.relevant) for e, o in zip(test, outputs, strict=True) for c in e.relevant
+    ]
+    share[name] = [own.count(f) / len(own) for f in FATES[:3]]
+    assert own.count("slate_miss") == int((found[name] == FATES.index("slate_miss")).sum())
+rows = [f"| {name} | " + " | ".join(f"{x:.0%}" for x in s) + " |" for name, s in share.items()]
+table = "| relevant candidates of | " + " | ".join(FATES[:3]) + " |\n" + "|---" * 4 + "|\n" + "\n".join(rows)
+display(Markdown(f"{table}\n\nCounted by {whose}."))
 quadrants = miss_and_drop(found)
 Image(save(quadrants, FIGURES / "06_quadrants.png"), width=850, alt="Queries by slate misses and rank drops")
 
@@ -371,37 +358,16 @@ def my_reward_to_go(
     return a_joint * in_slate + a_own * in_rank
 
 
+# %% [markdown] hints="my_reward_to_go"
+# Which of the two rewards can a slate token still change? And which can a rank token still change, when the slate has
+# been written?
+#
+# Two numbers per rollout: `slate + lam * rank` for its slate tokens and `lam * rank` for its rank tokens. Subtract
+# from each its own group mean (`mean(dim=1, keepdim=True)`), make it a column with `reshape(-1, 1)`, multiply it by
+# its mask, and add the two.
+
 # %%
 print(checks.reward_to_go(my_reward_to_go))
-
-
-# %% wrong="my_reward_to_go" says="joint credit"
-def the_sum_everywhere(slate, rank, lam, in_slate, in_rank):
-    joint = slate + lam * rank
-    return (joint - joint.mean(1, keepdim=True)).reshape(-1, 1) * (in_slate | in_rank)
-
-
-# %% wrong="my_reward_to_go" says="factorised credit"
-def each_its_own(slate, rank, lam, in_slate, in_rank):
-    a, b = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, lam * rank))
-    return a * in_slate + b * in_rank
-
-
-# %% wrong="my_reward_to_go" says="came before them"
-def what_came_before(slate, rank, lam, in_slate, in_rank):
-    a, b = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, slate + lam * rank))
-    return a * in_slate + b * in_rank
-
-
-# %% wrong="my_reward_to_go" says="lam is missing"
-def rank_unweighted(slate, rank, lam, in_slate, in_rank):
-    a, b = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate + lam * rank, rank))
-    return a * in_slate + b * in_rank
-
-
-# %% wrong="my_reward_to_go" says="not centred"
-def rewards_as_they_are(slate, rank, lam, in_slate, in_rank):
-    return (slate + lam * rank).reshape(-1, 1) * in_slate + (lam * rank).reshape(-1, 1) * in_rank
 
 
 # %% [markdown]
@@ -416,7 +382,7 @@ from fgrpo.credit import CREDITS
 from fgrpo.prompt import PHASE_RANK
 
 tried = ["grpo", "fgrpo", "reward_to_go"]
-if checks.reward_to_go(my_reward_to_go).startswith(checks.RIGHT):
+if checks.reward_to_go.solved(my_reward_to_go):
     CREDITS["yours"] = lambda rewards, rollouts, rl: my_reward_to_go(
         rewards.slate, rewards.rank, rl.lam, rollouts.phase == PHASE_SLATE, rollouts.phase == PHASE_RANK
     )
@@ -432,21 +398,34 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## Bias depends on lambda
 #
-# The larger the weight of the rank reward, the larger the error of slate tokens that do not get it. The figure shows the
-# whole range. The second cell has a slider, which needs a running kernel: it lists all groups again for every value.
+# The larger the weight of the rank reward, the larger the error of slate tokens that do not get it. The mean estimate of
+# each of these methods is a straight line in `lam`, and so is the true gradient. So we list all groups twice, for `lam` 0
+# and 1, and know every other value exactly. The second cell has a slider, which needs a running kernel.
 
 # %%
 PLAIN = [m for m in METHODS if m != "nested"]  # nested needs 4 rollouts
+
+
+def mean_and_truth(oracle, method, lam):
+    """Mean estimate over all groups of two, and the true gradient: (E,) each."""
+    rl = replace(METHODS[method], lam=lam, group=2)
+    groups, probability = oracle.all_groups(rl)
+    return probability @ oracle.estimates(groups, rl), oracle.gradient(
+        (oracle.rewards.slate + lam * oracle.rewards.rank)[0]
+    )
+
+
+ends = {m: [[mean_and_truth(o, m, lam) for lam in (0.0, 1.0)] for o in oracles] for m in PLAIN}
+
+
+def bias(method, lam):
+    """Angle between mean estimate and true gradient in degrees, a mean over the queries."""
+    lines = zip(oracles, ends[method], strict=True)
+    return sum(o.angle(*(x + lam * (y - x) for x, y in zip(*pair, strict=True))) for o, pair in lines) / len(oracles)
+
+
 VALUES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-
-
-def biases(lam, group=2):
-    """Rows of the oracle for one lambda: exact means over the queries."""
-    return oracle_table(oracles, {m: replace(METHODS[m], lam=lam) for m in PLAIN}, [group], exact=True)
-
-
-by_value = [biases(lam) for lam in VALUES]
-angles = {m: [rows[i]["angle"] for rows in by_value] for i, m in enumerate(PLAIN)}
+angles = {m: [bias(m, lam) for lam in VALUES] for m in PLAIN}
 line = bias_over_lambda(angles, VALUES)
 Image(save(line, FIGURES / "06_lambda.png"), width=750, alt="Bias of each method against lambda")
 
@@ -454,16 +433,16 @@ Image(save(line, FIGURES / "06_lambda.png"), width=750, alt="Bias of each method
 from notebooks.live import live
 
 
-def at_lambda(lam, group):
-    """The figure with a line at this lambda; the title gives the bias of each method there, for this group size."""
+def at_lambda(lam):
+    """The figure with a line at this lambda; the title gives the bias of each method there."""
     figure = bias_over_lambda(angles, VALUES)
     figure.axes[0].axvline(lam, color="0.4")
-    here = ", ".join(f"{name_of(r['method'])} {r['angle']:.1f}°" for r in biases(lam, group))
-    figure.axes[0].set_title(f"lambda = {lam:g}, G = {group}: {here}", fontsize=9, loc="left")
+    here = ", ".join(f"{name_of(m)} {bias(m, lam):.1f}°" for m in PLAIN)
+    figure.axes[0].set_title(f"lambda = {lam:g}: {here}", fontsize=9, loc="left")
     return save(figure, FIGURES / "06_slider.png")
 
 
-live(at_lambda, lam=(0.0, 4.0, 0.25), group=[2, 3])
+live(at_lambda, lam=(0.0, 4.0, 0.25, 1.0))
 
 # %% [markdown]
 # ## Answer: when does each credit method mislead?

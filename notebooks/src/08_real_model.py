@@ -155,31 +155,14 @@ def my_chance(n: int, pool: int, relevant: int) -> float:
     return n / pool
 
 
+# %% [markdown] hints="my_chance"
+# Look at one relevant candidate alone. With which probability is it in a slate of `n` out of `pool`?
+#
+# That probability is `n / pool`, the same for every relevant candidate. So `relevant * n / pool` of them are expected
+# in the slate. Recall divides this number by `relevant`.
+
 # %%
 print(checks.chance(my_chance))
-
-
-# %% wrong="my_chance" says="number of hits"
-def hits(n, pool, relevant):
-    return n * relevant / pool
-
-
-# %% wrong="my_chance" says="precision"
-def precision(n, pool, relevant):
-    return relevant / pool
-
-
-# %% wrong="my_chance" says="at least one"
-def any_hit(n, pool, relevant):
-    none = 1.0
-    for drawn in range(n):
-        none *= max(0, pool - relevant - drawn) / (pool - drawn)
-    return 1 - none
-
-
-# %% wrong="my_chance" says="maximum"
-def ceiling(n, pool, relevant):
-    return min(1.0, n / relevant)
 
 
 # %% [markdown]
@@ -211,17 +194,20 @@ def random_outputs(draw):
 by_luck = {
     task: sum(float(measured(random_outputs(draw), task, "ndcg@5").mean()) for draw in range(20)) / 20 for task in TASKS
 }  # fmt: skip
+chance, whose = checks.chance.use(my_chance)  # yours, if it is right
 lines = ["| policy | query | slate length | recall | by chance | NDCG@5 | by chance |", "|---" * 7 + "|"]
 for (name, task), trace in traces.items():
     outputs = [group.greedy.output for group in trace.groups]
-    length = sum(len(o.slate) for o in outputs) / len(outputs)
-    cells = [f"{length:.1f}"]
-    for key, by_chance in (("slate_recall", length / 20), ("ndcg@5", by_luck[task])):
+    cells = [f"{sum(len(o.slate) for o in outputs) / len(outputs):.1f}"]
+    drawn = [
+        chance(len(o.slate), len(e.candidates), len(e.relevant)) for o, e in zip(outputs, examples[task], strict=True)
+    ]
+    for key, by_chance in (("slate_recall", sum(drawn) / len(drawn)), ("ndcg@5", by_luck[task])):
         mean = paired(measured(outputs, task, key).unsqueeze(0))
         low, high = mean.interval()
         cells += [f"{mean.mean:.2f} [{low:.2f}, {high:.2f}]", f"{by_chance:.2f}"]
     lines.append(f"| {name} | {task} | {' | '.join(cells)} |")
-Markdown("\n".join(lines))
+Markdown("\n".join(lines) + f"\n\nThe recall by chance was computed by {whose}.")
 
 # %% [markdown]
 # ## Does it read, or does it count?
@@ -241,28 +227,13 @@ def my_overlap(a: list, b: list) -> float:
     return len(set(a) & set(b)) / len(set(a) | set(b))
 
 
+# %% [markdown] hints="my_overlap"
+# A slate has no order. Which Python type holds items without an order, and knows what two of them share?
+#
+# With `A = set(a)` and `B = set(b)`: the number of items in `A & B`, divided by the number in `A | B`.
+
 # %%
 print(checks.overlap(my_overlap))
-
-
-# %% wrong="my_overlap" says="no order"
-def same_positions(a, b):
-    return sum(x == y for x, y in zip(a, b, strict=False)) / max(len(a), len(b))
-
-
-# %% wrong="my_overlap" says="divide it"
-def both_hold(a, b):
-    return len(set(a) & set(b))
-
-
-# %% wrong="my_overlap" says="both sides"
-def one_sided(a, b):
-    return len(set(a) & set(b)) / len(a)
-
-
-# %% wrong="my_overlap" says="Dice"
-def dice(a, b):
-    return 2 * len(set(a) & set(b)) / (len(a) + len(b))
 
 
 # %% [markdown]
@@ -273,9 +244,12 @@ def dice(a, b):
 # policy counts. Two random slates of ten have an overlap of about a third in both.
 
 # %%
+from itertools import combinations
+
 from fgrpo.study.reads import order_rows, pool_verdict, position_rows
 from notebooks.recorded import numbers_and_overlaps
 
+overlap, whose = checks.overlap.use(my_overlap)  # yours, if it is right
 rows, shares, agreement = {}, {}, {}
 for name in POLICIES:
     groups = [group for task in TASKS for group in traces[name, task].groups]
@@ -284,8 +258,15 @@ for name in POLICIES:
     outputs = [[group.greedy.output for group in some] for some in orders]
     rows[name] = [*order_rows(pools, outputs, ("1", "2", "3")), *position_rows(pools, outputs)]
     shares[name] = [row["value"] for row in rows[name] if row["measure"] == "slate"]
-    found = {row["measure"]: row["value"] for row in rows[name]}
-    agreement[name] = (found["slate: same positions"], found["slate: same candidates"])
+    by_number = [[list(o.slate) for o in some] for some in outputs]  # three orders of the pool, a slate per query
+    by_text = [
+        [[e.candidates[i] for i in o.slate] for e, o in zip(*pair, strict=True)]
+        for pair in zip(pools, outputs, strict=True)
+    ]
+    agreement[name] = tuple(
+        sum(overlap(a, b) for x, y in combinations(slates, 2) for a, b in zip(x, y, strict=True)) / len(groups)
+        for slates in (by_number, by_text)
+    )  # means over the three pairs of orders
 figure = numbers_and_overlaps(shares, agreement)
 Image(save(figure, FIGURES / "08_reads_or_counts.png"), width=1000, alt="Which numbers slates hold; overlap of slates")
 
