@@ -1,7 +1,7 @@
 """Make the notebooks from their sources: `python notebooks/build.py [--no-run] [NN ...]`.
 
-Each notebook has one source, `src/NN_title.py` in jupytext's percent format, with text, exercises, solutions and known
-wrong answers. Its header holds the notebook's time budget in seconds on two cores:
+Each notebook has one source, `src/NN_title.py` in jupytext's percent format, with text, exercises, hints and solutions.
+Its header holds the notebook's time budget in seconds on two cores:
 
     # ---
     # jupyter:
@@ -12,18 +12,19 @@ Cells may have these marks, written as cell metadata on the `# %%` line:
 
     # %% exercise="my_recall" difficulty=1 minutes=5
         An exercise: one complete function. The line `    # solution` separates what the student is given from what
-        has to be written. The cell before it is a text cell, to which a line with difficulty and minutes is added. The
-        cell after it is the check.
-    # %% wrong="my_recall" says="slate's length"
-        A known wrong answer to that exercise: one function with any name. The message of its check must contain the
-        words `says`. It does not appear in any notebook.
+        has to be written. The cell before it is a text cell, to which a line with difficulty and minutes is added.
+    # %% [markdown] hints="my_recall"
+        Two paragraphs after the exercise: a question that leads on, and nearly the formula. The cell after them is the
+        check.
 
-A source makes one or two notebooks: `NN_title.ipynb`, where the body of an exercise is a stub and its solution is
-collapsed below the check, and, if there are exercises, `solutions/NN_title.ipynb`, where every exercise is solved. Both
-are run in a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran them.
+A source makes one or two notebooks: `NN_title.ipynb`, where the body of an exercise is a stub, and its hints and its
+solution are collapsed below the check, and, if there are exercises, `solutions/NN_title.ipynb`, where every exercise is
+solved. Both are run in a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran
+them. What students answer wrongly is in tests/notebooks/answers.py.
 """
 
 import argparse
+import html
 import json
 import re
 import sys
@@ -74,10 +75,11 @@ def generate(path: Path) -> dict[Path, NotebookNode]:
 
 def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
     cells: list[tuple[str, str]] = []
-    folded = ""  # a solution, to be added after the next check
+    folded = ""  # hints and a solution, to be added after the next check
     for cell in source.cells:
         marks, text = cell.metadata, cell.source
-        if "wrong" in marks:
+        if "hints" in marks:
+            folded = "\n".join([*_hints(text), folded])
             continue
         if "exercise" in marks:
             given, written = text.split(SOLUTION)
@@ -100,6 +102,14 @@ def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
     new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
     made = [new[kind](text, id=f"{number}-{index:02d}") for index, (kind, text) in enumerate(cells)]
     return nbformat.v4.new_notebook(cells=made, metadata={**METADATA, "fgrpo": dict(source.metadata["fgrpo"])})
+
+
+def _hints(text: str) -> list[str]:
+    """Each paragraph collapsed, on one line: Markdown leaves such a line alone, so its `code` is marked here."""
+    code = [
+        re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(" ".join(p.split()), False)) for p in text.split("\n\n")
+    ]
+    return [f"<details><summary>Hint {i}</summary>{p}</details>" for i, p in enumerate(code, start=1)]
 
 
 def execute(notebook: NotebookNode, folder: Path, seconds: float, **options: Any) -> NotebookNode:

@@ -75,23 +75,14 @@ def my_recall(slate: list[int], relevant: set[int]) -> float:
     return len(set(slate) & relevant) / len(relevant)
 
 
+# %% [markdown] hints="my_recall"
+# Recall asks how many of the *relevant* candidates were found. Which number is then below the fraction line, that of
+# the slate or that of the relevant ones?
+#
+# Count the candidates that are in `set(slate)` and in `relevant`, and divide by `len(relevant)`.
+
 # %%
 print(checks.recall(my_recall))
-
-
-# %% wrong="my_recall" says="precision"
-def over_the_slate(slate, relevant):
-    return len(set(slate) & relevant) / len(slate)
-
-
-# %% wrong="my_recall" says="count"
-def how_many(slate, relevant):
-    return float(len(set(slate) & relevant))
-
-
-# %% wrong="my_recall" says="hit"
-def any_at_all(slate, relevant):
-    return float(bool(set(slate) & relevant))
 
 
 # %% [markdown]
@@ -134,45 +125,15 @@ def my_ndcg(ranked: list[int], relevant: set[int], k: int) -> float:
     return dcg / best
 
 
+# %% [markdown] hints="my_ndcg"
+# How would the best possible list begin? How many relevant candidates could it hold at its first `k` ranks, if the
+# pool has more than `k` of them, and if it has fewer?
+#
+# `dcg` is the sum of `1 / math.log2(i + 1)` over `enumerate(ranked[:k], start=1)`, where the item is relevant. `best`
+# is the same sum over the ranks 1 to `min(k, len(relevant))`. The result is `dcg / best`.
+
 # %%
 print(checks.ndcg(my_ndcg))
-
-
-# %% wrong="my_ndcg" says="not normalised"
-def without_the_best(ranked, relevant, k):
-    return sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
-
-
-# %% wrong="my_ndcg" says="own best order"
-def against_its_own_best(ranked, relevant, k):
-    found = [item in relevant for item in ranked[:k]]
-    dcg = sum(hit / math.log2(i + 1) for i, hit in enumerate(found, start=1))
-    best = sum(hit / math.log2(i + 1) for i, hit in enumerate(sorted(found, reverse=True), start=1))
-    return dcg / best if best else 0.0
-
-
-# %% wrong="my_ndcg" says="always k relevant"
-def as_if_k_were_relevant(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(1, k + 1))
-
-
-# %% wrong="my_ndcg" says="counted from 0"
-def from_zero(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k]) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(min(k, len(relevant))))
-
-
-# %% wrong="my_ndcg" says="beyond rank k"
-def no_end(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked, start=1) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(1, min(k, len(relevant)) + 1))
-
-
-# %% wrong="my_ndcg" says="longer than k"
-def best_of_all(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(1, len(relevant) + 1))
 
 
 # %% [markdown]

@@ -116,28 +116,15 @@ def my_advantage(reward: torch.Tensor) -> torch.Tensor:
     return reward - reward.mean(dim=1, keepdim=True)
 
 
+# %% [markdown] hints="my_advantage"
+# `reward` has the shape (Q, G). Along which of the two dimensions are the rollouts of one query? And which shape must
+# the mean have, so that every row loses its *own* mean?
+#
+# The mean over dim 1, kept as a column of shape (Q, 1): `reward.mean(dim=1, keepdim=True)`. Subtract it from
+# `reward`. Nothing is divided.
+
 # %%
 print(checks.advantage(my_advantage))
-
-
-# %% wrong="my_advantage" says="across queries"
-def one_mean_for_all(reward):
-    return reward - reward.mean()
-
-
-# %% wrong="my_advantage" says="dim 0"
-def along_the_wrong_axis(reward):
-    return reward - reward.mean(dim=0, keepdim=True)
-
-
-# %% wrong="my_advantage" says="standard deviation"
-def standardised(reward):
-    return (reward - reward.mean(dim=1, keepdim=True)) / (reward.std(dim=1, keepdim=True) + 1e-4)
-
-
-# %% wrong="my_advantage" says="sign is reversed"
-def turned(reward):
-    return reward.mean(dim=1, keepdim=True) - reward
 
 
 # %% [markdown]
@@ -182,44 +169,17 @@ def my_credit(
     return own * real
 
 
+# %% [markdown] hints="my_credit"
+# For every token you need two yes-or-no answers: was `close_slate` already written *before* it? Was `end` already
+# written *before* it? How does `cumsum(1)` help to answer them?
+#
+# `closes = tokens == close_slate`; then `closes.cumsum(1) - closes.long() == 0` is true up to and including
+# `close_slate`, and the same with `end` gives the real tokens. Compute the two advantages (Q, G), each from its own
+# reward, make each a column with `reshape(-1, 1)`, and choose by `torch.where(in_slate, a_slate, lam * a_rank)`,
+# times the real tokens.
+
 # %%
 print(checks.factorised(my_credit))
-
-
-# %% wrong="my_credit" says="end token has no credit"
-def without_the_end(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    in_slate = (tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0
-    return torch.where(in_slate, a_slate, lam * a_rank) * ((tokens == end).cumsum(1) == 0)
-
-
-# %% wrong="my_credit" says="joint credit"
-def the_sum_for_all(slate, rank, lam, tokens, close_slate, end):
-    joint = slate + lam * rank
-    return (joint - joint.mean(1, keepdim=True)).reshape(-1, 1) * (
-        (tokens == end).cumsum(1) - (tokens == end).long() == 0
-    )
-
-
-# %% wrong="my_credit" says="</SLATE>"
-def closing_paid_by_rank(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    real = (tokens == end).cumsum(1) - (tokens == end).long() == 0
-    return torch.where((tokens == close_slate).cumsum(1) == 0, a_slate, lam * a_rank) * real
-
-
-# %% wrong="my_credit" says="Padding got credit"
-def on_and_on(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    return torch.where((tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0, a_slate, lam * a_rank)
-
-
-# %% wrong="my_credit" says="lam is missing"
-def unweighted(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    in_slate = (tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0
-    real = (tokens == end).cumsum(1) - (tokens == end).long() == 0
-    return torch.where(in_slate, a_slate, a_rank) * real
 
 
 # %% [markdown]

@@ -81,28 +81,15 @@ def my_surrogate(ratio: torch.Tensor, advantages: torch.Tensor, low: float, high
     return torch.minimum(ratio * advantages, clipped * advantages)
 
 
+# %% [markdown] hints="my_surrogate"
+# Compute both products, with and without the clip. At the ratio 0.5 with advantage +1, and at the ratio 2 with
+# advantage -1: which product is smaller, and does it still depend on the ratio?
+#
+# `torch.minimum(ratio * advantages, clipped * advantages)` with `clipped = ratio.clamp(1 - low, 1 + high)`. Stay with
+# tensors: a Python number has no gradient.
+
 # %%
 print(checks.surrogate(my_surrogate))
-
-
-# %% wrong="my_surrogate" says="always clipped"
-def clipped_alone(ratio, advantages, low, high):
-    return ratio.clamp(1 - low, 1 + high) * advantages
-
-
-# %% wrong="my_surrogate" says="maximum"
-def the_larger(ratio, advantages, low, high):
-    return torch.maximum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-
-
-# %% wrong="my_surrogate" says="before the advantage"
-def ratios_first(ratio, advantages, low, high):
-    return torch.minimum(ratio, ratio.clamp(1 - low, 1 + high)) * advantages
-
-
-# %% wrong="my_surrogate" says="Nothing is clipped"
-def no_clip(ratio, advantages, low, high):
-    return ratio * advantages
 
 
 # %% [markdown]
@@ -127,28 +114,14 @@ def my_loss(per_token: torch.Tensor, mask: torch.Tensor, longest: int) -> torch.
     return -(per_token * mask).sum() / (len(per_token) * longest)
 
 
+# %% [markdown] hints="my_loss"
+# An optimizer makes the loss *smaller*, but the surrogate should grow. Which tokens must not count, and which number
+# is the same whatever the lengths of the other outputs?
+#
+# Multiply `per_token` by `mask`, sum everything, divide by `len(per_token) * longest`, and put a minus sign in front.
+
 # %%
 print(checks.normalised(my_loss))
-
-
-# %% wrong="my_loss" says="its own length"
-def mean_per_output(per_token, mask, longest):
-    return -((per_token * mask).sum(1) / mask.sum(1)).mean()
-
-
-# %% wrong="my_loss" says="real tokens of this batch"
-def mean_over_tokens(per_token, mask, longest):
-    return -(per_token * mask).sum() / mask.sum()
-
-
-# %% wrong="my_loss" says="mask is missing"
-def with_padding(per_token, mask, longest):
-    return -per_token.sum() / (len(per_token) * longest)
-
-
-# %% wrong="my_loss" says="sign is missing"
-def uphill(per_token, mask, longest):
-    return (per_token * mask).sum() / (len(per_token) * longest)
 
 
 # %% [markdown]
