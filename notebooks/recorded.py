@@ -163,7 +163,7 @@ def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
     for axes, (title, fate) in zip(figure.subplots(1, len(fates), squeeze=False)[0], fates.items(), strict=True):
         miss, drop = ((fate == FATES.index(name)).sum(1) for name in ("slate_miss", "rank_drop"))
         count = torch.zeros(most + 1, most + 1).index_put_((drop, miss), torch.ones(len(fate)), accumulate=True)
-        axes.imshow(count.sqrt(), origin="lower", cmap="Greys", vmax=1.4 * float(count.max()) ** 0.5)
+        axes.imshow(count.sqrt(), origin="lower", cmap="Greys", vmax=2 * float(count.max()) ** 0.5)
         for (y, x), n in np.ndenumerate(count.int().numpy()):
             axes.text(x, y, str(n) if n else "", ha="center", va="center")
         axes.plot([0.5, 0.5, np.nan, -0.5, most + 0.5], [-0.5, most + 0.5, np.nan, 0.5, 0.5], "black", linewidth=2)

@@ -124,9 +124,11 @@ Markdown(
 )
 
 # %% [markdown]
-# Under `fgrpo` every step points the right way, under `grpo` about two of three do: nearly a coin, in favour of up. With
-# separate weights nearly the same is predicted as for the ranker alone, because its gradient is the same. Measured is less
-# than half of it; with both models moving the runs vary more, and the interval reaches 0.
+# Under `fgrpo` every step points the right way, under `grpo` about two of three do, not much better than a coin. (So a
+# step of `grpo` still raises the reward a little on average, and yet it falls over 120 steps: what noise does to the
+# weights adds up, and a prediction of one step does not see it.) With separate weights nearly the same is predicted as for
+# the ranker alone, because its gradient is the same. Measured is less than half of it; with both models moving the runs
+# vary more, and the interval reaches 0.
 #
 # ## The leak table
 #

@@ -1,6 +1,6 @@
 # ---
 # jupyter:
-#   fgrpo: {budget: 75}
+#   fgrpo: {budget: 60}
 # ---
 
 # %% [markdown]
@@ -40,9 +40,21 @@ from IPython.display import Image, Markdown
 
 from fgrpo.study.plots import save
 from notebooks.recorded import (
-    TESTED, as_table, by_length, credit_experiments, differences, learned, pick, rates_of, read_prediction, read_table,
-    regime, seen, source, value_of,
-)  # fmt: skip
+    TESTED,
+    as_table,
+    by_length,
+    credit_experiments,
+    differences,
+    learned,
+    pick,
+    rates_of,
+    read_prediction,
+    read_table,
+    regime,
+    seen,
+    source,
+    value_of,
+)
 
 # %% [markdown]
 # ## Train
@@ -240,9 +252,10 @@ Markdown(f"{as_table(heads, lines)}\n\nAfter the 200 steps, in the paper's setti
 # regimes were run again with a warm start for each seed (last two rows). In the paper's own setting `fgrpo` is **higher**,
 # by what was promised; with lambda 4 the difference is clearly smaller than anything that would matter.
 #
-# Two promises failed. In the pool of 50, the largest promise, both methods stand still after a third of the way, so that
-# an early lead saves nothing later. And from the weak start, where least was promised, `fgrpo` is ahead most, but the runs
-# vary so much that nothing below 0.05 could be seen. A map of the first step speaks about first steps.
+# Two promises failed. In the pool of 50, the largest promise, both methods stand still after a third of the way
+# ([curves](../data/results/confirm-curve.png)), so that an early lead saves nothing later. And from the weak start, where
+# little was promised, `fgrpo` is ahead most, but the runs vary so much that nothing below 0.05 could be seen. A map of the
+# first step speaks about first steps.
 
 # %% [markdown]
 # ## The figure to keep: which experiment could see what

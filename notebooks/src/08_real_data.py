@@ -1,6 +1,6 @@
 # ---
 # jupyter:
-#   fgrpo: {budget: 40}
+#   fgrpo: {budget: 25}
 # ---
 
 # %% [markdown]

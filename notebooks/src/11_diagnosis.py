@@ -1,6 +1,6 @@
 # ---
 # jupyter:
-#   fgrpo: {budget: 45}
+#   fgrpo: {budget: 40}
 # ---
 
 # %% [markdown]
@@ -133,9 +133,9 @@ quadrants = miss_and_drop(found)
 Image(save(quadrants, FIGURES / "11_quadrants.png"), width=850, alt="Queries by slate misses and rank drops")
 
 # %% [markdown]
-# Full lists change no weight, so the ranking is no better than before. Nearly all candidates that the slate no longer
-# misses are dropped by the ranking instead, and the share of `right` even falls a little: a longer slate gives the ranking
-# more to choose from, and more to get wrong. A fate says where a candidate was lost, not what would have saved it.
+# Full lists change no weight, so the ranking is no better than before. All candidates that the slate no longer misses are
+# dropped by the ranking instead, and the share of `right` even falls a little: a longer slate gives the ranking more to
+# choose from, and more to get wrong. A fate says where a candidate was lost, not what would have saved it.
 #
 # ## Does a credit method move the losses?
 #
@@ -240,7 +240,7 @@ Markdown(
 #   better ranker. After RL on this task nearly all that is lost is lost by the ranking.
 # - A phase with its own reward does what *that* reward says. Factorised credit needs a slate reward that is right on its
 #   own; joint credit softens a wrong one, as far as the ranking makes use of what the slate gives it.
-# - `shapley` credit mends this trap where labels of single items are known: it pays each item its mean contribution over
+# - `shapley` credit avoids this trap where labels of single items are known: it pays each item its mean contribution over
 #   all orders in which the slate could have been built.
 #
 # **Next:** [your own credit method](09_your_method.ipynb), if you have not written it yet.
