@@ -136,11 +136,10 @@ print(checks.advantage(my_advantage))
 # %% [markdown]
 # ## Joint credit
 #
-# GRPO knows one reward per output. So the usual way is to add the two rewards and to give every token of a rollout the same
-# advantage. `lam` (lambda) is the weight of the rank reward:
+# GRPO knows one reward per output, so the usual way is to add both and to give every token of a rollout the same advantage:
 #
 # ```text
-# joint[q, g] = slate[q, g] + lam * rank[q, g]
+# joint[q, g] = slate[q, g] + lam * rank[q, g]             lam (lambda): the weight of the rank reward
 # every token of rollout (q, g):   advantage of joint[q, g]
 # ```
 #

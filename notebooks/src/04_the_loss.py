@@ -57,7 +57,8 @@ from notebooks import checks
 # It costs nothing, and it removes noise: with R - b, the advantage, an output is pushed up only if it was better than usual.
 # (The mean of the group contains the rollout's own reward. That makes all advantages smaller by the factor 1 - 1/G, and
 # changes no direction.) And log p is a sum over tokens, so that every token can have an advantage of its own.
-#
+
+# %% [markdown]
 # So the loss needs no gradient of the reward. It uses a replacement (a *surrogate*) with the gradient of the first line. The
 # policy is compared with itself at the time of sampling. For every token
 #
