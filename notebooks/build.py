@@ -105,11 +105,15 @@ def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
 
 
 def _hints(text: str) -> list[str]:
-    """Each paragraph collapsed, on one line: Markdown leaves such a line alone, so its `code` is marked here."""
-    code = [
-        re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(" ".join(p.split()), False)) for p in text.split("\n\n")
-    ]
-    return [f"<details><summary>Hint {i}</summary>{p}</details>" for i, p in enumerate(code, start=1)]
+    """Each paragraph collapsed, on one line: Markdown leaves such a line alone, so `code` and *emphasis* are marked here."""
+
+    def mark(found: re.Match[str]) -> str:
+        code, stressed = found.groups()
+        return f"<code>{code}</code>" if code else f"<em>{stressed}</em>"
+
+    lines = [html.escape(" ".join(paragraph.split()), quote=False) for paragraph in text.split("\n\n")]
+    marked = [re.sub(r"`([^`]+)`|\*(\w[^*`]*)\*", mark, line) for line in lines]
+    return [f"<details><summary>Hint {i}</summary>{line}</details>" for i, line in enumerate(marked, start=1)]
 
 
 def execute(notebook: NotebookNode, folder: Path, seconds: float, **options: Any) -> NotebookNode:

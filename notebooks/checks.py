@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,21 @@ from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 NOT_SOLVED = "Not solved yet: write the function above, run its cell, then run this cell again."
 RIGHT = "Right."
 UNKNOWN = "Not yet. This is none of the known mistakes. Compute the case below by hand, with the formula."
-MOST_LINES = 1_000_000  # of the student's code in one call; what needs more is an endless loop
+MOST_LINES = 300_000  # of the student's code in one call; what needs more is an endless loop
+
+ADVICE = {
+    "unsupported operand type(s) for &: 'list'": "A list knows no `&`; make it a set first: `set(slate) & relevant`.",
+    "Boolean value of Tensor with more than one value is ambiguous": (
+        "Python's `min`, `max`, `if`, `and` take one number; for all numbers of a tensor use `torch.minimum`, `torch.where`."
+    ),
+    "must match the size of tensor b": (
+        "The shapes do not fit. To put one number per rollout on all tokens of its row, make it a column: `reshape(-1, 1)`."
+    ),
+    "list index out of range": "The list is shorter than your loop: a ranked list can have fewer than k candidates.",
+    "is not in list": "`index` looks for something that the list does not hold: ask with `in` before.",
+    "Can't call numpy() on Tensor that requires grad": "NumPy has no gradients: stay with operations on tensors.",
+}
+"""what to say about errors that students often meet, by a part of Python's message"""
 
 Function = Callable[..., Any]
 Symptom = Callable[[Mapping[Hashable, Any]], bool]
@@ -45,6 +60,10 @@ class EndlessLoop(BaseException):
 class Unusable(Exception):
     """What a function returned has the wrong type."""
 
+    def __init__(self, message: str, found: Any = None) -> None:
+        super().__init__(message)
+        self.found = found
+
 
 def number(found: Any) -> float:
     """Any kind of real number: int, float, bool, Fraction, NumPy's, or a tensor with one element."""
@@ -55,7 +74,7 @@ def number(found: Any) -> float:
             raise TypeError
         return float(found.item() if hasattr(found, "item") else found)
     except (TypeError, ValueError, RuntimeError):
-        raise Unusable(f"A number was expected; your function returned {named(found)}.") from None
+        raise Unusable(f"A number was expected; your function returned {named(found)}.", found) from None
 
 
 def tensor(found: Any) -> Tensor:
@@ -63,7 +82,7 @@ def tensor(found: Any) -> Tensor:
     if found is None:
         raise Unusable("Your function returned None: is `return` missing?")
     if not isinstance(found, Tensor):
-        raise Unusable(f"A tensor was expected; your function returned {named(found)}, which has no gradient.")
+        raise Unusable(f"A tensor was expected; your function returned {named(found)}.", found)
     return found
 
 
@@ -72,7 +91,7 @@ def word(found: Any) -> str:
     if found is None:
         raise Unusable("Your function returned None: does every branch have a `return`?")
     if found not in FATES[:3]:
-        raise Unusable(f"The answer must be one of {', '.join(map(repr, FATES[:3]))}, not {found!r}.")
+        raise Unusable(f"The answer must be one of {', '.join(map(repr, FATES[:3]))}, not {found!r}.", found)
     return str(found)
 
 
@@ -120,20 +139,28 @@ class Check:
     read: Callable[[Any], Any] = number
     through: int | None = None
     """the argument that the result must have a gradient for"""
-    expected: dict[Hashable, Outcome] = field(init=False, default_factory=dict)
+    known: list[dict[Hashable, Outcome]] = field(init=False, default_factory=list)
+    """what the right function and each mistake give; filled in at the first use"""
+
+    @property
+    def expected(self) -> dict[Hashable, Outcome]:
+        """What is right in each case."""
+        return self.known[0]
 
     def __call__(self, student: Function) -> str:
         """RIGHT, NOT_SOLVED, or what is wrong with a counterexample."""
-        if not self.expected:
-            self.expected.update({name: self.run(self.right, case) for name, case in self.cases.items()})
-        found = {name: self.run(student, case) for name, case in self.cases.items()}
+        if not self.known:
+            self.known.extend(
+                self.run(function) for function in (self.right, *(mistake for mistake, _ in self.mistakes))
+            )
+        found = self.run(student)
         if any(isinstance(o.error, NotImplementedError) for o in found.values()):
             return NOT_SOLVED
         wrong = [name for name in self.cases if not found[name].same(self.expected[name])]
         if not wrong:
             return self.slope(student, found) or f"{RIGHT} {self.agrees}"
-        for mistake, words in self.mistakes:
-            if self.explains(mistake, found):
+        for given, (_, words) in zip(self.known[1:], self.mistakes, strict=True):
+            if self.explains(given, found):
                 return self.counterexample(student, words, wrong[0], found)
         values = {name: o.value for name, o in found.items()}
         for symptom, words in self.symptoms if all(o.error is None for o in found.values()) else ():
@@ -146,7 +173,10 @@ class Check:
         elif isinstance(first.error, EndlessLoop):
             words = f"Your function does not end: it was stopped after {MOST_LINES:,} lines."
         elif first.error is not None:
-            words = f"Your function stopped with {type(first.error).__name__}: {first.error}"
+            advice = next((f" {text}" for part, text in ADVICE.items() if part in str(first.error)), "")
+            words = (
+                f"Your function stopped with {type(first.error).__name__}: {first.error}{'.' * bool(advice)}{advice}"
+            )
         elif isinstance(wanted, Tensor) and first.value.shape != wanted.shape:
             words = f"The shape should be {tuple(wanted.shape)}, yours is {tuple(first.value.shape)}."
         return self.counterexample(student, words, wrong[0], found)
@@ -159,9 +189,17 @@ class Check:
         """The student's function if it is right, else one of the kit's; and words that say which."""
         if self.solved(student):
             return student, f"your `{self.exercise}`"
-        return self.right, f"the kit's own function, until your `{self.exercise}` is right"
+        return self.right, f"the kit's own, until your `{self.exercise}` is right"
 
-    def run(self, function: Function, case: tuple[Any, ...]) -> Outcome:
+    def run(self, function: Function) -> dict[Hashable, Outcome]:
+        """What a function does with every case. After an endless loop no other case is tried."""
+        found: dict[Hashable, Outcome] = {}
+        made = Outcome()
+        for name, case in self.cases.items():
+            found[name] = made = made if isinstance(made.error, EndlessLoop) else self.call(function, case)
+        return found
+
+    def call(self, function: Function, case: tuple[Any, ...]) -> Outcome:
         """Call a function on a copy of a case, without its prints and warnings."""
         case, given = copy.deepcopy(case), None
         if self.through is not None:
@@ -179,16 +217,24 @@ class Check:
         made.printed = printed.getvalue()
         return made
 
-    def explains(self, mistake: Function, found: Mapping[Hashable, Outcome]) -> bool:
-        """Whether a mistake gives all that was found. Errors that the mistake itself does not make prove nothing."""
-        evidence = False
-        for name, case in self.cases.items():
-            outcome, own = found[name], self.run(mistake, case)
+    def explains(self, given: Mapping[Hashable, Outcome], found: Mapping[Hashable, Outcome]) -> bool:
+        """Whether what a mistake gives is all that was found.
+
+        Where the student's function stopped and the mistake alone does not, nothing is known: then it has to give the
+        same wrong value in another case, not just stop as well.
+        """
+        values, errors, unknown = 0, 0, 0
+        for name, outcome in found.items():
+            own = given[name]
             if outcome.same(own):
-                evidence |= not own.same(self.expected[name])
+                wrong = not own.same(self.expected[name])
+                values += wrong and own.error is None
+                errors += wrong and own.error is not None
             elif outcome.error is None or own.error is not None:
                 return False
-        return evidence
+            else:
+                unknown += 1
+        return bool(values or (errors and not unknown))
 
     def slope(self, student: Function, found: Mapping[Hashable, Outcome]) -> str:
         """Empty if the gradient is right too, or if none is needed."""
@@ -224,7 +270,7 @@ class Check:
             message = f": {outcome.error}" if str(outcome.error) else ""
             rows.append(("got", f"{type(outcome.error).__name__}{message}\n{line_of(outcome.error, student)}"))
         else:
-            rows.append(("got", str(outcome.error)))
+            rows.append(("got", "None" if outcome.error.found is None else shown(outcome.error.found)))
         if outcome.printed.strip():
             rows.append(("printed", outcome.printed.strip()[:400]))
         return f"Not yet. {words}\n{table(rows)}"
@@ -266,10 +312,11 @@ def line_of(error: BaseException, student: Function) -> str:
     own = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     if not own:  # for example a wrong number of arguments
         return "when it was called"
-    place, where = own[-1], ""
+    place = own[-1]
+    where = f"{Path(place.filename).name}, "
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
-    if shell:
-        where = " ".join(shell.compile.format_code_name(place.filename) or ()).lower().replace("in[", "In[") + ", "
+    if shell and (names := shell.compile.format_code_name(place.filename)):  # ("Cell", "In[3]")
+        where = f"{names[0].lower()} {names[1]}, "
     text = (place.line or linecache.getline(place.filename, place.lineno or 0)).strip()
     return f"in {where}line {place.lineno}:  {text}"
 
@@ -282,11 +329,11 @@ def shown(x: Any) -> str:
         if x.dim() == 2:
             return hanging("[", ",\n".join(shown(row) for row in x) + "]")
         x = x.detach().int() if x.dtype == torch.bool else x.detach()
-        values = [f"{round(v, 3):g}" for v in x.flatten().tolist()]
+        values = [f"{round(v, 3) + 0.0:g}" for v in x.flatten().tolist()]  # no -0
         return values[0] if x.dim() == 0 else f"[{', '.join(values)}]"
     if isinstance(x, set):
         return "{" + ", ".join(map(str, sorted(x))) + "}"
-    return f"{x:.4g}" if isinstance(x, float) else repr(x)
+    return f"{x:.4g}" if isinstance(x, float) else named(x) if hasattr(x, "shape") else repr(x)[:200]
 
 
 def hanging(start: str, text: str) -> str:

@@ -51,10 +51,10 @@ def test_a_moved_slider_draws_again(tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(f"{size} {colour}".encode())
         return tmp_path / "a.png"
 
-    size, colour, picture = live(draw, size=(0.0, 4.0, 0.5), colour=["red", "blue"]).children
-    assert picture.value == b"2.0 red"
+    size, colour, picture = live(draw, size=(0.0, 4.0, 0.5, 1.5), colour=["red", "blue"]).children
+    assert picture.value == b"1.5 red"
     size.value, colour.value = 3.5, "blue"
-    assert picture.value == b"3.5 blue" and drawn == [(2.0, "red"), (3.5, "red"), (3.5, "blue")]
+    assert picture.value == b"3.5 blue" and drawn == [(1.5, "red"), (3.5, "red"), (3.5, "blue")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
