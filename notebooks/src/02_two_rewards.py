@@ -234,7 +234,7 @@ Markdown("\n".join(rows))
 #   With the grammar switched on, as here, this cannot happen.
 # - A longer slate never lowers recall. Another slate reward is **F1**, which also counts how pure the slate is: 2 * hits /
 #   (length of the slate + relevant candidates in the pool). With it every irrelevant film costs a little. The notebook on
-#   [diagnosis](06_diagnosis.ipynb) computes what that means for the length of the slate.
+#   [diagnosis](11_diagnosis.ipynb) computes what that means for the length of the slate.
 # - The rank reward depends on the slate: a film that was missed cannot be ranked. The slate reward does not depend on
 #   the ranked list.
 #
