@@ -66,6 +66,7 @@ FORMS = (
 BOOKS = [(f"{form} {subject}", subject, form) for subject in SUBJECTS for form in FORMS]
 
 
+# %%
 def reader(number):
     subject, form = rng.choice(SUBJECTS), rng.choice(FORMS)
     liked = [b for b in BOOKS if subject in b or form in b]
