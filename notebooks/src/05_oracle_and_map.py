@@ -80,18 +80,16 @@ drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))
 pools = [small_pool(test[i], 4) for i in drawn if len(test[i].relevant) > 1]
 oracles = [enumerate_outputs(load_policy(SHIPPED), pool, tiny) for pool in pools]
 methods = {m: with_credit(tiny.rl, m) for m in ("grpo", "gdpo", "fgrpo", "reward_to_go", "nested", "item")}
-rows = [
-    "| method | rollouts | angle: slate tokens | rank tokens | all | signal-to-noise per 1,000 tokens |",
-    "|---" * 6 + "|",
-]
+
+# %%
+rows = []
 for own in zip(*[oracle_table([o], methods, [3, 4], exact=True) for o in oracles], strict=True):  # nested: 2 x 2
     mean = mean_of([{n: r[n] for n in ("angle_slate", "angle_rank", "angle", "signal_1k")} for r in own])
-    cells = [f"{mean[n]:.1f}°" for n in ("angle_slate", "angle_rank", "angle")] + [f"{mean['signal_1k']:.2f}"]
-    rows.append(f"| {name_of(own[0]['method'])} | {own[0]['group']} | {' | '.join(cells)} |")
-Markdown(
-    f"{len(oracles[0].probability)} outputs; means over {len(oracles)} queries; all groups listed.\n\n"
-    + "\n".join(rows)
-)
+    angles = [f"{mean[n]:.1f}°" for n in ("angle_slate", "angle_rank", "angle")]
+    rows.append([name_of(own[0]["method"]), str(own[0]["group"]), *angles, f"{mean['signal_1k']:.2f}"])
+heads = ["method", "rollouts", "angle: slate tokens", "rank tokens", "all", "signal-to-noise per 1,000 tokens"]
+table = as_table(heads, rows)
+Markdown(f"{len(oracles[0].probability)} outputs; means over {len(oracles)} queries; all groups listed.\n\n{table}")
 
 # %% [markdown]
 # Angles of up to half a degree are rounding, where a gradient is tiny. So `grpo`, `reward_to_go` and `nested` are

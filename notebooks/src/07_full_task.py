@@ -85,6 +85,8 @@ results = compare(
     grid(config, ("grpo", "fgrpo")), SEEDS, folder, lambda config: (splits, items), {}, policy_folder(SHIPPED),
     jobs=min(2, os.cpu_count() or 1), quiet=True, sft_more=False,
 )  # fmt: skip
+
+# %%
 rows = table(results, withheld=not_learned(manipulation(results), "grpo"))
 Markdown(
     "\n".join(f"- {check.sentence}" for check in manipulation(results))
