@@ -73,7 +73,7 @@ def test_no_notebook_is_without_a_source() -> None:
 def test_shape_of_a_notebook(path: Path) -> None:
     notebook, solved = read(path), path.parent.name == "solutions"
     nbformat.validate(notebook)
-    assert len(notebook.cells) <= 40
+    assert len(notebook.cells) <= 30
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 25
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     raising = [cell for cell in code if "NotImplementedError" in cell.source]
