@@ -134,21 +134,23 @@ print(checks.reward_to_go(my_reward_to_go))
 # ## Bias depends on lambda
 #
 # The larger lambda, the weight of the rank reward, the larger the part of the objective that the slate tokens of `fgrpo`
-# do not get. Below lambda is 4; change `LAM` and run the cell again. A credit method of the kit is one function with a
-# name: when yours is right, the table shows it as `yours`. (Look at the last angle too: if one phase has the right
+# do not get. Below lambda is 4; change `LAM` and run the cell again. A credit method is one function with a name: when
+# yours is right, the table shows it as `yours`. (Look at the last angle too: if one phase has the right
 # direction but the wrong length, each phase alone looks right, and the two together do not.)
 
 # %%
-from fgrpo.credit import CREDITS
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
+from fgrpo.runs.own import name_of
 
 LAM = 4.0
 tried = ["grpo", "fgrpo", "reward_to_go"]
 if checks.reward_to_go.solved(my_reward_to_go):
-    CREDITS["yours"] = lambda rewards, rollouts, rl: my_reward_to_go(
-        rewards.slate, rewards.rank, rl.lam, rollouts.phase == PHASE_SLATE, rollouts.phase == PHASE_RANK
-    )
-    tried.append("yours")
+
+    def yours(rewards, rollouts, rl):
+        phases = (rollouts.phase == phase for phase in (PHASE_SLATE, PHASE_RANK))
+        return my_reward_to_go(rewards.slate, rewards.rank, rl.lam, *phases)
+
+    tried.append(name_of("credit", yours))
 rows = []
 weighted = {m: with_credit(replace(tiny.rl, lam=LAM), m) for m in tried}
 for row in oracle_table(oracles, weighted, [2], exact=True):
