@@ -149,10 +149,10 @@ class Library:
                 inner[:] = [name for name in inner if name != "downloads"]
             used += sum(max(FILE_BYTES, _size(Path(at, name))) for name in files)
         if used + more > self.space:
-            full, most = (round(x / 1e6) for x in (used, self.space))
+            taken, most, needs = (x / 1e6 for x in (used, self.space, more))
             raise KitError(
-                f"the app's space for uploads is full: visitors' files take {full:,} of {most:,} MB, and are removed after "
-                "two hours. Try again later, or restart the app with a larger --space."
+                f"the app's space for uploads is full: visitors' files take {taken:,.1f} of {most:,.1f} MB, and this one "
+                f"needs {needs:,.1f}. Files are removed after two hours: try again later, or restart it with more --space."
             )
 
     def metrics(self, name: str) -> list[dict[str, float]]:
