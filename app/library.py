@@ -34,6 +34,8 @@ INVALID_LINES = 1000
 """number of invalid lines after which an upload is refused"""
 QUERY_LIMITS = {"candidates": 2000, "candidates in a list": 500, "rollouts": 64, "tokens in a rollout": 2000}
 """maximum sizes of one query: the memory for its rewards grows with their product"""
+SPACE, FILE_BYTES = 1_000_000_000, 16_000
+"""default maximum of bytes that visitors' files take in all, and what a file counts at least: all are walked through"""
 LIST_SECONDS = 1.0
 """age at which the list of runs is read again"""
 
@@ -66,9 +68,12 @@ class Opened:
 class Library:
     """The bundled runs and those below a folder; recently read traces and policies are cached."""
 
-    def __init__(self, runs: str | Path, base: LMConfig | None = None):
-        """`base`: the pretrained model to load adapters on, in place of the path recorded when they were trained."""
-        self.runs, self.base = Path(runs), base
+    def __init__(self, runs: str | Path, base: LMConfig | None = None, space: int = SPACE):
+        """`base`: the pretrained model to load adapters on, in place of the path recorded when they were trained.
+
+        `space`: bytes that uploads and generated rollouts may take in all; 0: no uploads.
+        """
+        self.runs, self.base, self.space = Path(runs), base, space
         self._listed: tuple[float, dict[str, Path]] = (-LIST_SECONDS, {})
         self._traces, self._policies = Cache(TRACES_KEPT, BYTES_KEPT), Cache(POLICIES_KEPT)
 
@@ -136,6 +141,20 @@ class Library:
         except (KitError, OSError):  # `show` reports why
             return None
 
+    def room(self, folder: Path, more: int) -> None:
+        """Raise KitError unless `more` bytes of uploads fit below `folder`, which holds what the app writes."""
+        used = 0
+        for at, inner, files in os.walk(folder):
+            if Path(at) == folder:
+                inner[:] = [name for name in inner if name != "downloads"]
+            used += sum(max(FILE_BYTES, _size(Path(at, name))) for name in files)
+        if used + more > self.space:
+            taken, most, needs = (x / 1e6 for x in (used, self.space, more))
+            raise KitError(
+                f"the app's space for uploads is full: visitors' files take {taken:,.1f} of {most:,.1f} MB, and this one "
+                f"needs {needs:,.1f}. Files are removed after two hours: try again later, or restart it with more --space."
+            )
+
     def metrics(self, name: str) -> list[dict[str, float]]:
         """The finite numbers that a run has logged so far, one row per step. Raises KitError if there is no such file."""
         folder = self.folder(name)
@@ -182,6 +201,14 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 if it is gone."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _plotted(value: object) -> bool:

@@ -113,7 +113,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 curves = gr.HTML(elem_id="at-curves")
                 timer, seen = gr.Timer(SECONDS, active=False), gr.State(())
             with gr.Tab("Files", id="files"):
-                upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"])
+                upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"],
+                                 visible=library.space > 0)  # fmt: skip
                 upload.preprocess = uploaded_path  # type: ignore[method-assign, assignment]
                 uploaded, opened = gr.HTML(elem_id="at-uploaded"), gr.State("")
                 save = gr.DownloadButton("Download the trace of this run (JSONL)")
@@ -191,6 +192,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 return [gr.skip()] * 3
             name, bad = f"yours: {printable(Path(path).name, 60)}", list[str]()
             try:
+                library.room(folder, Path(path).stat().st_size)  # for the copy
                 opened = open_trace(Path(path), name, bad)
                 kept = (
                     folder / uuid.uuid4().hex / "upload.jsonl"

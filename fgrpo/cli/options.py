@@ -84,6 +84,9 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out, if there is one")
     p.add_argument("--save-every", type=_count(), default=25, help="steps between checkpoints (default 25)")
+    p.add_argument(
+        "--track", default="", metavar="NAME", help="send numbers and rollouts also to trackio or tensorboard"
+    )
     p = command("evaluate")
     _add_checkpoint(p)
     p.add_argument("--trec", type=_text, metavar="FILE", help="write the greedy lists as a TREC run (ranked list, then the "

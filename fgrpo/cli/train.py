@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     config = config_of(args)
+    if args.track:
+        from ..runs.track import check_tracker
+
+        check_tracker(args.track)
     if args.dry_run:
         from ..scale.estimate import format_plan, plan
 
@@ -88,6 +92,7 @@ def _train(
     from ..runs.pretrain import initial_policy
     from ..runs.run import Run
     from ..runs.sft import sft_stage, teacher
+    from ..runs.track import tracking
     from ..runs.warm_start import tracer, warm_start
     from ..trainer import Stopped, batch_of, fit, rl_stage
 
@@ -123,7 +128,8 @@ def _train(
     elif not fresh:
         policy = load_policy(start, lm=config.lm)
     traced = tracer(run, splits.validation)
-    policy = fit(policy, splits.train, config, run, stage, quiet, after_save=traced, team=team, stop=stop)
+    with tracking(args.track, run, stage):
+        policy = fit(policy, splits.train, config, run, stage, quiet, after_save=traced, team=team, stop=stop)
     if args.policy_only and team.main:
         run.strip()
     return policy, splits.validation
