@@ -18,9 +18,9 @@ from ..prompt import ItemLabels, Labels
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
-TESTED = ("1.16.0", "1.17")
-"""the TRL versions that pip installs and that the tests have passed with: from the first on, below the second. Another
-one is used if it has all that is relied upon (`check_trl`, `check_advantages`)"""
+TESTED = ">=1.9.2,!=1.15.*,<1.17"
+"""the TRL versions that pip installs. The tests have passed with them; 1.15 trains only where Triton is installed.
+Another one is used if it has all that is relied upon (`check_trl`, `check_advantages`)"""
 NEEDED = {
     "__init__": ("model", "args", "reward_funcs", "train_dataset", "processing_class"),
     "_tokenize_prompts": ("prompts",),
@@ -92,9 +92,7 @@ def check_advantages(trainer: Any) -> None:
 
 
 def _lacks(what: str) -> KitError:
-    return KitError(
-        f"TRL {trl_version()} lacks {what}, on which fgrpo.scale.trl relies: pip install 'trl>={TESTED[0]},<{TESTED[1]}'."
-    )
+    return KitError(f"TRL {trl_version()} lacks {what}, on which fgrpo.scale.trl relies: pip install 'trl{TESTED}'.")
 
 
 class Row(TypedDict):
