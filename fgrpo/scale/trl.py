@@ -85,24 +85,22 @@ class FGRPOTrainer(GRPOTrainer):
             **more,
             reward_funcs=[self._reward(name) for name in REWARDS],
         )
-        tokenizer = more.get("processing_class") or self.processing_class
-        if labels.end not in getattr(
-            self, "eos_token_ids", [tokenizer.eos_token_id]
-        ):  # only TRL 1.14.2 and later have several
+        ends = getattr(self, "eos_token_ids", [getattr(self.processing_class, "eos_token_id", None)])
+        if labels.end not in ends:
             raise KitError(
                 f"an answer ends with token {labels.end} in this model's chat template, but TRL's generation does not "
-                "stop there: add it to the model's generation_config.eos_token_id."
+                "stop there: add it to the model's generation_config.eos_token_id (TRL reads it from 1.14.2 on)."
             )
         assert isinstance(self.model, torch.nn.Module)
         check_trained(self.model)
         check_advantages(self)
 
-    def _reward(self, name: str) -> Callable[..., list[float]]:
+    def _reward(self, name: str) -> Callable[..., list[float | None]]:
         """A reward function for TRL, which logs what it returns under its name. The first that is called computes all."""
 
         def reward(
             completion_ids: list[list[int]], log_metric: Callable[[str, float], None], **columns: Any
-        ) -> list[float]:
+        ) -> list[float | None]:
             if not self.own:
                 rows = [{k: columns[k][n] for k in FIELDS if k in columns} for n in range(len(completion_ids))]
                 self._assign(cast("list[Row]", rows), completion_ids, log_metric)
@@ -114,7 +112,7 @@ class FGRPOTrainer(GRPOTrainer):
     def _assign(self, rows: list[Row], written: list[list[int]], log_metric: Callable[[str, float], None]) -> None:
         """Rewards and advantages of this process's rows, from the rollouts of all processes."""
         assert self.model is not None
-        args = self.args
+        args: Any = self.args
         group = args.num_generations if self.model.training else args.num_generations_eval or args.num_generations
         rollouts, rewards = self._everyone(rows, written, int(group or 1))
         advantages = assign_credit(rewards, rollouts, self.rl)  # (B of all processes, T)
