@@ -76,8 +76,8 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument(
         "--dry-run", action="store_true", help="print the plan, with memory and time estimated; load no weights"
     )
-    p.add_argument("--init", type=_text, help="policy or run folder to start from, or base: the untuned model "
-                   "(default: a warm start, shipped or made first)")  # fmt: skip
+    p.add_argument("--init", type=_text, help="policy or run folder to start from, hub:USER/NAME, or base: the untuned "
+                   "model (default: a warm start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
     p.add_argument(
         "--policy-only", action="store_true", help="in the end keep the finished policy, not what resuming needs"
@@ -197,6 +197,13 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data fetch-model", data)
     p.add_argument("name", choices=("smollm2",), metavar="NAME", help="smollm2")
     p.add_argument("--out", type=_text, help="folder to make (default ~/.cache/fgrpo/smollm2)")
+    p = command("data push-checkpoint", data)
+    p.add_argument("checkpoint", type=_text, help="folder of a run, a checkpoint in it, or an adapter's folder")
+    p.add_argument("name", metavar="USER/NAME", help="repository, made if there is none")
+    p.add_argument("--public", action="store_true", help="anyone may read a repository that is made (default: private)")
+    p.add_argument("--base", type=_text, help="name of an adapter's base model on the Hub, where the run named "
+                   "a folder of this machine")  # fmt: skip
+    p.add_argument("--licence", type=_text, default="apache-2.0", help="identifier for the card (default apache-2.0)")
     return parser
 
 
@@ -228,8 +235,9 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
 
 def _add_checkpoint(p: argparse.ArgumentParser, default: str = "") -> None:
     """Which checkpoint, and on which queries; all else comes from the run's config.json."""
-    p.add_argument("--checkpoint", type=_text, required=not default, help="folder of a run, a checkpoint in it, or base: "
-                   "the untuned model of --model" + (f" (default: {default})" if default else ""))  # fmt: skip
+    p.add_argument("--checkpoint", type=_text, required=not default, help="folder of a run, a checkpoint in it, "
+                   "hub:USER/NAME[@REVISION], or base: the untuned model of --model"
+                   + (f" (default: {default})" if default else ""))  # fmt: skip
     p.add_argument("--task", type=_text, help="another task than the run's")
     p.add_argument("--data", type=_text, help="folder or file of its data")
     splits = ("train", "validation", "test", "all")

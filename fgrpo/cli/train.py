@@ -87,6 +87,7 @@ def _train(
 ) -> "tuple[Policy, list[Example]]":
     from ..baselines import demonstrator
     from ..runs.fields import check_pools
+    from ..runs.hub import pinned
     from ..runs.origin import digest_of, digest_of_policy
     from ..runs.policies import load_policy, policy_folder
     from ..runs.pretrain import initial_policy
@@ -102,8 +103,8 @@ def _train(
     stage = sft_stage(config) if args.sft else rl_stage(config)
     team.share(batch_of(splits.train, stage.queries, 0, config.seed))  # an uneven share is refused before a warm start
     origin = {
-        "stage": "sft" if args.sft else "rl", "init": "base" if args.sft else digest_of_policy(args.init),
-        "train": digest_of(splits.train),
+        "stage": "sft" if args.sft else "rl", **({"hub": hub} if (hub := pinned(args.init or "")) else {}),
+        "init": "base" if args.sft else digest_of_policy(args.init), "train": digest_of(splits.train),
     }  # fmt: skip
     run = Run(out, config, args.resume, args.save_every, team.main, origin)
     quiet, stopped = args.json or not team.main, None
