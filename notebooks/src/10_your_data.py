@@ -29,6 +29,7 @@ if ROOT is None:
         f"!git clone {REPOSITORY} kit && pip install -e kit"
     )
 sys.path.insert(0, str(ROOT))
+FIGURES = ROOT / "runs" / "notebooks"
 
 # %% [markdown]
 # ## The data
