@@ -126,7 +126,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 link, copied = gr.Textbox(label="Link", interactive=False), gr.HTML(elem_id="at-copied")
 
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b]
-        everything = [own, explored, *controls, shown, problems, save, html["try"], *(html[name] for name in SLOTS)]
+        everything = [*controls, own, explored, shown, problems, save, html["try"], *(html[name] for name in SLOTS)]
         opening = [ticket, tabs, followed, *form.linked, form.source]
         inputs = [own, explored, *controls]
 
@@ -159,7 +159,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             # what the visitor moved in the explorable stays until another group is chosen
             frame = gr.skip() if group == seen else explorable(library, c.run, c.query, mine.traces)
             return [
-                mine, group, *(control(name) for name in LINKED), values, join(found.problems),
+                *(control(name) for name in LINKED), mine, group, values, join(found.problems),
                 gr.update(value=str(file) if file else None, interactive=bool(file)), frame,
                 *(found.html[n] for n in SLOTS),
             ]  # fmt: skip
@@ -186,7 +186,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             wanted = asked.get("follow", first if new else "")
             return [
                 *parts(found, mine, seen), mine.ticket,
-                gr.Tabs(selected=asked["tab"] if asked.get("tab") in TABS else TABS[0]),
+                gr.Tabs(selected=asked["tab"]) if asked.get("tab") in TABS else gr.skip(),
                 gr.update(choices=logs) | ({"value": wanted} if wanted in logs else {}),
                 gr.update(choices=models) | filled[0], *filled[1:],
             ]  # fmt: skip
