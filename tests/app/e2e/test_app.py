@@ -291,7 +291,7 @@ def test_a_run_that_is_gone_leaves_the_page_usable(visit, served: Served) -> Non
     shutil.rmtree(run)
     time.sleep(1.1)
     radio(page, "Credit method", "item")
-    until(lambda: page.get_by_label("Run", exact=True).input_value() == "")
+    until(lambda: page.get_by_label("Run", exact=True).input_value() == "lab-rec-fgrpo")
     assert "runs/gone" in page.locator("#at-problems .problem, #at-problems .message").first.inner_text()
     choose(page, "Run", "lab-rec")
     until(lambda: "run=lab-rec&" in at(page))

@@ -221,7 +221,8 @@ def test_errors_of_an_upload_are_a_list(visit, tmp_path) -> None:
 
 def test_numbers_have_one_minus_sign(visit, tmp_path) -> None:
     group = json.loads(TRACE.read_text().splitlines()[1])
-    group["rollouts"][0] |= {"slate": [], "rank": [], "error": "malformed"}
+    for rollout in group["rollouts"][:2]:  # of one slate
+        rollout |= {"slate": [], "rank": [], "error": "malformed"}
     (tmp_path / "t.jsonl").write_text(TRACE.read_text().splitlines()[0] + "\n" + json.dumps(group) + "\n")
     page = visit()
     tab(page, "Files")
