@@ -55,7 +55,7 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("dialog", lambda d: (events.append(f"dialog: {d.message}"), d.dismiss()))
         page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else events.append(r.url))
         page.goto(f"{served.url}/?{urlencode(asked)}")
-        page.locator("#at-strip .token, #at-strip .message, #at-problems .message").first.wait_for()
+        page.locator("#at-strip .token, #at-strip .message, #at-problems .message").first.wait_for(state="attached")
         return page
 
     yield go
