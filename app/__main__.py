@@ -4,12 +4,15 @@ import argparse
 import ipaddress
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +21,8 @@ from fgrpo.config import KitError
 from .guard import host_name
 
 ENDING = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
+STARTING = 5
+"""seconds in which an app that starts has locked its folder"""
 CLONE = "git clone the repository, and run `python -m app` in it"
 
 
@@ -144,17 +149,35 @@ def free_port(host: str, port: int) -> tuple[ipaddress.IPv4Address | ipaddress.I
         ) from None
 
 
-def temporary_folder(runs: Path) -> "tempfile.TemporaryDirectory[str]":
-    """The folder of what the app writes: below `runs`, which is made if it is missing, or elsewhere if that is read-only."""
+@contextmanager
+def temporary_folder(runs: Path) -> Iterator[str]:
+    """The folder of what the app writes: below `runs`, which is made if it is missing, or elsewhere if that is read-only.
+
+    Removed at the end of the block. Those of apps that were killed are removed at the beginning: nobody holds their lock.
+    """
+    from filelock import FileLock, Timeout
+
+    from fgrpo.runs.lock import NAME, lock
+
     try:
         runs.mkdir(parents=True, exist_ok=True)
+        for left in runs.glob(".app-*"):
+            if left.is_dir() and not left.is_symlink() and time.time() - left.stat().st_mtime > STARTING:
+                with suppress(OSError, Timeout), FileLock(left / NAME, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
         list(runs.iterdir())
         try:
-            return tempfile.TemporaryDirectory(dir=runs, prefix=".app-")
+            made = tempfile.TemporaryDirectory(dir=runs, prefix=".app-")
         except OSError:
-            return tempfile.TemporaryDirectory(prefix="fgrpo-app-")
+            made = tempfile.TemporaryDirectory(prefix="fgrpo-app-")
+        held = lock(Path(made.name))
     except OSError as error:
         raise KitError(f"{runs}: cannot be used ({error.strerror}); name another folder with --runs.") from None
+    with made as name:
+        try:
+            yield name
+        finally:
+            held.release(force=True)
 
 
 def launch(

@@ -690,6 +690,21 @@ def test_runs_may_be_read_only(tmp_path) -> None:
         assert not Path(name).is_relative_to(tty)
 
 
+def test_what_a_killed_app_left_is_removed_at_the_next_start(tmp_path) -> None:
+    from app.__main__ import temporary_folder
+
+    killed, fresh, kept = (tmp_path / name for name in (".app-killed", ".app-fresh", "mine"))
+    for folder in (killed, fresh, kept):
+        (folder / "uploads").mkdir(parents=True)
+        (folder / "uploads" / "a.jsonl").write_text("{}")
+    with temporary_folder(tmp_path) as running:
+        for folder in (killed, kept, Path(running)):
+            os.utime(folder, (0, 0))
+        with temporary_folder(tmp_path) as name:
+            assert {p.name for p in tmp_path.iterdir()} == {Path(running).name, Path(name).name, ".app-fresh", "mine"}
+    assert {p.name for p in tmp_path.iterdir()} == {".app-fresh", "mine"}
+
+
 def app(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "app", *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
