@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,18 @@ from fgrpo.tasks.lab import lab_catalogue  # noqa: E402
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 """of chromium"""
 SMALL = {"hidden_size": 32, "layers": 1, "heads": 2}
+LONG = ("notebooks/test_notebooks.py", "app/e2e/", "scale/", "runs/", "test_wheel.py", "cli/test_cli.py")
+"""what `make test` begins with: a file that takes minutes and comes last keeps one core waiting for the other"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files: those of LONG first."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((n for n, begin in enumerate(LONG) if path.startswith(begin)), len(LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

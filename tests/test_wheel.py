@@ -30,6 +30,7 @@ for line in sys.argv[1:]:
     print("\\n$", line, flush=True)
     assert main(line.replace("SHIPPED", str(SHIPPED)).split()) == 0, line
 """
+SMALL = "--hidden-size 32 --layers 1 --heads 2 --sft-steps 2 --sft-batch 8"
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(out),
-        str(source),
-    ]
+    command = [sys.executable, *"-m pip wheel -q --no-deps --no-build-isolation -w".split(), str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True, cwd=source, env=environment())
     return next(out.glob("fgrpo-*.whl"))
 
@@ -110,26 +100,24 @@ def test_the_wheel_holds_the_package_and_the_warm_start_alone(wheel: Path) -> No
 
 
 def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) -> None:
-    analysis, rest = tmp_path / "a", tmp_path / "b"
-    for folder in (analysis, rest):
-        folder.mkdir()
-    started = [
-        start(python, analysis, "-c", COMMANDS, "analyse --credits grpo --groups 2 --pools 1 --batches 1 --limit 4"),
-        start(
-            python, rest, "-c", COMMANDS, "data stats", "train --steps 2 --save-every 2 --out runs/mine",
-            "evaluate --checkpoint SHIPPED --limit 4",
-            "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl --html page.html",
-            "compare --credits grpo --steps 2 --seeds 1 --jobs 1 --limit 4 --baselines random --out runs/two",
-            "demo --steps 1 --seeds 1 --jobs 1",
-        ),
-    ]  # fmt: skip
-    printed = [process.communicate(timeout=400)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in printed)
-    for text, some in zip(printed, ("Angles in degrees", "16,384 examples"), strict=True):
-        assert some in text and str(ROOT) not in text
-    assert {p.name for p in rest.iterdir()} == {"runs", "trace.jsonl", "page.html"}
-    assert (rest / "runs/two/comparison.csv").is_file()
-    assert not (rest / "runs/mine/checkpoints/sft").exists() and not list(analysis.iterdir())
+    process = start(
+        python, tmp_path, "-c", COMMANDS, "data stats", "train --steps 2 --save-every 2 --out runs/mine",
+        "evaluate --checkpoint SHIPPED --limit 4",
+        "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl --html page.html",
+        "compare --credits grpo --steps 2 --seeds 1 --jobs 1 --limit 4 --baselines random --out runs/two",
+        f"train --sft --policy-only --out runs/small {SMALL}",
+        "analyse --checkpoint runs/small --credits grpo --groups 2 --pools 1 --batches 1 --limit 4",
+        "analyse --signs --credits grpo --groups 2 --pools 1", "demo --steps 1 --seeds 1 --jobs 1",
+    )  # fmt: skip
+    try:
+        printed, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()
+    assert process.returncode == 0, printed[-2000:]
+    for some in ("Angles in degrees", "opposite sign", "16,384 examples"):
+        assert some in printed and str(ROOT) not in printed
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "trace.jsonl", "page.html"}
+    assert (tmp_path / "runs/two/comparison.csv").is_file() and not (tmp_path / "runs/mine/checkpoints/sft").exists()
     shipped = policy_folder(ROOT / "data/checkpoints/lab-rec")
     installed = next(python.parents[1].rglob(f"shipped/lab-rec/checkpoints/{shipped.name}"))
     assert (installed / "model.safetensors").read_bytes() == (shipped / "model.safetensors").read_bytes()

@@ -68,7 +68,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
         return p
 
     p = command("demo")
-    p.add_argument("--steps", type=_count(), default=120, metavar="N", help="RL steps per run (default 120)")
+    p.add_argument("--steps", type=_count(), default=80, metavar="N", help="RL steps per run (default 80)")
     p.add_argument("--seeds", type=_count(1000), default=3, metavar="N", help="seeds per method (default 3)")
     p.add_argument("--jobs", type=_count(1024), metavar="N", help="runs at a time (default: one per core)")
     p = command("train", config=True)

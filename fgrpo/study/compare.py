@@ -379,7 +379,7 @@ def slug(name: str) -> str:
 
 def _run_all(calls: Sequence[Callable[[], T]], jobs: int, quiet: bool) -> list[T]:
     """The results of all calls, in order, `jobs` of them at a time in processes of their own."""
-    if jobs == 1:
+    if (jobs := min(jobs, len(calls))) == 1:  # a single call is not worth a process, which imports PyTorch first
         threads = torch.get_num_threads()
         done = [_one_thread(call) for call in calls]
         torch.set_num_threads(threads)

@@ -23,7 +23,7 @@ def task(gain: float, seeds: int) -> Results:
     def trained(shift: float, seed: int):
         return [result(run.metrics["ndcg@5"], curve) for run in runs(gain + shift, seeds, seed=seed)]
 
-    rows = {"gru4rec": 0.2, "attributes": 0.1, "taste": 0.3, "sft_full": 0.0, "sft_once": 0.01}
+    rows = {"attributes": 0.1, "taste": 0.3, "sft_full": 0.0, "sft_once": 0.01}
     found = {name: [result(QUALITY + shift)] for name, shift in rows.items()}
     more = {"sft_more": [result(QUALITY + 0.02, curve)], "sft": [result(QUALITY - 0.1)]}
     return {"": found | more | {m: trained(0.001 * k, 9 + k) for k, m in enumerate(cli.METHODS)}}
@@ -47,7 +47,7 @@ def demo(tmp_path, monkeypatch, capsys):
             lambda found, *args, starts: (report.table(found, starts=starts), manipulation(found, starts)),
         )  # fmt: skip
         monkeypatch.setattr(cli, "example", lambda config, splits, folder: print("One viewer"))
-        status = main(["demo", "--steps", "7", "--seeds", str(seeds), *options])
+        status = main(["demo", "--steps", "110", "--seeds", str(seeds), *options])
         return status, capsys.readouterr().out, calls
 
     return call
@@ -64,14 +64,15 @@ def test_it_shows_learning_then_the_control_then_what_is_known(demo) -> None:
     table = out[out.index("3. The full task") : out.index("One viewer")].splitlines()[1:]
     header, *rows = [line for line in table if line.strip()]
     assert [row.split()[0] for row in rows] == list(cli.METHODS) and "difference to grpo" in header
-    assert "GRU4Rec" in out and "attributes" in out and "taste" in out
+    assert "attributes" in out and "taste" in out
     (figure,) = Path("runs").glob("demo-*/demo.png")
     assert figure.read_bytes().startswith(b"\x89PNG")
     (learns, count, baselines, every, more, splits), (control, _, none, never, no_more, _) = calls
-    assert isinstance(splits, Splits) and len(splits.test) == cli.QUERIES and (count, every, more) == (3, 1, True)
-    assert list(learns[""]) == list(cli.METHODS) and {c.rl.steps for c in learns[""].values()} == {7}
-    assert baselines == ["gru4rec", "attributes", "taste"] and (none, never, no_more) == ([], 0, False)
+    assert isinstance(splits, Splits) and len(splits.test) == cli.QUERIES and (count, every, more) == (3, 27, True)
+    assert list(learns[""]) == list(cli.METHODS) and {c.rl.steps for c in learns[""].values()} == {110}
+    assert baselines == ["attributes", "taste"] and (none, never, no_more) == ([], 0, False)
     assert list(control[""]) == ["grpo", "fgrpo"]
+    assert all((c.rl.learn, c.rl.slate_noise, c.rl.steps) == ("rank", 3, 80) for c in control[""].values())
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,13 @@ def test_it_shows_learning_then_the_control_then_what_is_known(demo) -> None:
 def test_it_claims_nothing_that_its_numbers_do_not_show(demo, gain, control, seeds, said, unsaid) -> None:
     status, out, _ = demo(gain, control, seeds=seeds)
     assert status == 0 and all(text in out for text in said) and not any(text in out for text in unsaid)
+
+
+def test_few_steps_are_those_of_the_control_too_which_gives_no_verdict_then(demo) -> None:
+    for control, said in (((0.0, 0.0), "A verdict needs 80 steps."), ((-0.08, 0.02), "The control holds")):
+        status, out, calls = demo(0.1, control, "--steps", "7")
+        assert status == 0 and said in out and "FAILS" not in out
+        assert {c.rl.steps for c in calls[-1][0][""].values()} == {7} and len(calls[-1][0][""]) == 2
 
 
 def test_json_is_one_object(demo) -> None:

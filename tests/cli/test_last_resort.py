@@ -12,6 +12,7 @@ from fgrpo.cli import main as cli
 from fgrpo.cli.errors import explain, one_line
 from fgrpo.cli.main import main
 from fgrpo.config import KitError
+from fgrpo.tasks.jsonl import write_jsonl
 
 ROOT = Path(__file__).parents[2]
 LAB = str(ROOT / "data/checkpoints/lab-rec")
@@ -72,20 +73,26 @@ def test_a_message_is_one_line() -> None:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path, encoding) -> None:
-    missing = tmp_path / "\u65e5\u672c"
-    done = command("evaluate", "--checkpoint", str(missing), PYTHONIOENCODING=encoding)
-    assert done.returncode == 2 and "\\u65e5\\u672c: no policy here" in done.stderr and done.stderr.count("\n") == 1
+    missing = tmp_path / "\u65e5\u672c.jsonl"
+    done = command("data", "check", str(missing), PYTHONIOENCODING=encoding)
+    assert (
+        done.returncode == 2 and "\\u65e5\\u672c.jsonl: cannot be read" in done.stderr and done.stderr.count("\n") == 1
+    )
+
+
+EVALUATE, CHECK = ("evaluate", "--checkpoint", LAB, "--limit", "2"), ("data", "check", "few.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("shell", "status", "said"),
+    ("argv", "shell", "status", "said"),
     [
-        ("| true", 141, ""), ("> /dev/full", 2, "fgrpo: output: No space left on device\n"), (">&-", 0, ""),
-        ("ulimit -v 300000;", 2, "fgrpo: out of memory"),
+        (EVALUATE, "set -o pipefail;| true", 141, ""), (EVALUATE, "ulimit -v 300000;", 2, "fgrpo: out of memory"),
+        (CHECK, ";> /dev/full", 2, "fgrpo: output: No space left on device\n"), (CHECK, ";>&-", 0, ""),
     ],
 )  # fmt: skip
-def test_a_lost_reader_a_full_disk_and_little_memory(shell, status, said) -> None:
-    done = command("evaluate", "--checkpoint", LAB, "--limit", "2", shell=f"set -o pipefail;{shell}" if shell[0] == "|"
-                   else shell if ";" in shell else f";{shell}")  # fmt: skip
+def test_a_lost_reader_a_full_disk_and_little_memory(argv, shell, status, said, lab, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl("few.jsonl", lab.test[:20])
+    done = command(*argv, shell=shell)
     assert done.returncode == status and (done.stderr == said or (said and done.stderr.startswith(said))), done.stderr
     assert done.stderr.count("\n") == bool(said)
