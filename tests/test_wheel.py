@@ -42,7 +42,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
-    command = [sys.executable, *["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"], str(out), str(source)]
+    command = [
+        sys.executable,
+        *["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"],
+        str(out),
+        str(source),
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=source, env=environment())
     return next(out.glob("fgrpo-*.whl"))
 
