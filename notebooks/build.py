@@ -1,4 +1,4 @@
-"""Make the notebooks from their sources: `python notebooks/build.py [--no-run] [NN ...]`.
+"""Make the notebooks from their sources: `python notebooks/build.py [--no-run | --check] [NN ...]`.
 
 Each notebook has one source, `src/NN_title.py` in jupytext's percent format, with text, exercises, hints and solutions.
 Its header holds the notebook's time budget in seconds on two cores:
@@ -148,6 +148,20 @@ def leaks(notebook: NotebookNode) -> list[str]:
     return [path for path in (str(HERE.parent), str(Path.home()), sys.prefix) if path in text]
 
 
+def texts(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """What its cells print and show as text, with the number of the cell; figures are left out."""
+    found = []
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = (
+                output.get("text") or data.get("text/markdown") or data.get("text/html") or data.get("text/plain", "")
+            )
+            if "image/png" not in data and WIDGET not in data:
+                found.append((number, "".join(text)))
+    return found
+
+
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook. The same notebook gives the same bytes."""
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
@@ -158,21 +172,37 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the notebooks from notebooks/src.")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="notebooks to make, such as 03 (default: all)")
-    parser.add_argument("--no-run", action="store_true", help="write them without outputs")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--no-run", action="store_true", help="write them without outputs")
+    how.add_argument(
+        "--check", action="store_true", help="write nothing: report where outputs differ from the stored ones"
+    )
     options = parser.parse_args()
     known = {path.stem[:2]: path for path in sorted(SOURCES.glob("[0-9][0-9]_*.py"))}
+    differ = 0
     for number in options.numbers or known:
         if number not in known:
             parser.error(f"there is no notebook {number}; choose from {', '.join(known)}")
         for path, notebook in generate(known[number]).items():
             began = time.monotonic()
             path.parent.mkdir(exist_ok=True)
+            if options.check:
+                stored = dict(enumerate(texts(nbformat.read(path, as_version=4))))
+                found = dict(enumerate(texts(clean(execute(notebook, path.parent, 10 * budget(notebook))))))
+                wrong = [x for i in stored.keys() | found.keys() if (x := found.get(i)) != stored.get(i)]
+                differ += bool(wrong)
+                print(f"{path.relative_to(HERE.parent)}: {len(found)} texts, {len(wrong)} differ")
+                for cell, text in filter(None, wrong):
+                    print(f"--- cell {cell}\n{text}")
+                continue
             if not options.no_run:
                 execute(notebook, path.parent, 10 * budget(notebook))
                 if found := leaks(notebook):
                     parser.exit(1, f"{path.name}: an output contains a path of this machine: {', '.join(found)}\n")
             write(clean(notebook), path)
             print(f"{path.relative_to(HERE.parent)}: {len(notebook.cells)} cells, {time.monotonic() - began:.0f} s")
+    if differ:
+        parser.exit(1, f"{differ} notebooks have other outputs than those stored\n")
 
 
 if __name__ == "__main__":
