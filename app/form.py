@@ -1,6 +1,6 @@
 """The Playground tab: a form, live generation, and its result."""
 
-import shutil
+import json
 import sys
 import uuid
 from collections.abc import Iterator
@@ -20,17 +20,20 @@ from fgrpo.tasks.lab import lab_task
 
 from . import views
 from .library import Library
-from .markup import join, message, tag
+from .markup import join, message, tag, told
 from .measures import group_credit
 from .playground import GROUP, Form, config_of, example_from, form_of, generate, typed
 from .token_strip import tokens_of
+from .visitors import Visitor
 
-OWN = 5
-"""maximum number of traces kept for one visitor"""
 GENERATED = "yours: playground"
 """name of the trace that was generated last"""
 RAW: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 """options of events that take any value: one that is out of range gets a message of ours, not an error of gradio"""
+CLICKS = """element.addEventListener('click', (e) => {
+  const button = e.target.closest('button[data-rollout], button[data-fate], button[data-query]');
+  if (button) trigger('click', {...button.dataset});
+});"""
 
 
 @cache
@@ -74,14 +77,16 @@ class Playground:
             self.inspect = gr.Button("Open in Inspect, Group and Compare", interactive=False)
             self.save = gr.DownloadButton("Download these rollouts (JSONL)", interactive=False)
         self.status = gr.HTML(elem_id="at-status")
-        self.result = gr.HTML(elem_id="at-result")
+        self.result = gr.HTML(js_on_load=CLICKS, elem_id="at-result")
+        self.made = gr.State(False)  # whether the result is that of the trace GENERATED
         values = [getattr(self, f.name) for f in fields(Form)]
         form = [self.query, self.history, self.pool, self.source]
+        self.linked = [self.model, *values]
         self.preset.input(self._preset, [self.preset], form, show_progress="hidden", **RAW)
         self.going = self.run.click(
             self._generate, [own, self.model, self.source, *methods, *values],
-            [self.status, self.result, own, self.inspect, self.save],
-            concurrency_limit=1, concurrency_id="generate", show_progress="hidden", **RAW,
+            [self.status, self.result, self.made, self.inspect, self.save],
+            concurrency_limit=1, concurrency_id="generate", show_progress="minimal", show_progress_on=[self.status], **RAW,
         )  # fmt: skip
         self.stop.click(
             lambda: message("Stopped. The rollouts completed so far are shown, but not saved."),
@@ -92,16 +97,42 @@ class Playground:
         """The values of the form for a query."""
         return [*typed(example), example]
 
+    def opened(self, text: str, models: list[str]) -> tuple[list[Any], str]:
+        """Updates for `linked` and the source from the text in a link (empty: none), and what is wrong with it."""
+        nothing = [gr.skip()] * (len(self.linked) + 1)
+        if not text:
+            return nothing, ""
+        try:
+            model, *values = json.loads(text)
+            form = form_of(*values)
+        except (KitError, ValueError, TypeError, RecursionError) as error:
+            why = told(error) if isinstance(error, KitError) else "it is cut or changed"
+            return nothing, f"The form of the Playground in this link cannot be read: {why.rstrip('.')}."
+        typed_texts = (form.query, form.history, form.pool)
+        source = next((e for e in presets().values() if typed(e) == typed_texts), Example("", "", (), (), frozenset()))
+        chosen = gr.update(value=model) if model in models else gr.skip()
+        return [chosen, *(getattr(form, f.name) for f in fields(Form)), source], ""
+
+    def redrawn(self, own: Visitor, made: object, method: object, against: object) -> Any:
+        """The result under the credit methods that are chosen now; unchanged while there is none."""
+        try:
+            if made is not True:
+                return gr.skip()
+            trace = self.library.trace(GENERATED, own.traces).trace
+            return self._result(trace.groups[0], trace.config, str(method), str(against), True)
+        except KitError as error:
+            return message(told(error), "problem")
+
     def _preset(self, name: object) -> list[Any]:
         return self.form_of(presets()[name]) if isinstance(name, str) and name in presets() else [gr.skip()] * 4
 
     def _generate(
-        self, own: dict[str, str], chosen: object, source: Example, method: object, against: object, *values: object
+        self, own: Visitor, chosen: object, source: Example, method: object, against: object, *values: object
     ) -> Iterator[list[Any]]:
-        """Show each rollout as it is generated. An error is reported in the status line and changes nothing else."""
+        """Show each rollout as it is generated. Only a complete group can be opened and saved, until the next begins."""
         nothing = [gr.skip()] * 3
         model, method, against = map(str, (chosen, method, against))
-        yield [message(f"Loading {model}."), Markup(""), *nothing]
+        yield [message(f"Loading {model}."), Markup(""), False, *[gr.update(interactive=False)] * 2]
         try:
             form = form_of(*values)
             count, seed = form.group, form.seed
@@ -115,19 +146,27 @@ class Playground:
             path = self.folder / uuid.uuid4().hex / "playground.jsonl"
             write_trace(path, trace_of(f"playground, {model}", config, [group]))
             done_text = message(f"Generated {count} sampled rollouts and the greedy one with {model}.")
-            yield [done_text, gr.skip(), add_trace(own, GENERATED, path),
+            own.add(GENERATED, path)
+            yield [done_text, gr.skip(), True,
                    gr.update(interactive=True), gr.update(value=str(path), interactive=True)]  # fmt: skip
         except KitError as error:
-            yield [message(str(error), "problem"), gr.skip(), *nothing]
+            yield [message(told(error), "problem"), gr.skip(), *nothing]
         except Exception as error:
             print(f"app: generation failed: {error!r:.500}", file=sys.stderr)
-            text = f"generation failed ({type(error).__name__}: {str(error)[:200]}); the app still runs, try other settings."
-            yield [message(text, "problem"), gr.skip(), *nothing]
+            text = f"generation failed ({type(error).__name__}: {told(error)[:200]})"
+            yield [message(f"{text}; the app still runs, try other settings.", "problem"), gr.skip(), *nothing]
 
     def _result(self, group: Group, config: Any, method: str, against: str, last: bool) -> Markup:
         """The greedy rollout, and after the last one the group with its credit."""
         assert group.greedy is not None
+        broken = sum(bool(r.output.error) for r in (group.greedy, *group.rollouts))
+        free = (
+            f"{broken} of {1 + len(group.rollouts)} rollouts break the grammar. With free decoding nothing keeps the "
+            "policy to it: until it ends by itself, its tokens go on to the maximum length, and may repeat. Constrained "
+            "decoding allows valid tokens only."
+        )
         parts = [
+            message(free) if broken and config.rl.decoding == "free" else Markup(""),
             views.strip_panel(tokens_of(group.example, group.greedy), "log-prob", (method, method)),
             views.pool_table(
                 group.example, group.greedy.output, config.grammar, "Pool, with the lists of the greedy rollout"
@@ -141,19 +180,3 @@ class Playground:
             except KitError as error:
                 parts.append(message(f"No advantages: {error}"))
         return join(parts)
-
-
-def add_trace(own: dict[str, str], name: str, path: Path) -> dict[str, str]:
-    """The visitor's traces with a new one. If there are more than OWN, the oldest are removed with their files."""
-    kept = {k: v for k, v in own.items() if k != name} | {name: str(path)}
-    removed = [own[name]] if name in own else []
-    while len(kept) > OWN:
-        removed.append(kept.pop(next(iter(kept))))
-    remove_files(removed)
-    return kept
-
-
-def remove_files(paths: list[str]) -> None:
-    """Remove traces that were kept for a visitor, each with its folder."""
-    for path in paths:
-        shutil.rmtree(Path(path).parent, ignore_errors=True)

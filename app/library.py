@@ -13,6 +13,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 from fgrpo.config import Config, KitError, LMConfig
 from fgrpo.data import Example
 from fgrpo.lm.pretrained import POLICY_FILE
@@ -34,6 +37,8 @@ INVALID_LINES = 1000
 """number of invalid lines after which an upload is refused"""
 QUERY_LIMITS = {"candidates": 2000, "candidates in a list": 500, "rollouts": 64, "tokens in a rollout": 2000}
 """maximum sizes of one query: the memory for its rewards grows with their product"""
+SPACE, FILE_BYTES = 1_000_000_000, 16_000
+"""default maximum of bytes that visitors' files take in all, and what a file counts at least: all are walked through"""
 LIST_SECONDS = 1.0
 """age at which the list of runs is read again"""
 
@@ -66,9 +71,12 @@ class Opened:
 class Library:
     """The bundled runs and those below a folder; recently read traces and policies are cached."""
 
-    def __init__(self, runs: str | Path, base: LMConfig | None = None):
-        """`base`: the pretrained model to load adapters on, in place of the path recorded when they were trained."""
-        self.runs, self.base = Path(runs), base
+    def __init__(self, runs: str | Path, base: LMConfig | None = None, space: int = SPACE):
+        """`base`: the pretrained model to load adapters on, in place of the path recorded when they were trained.
+
+        `space`: bytes that uploads and generated rollouts may take in all; 0: no uploads.
+        """
+        self.runs, self.base, self.space = Path(runs), base, space
         self._listed: tuple[float, dict[str, Path]] = (-LIST_SECONDS, {})
         self._traces, self._policies = Cache(TRACES_KEPT, BYTES_KEPT), Cache(POLICIES_KEPT)
 
@@ -92,9 +100,19 @@ class Library:
         return [name for name, folder in self.folders().items() if (folder / file).is_file()]
 
     def with_policy(self) -> list[str]:
-        """Names of the runs whose policy can generate."""
+        """Names of the runs whose policy can generate: of adapters those whose base model is on this machine."""
         policies = ((name, policy_folder(folder)) for name, folder in self.folders().items())
-        return [name for name, folder in policies if any((folder / f).is_file() for f in ("items.json", POLICY_FILE))]
+        return [n for n, folder in policies if (folder / "items.json").is_file() or self._has_base(n, folder)]
+
+    def _has_base(self, name: str, folder: Path) -> bool:
+        """Whether this is the folder of an adapter, and its base model a folder or in the cache of the hub."""
+        if not (folder / POLICY_FILE).is_file():
+            return False
+        try:
+            model = (self.base or self.config(name).lm).model
+            return Path(model).is_dir() or isinstance(try_to_load_from_cache(model, "config.json"), str)
+        except (KitError, HFValidationError):
+            return False
 
     def folder(self, name: str) -> Path:
         """Folder of a listed run. Raises KitError on any other name."""
@@ -119,6 +137,14 @@ class Library:
             problem = "was deleted: upload or generate it again" if name in own else "cannot be read"
             raise KitError(f"{name}: its trace {problem} ({error.strerror}).") from None
 
+    def stamp(self, name: str, own: Mapping[str, str]) -> str:
+        """Changes with the file of a trace; empty if it is gone."""
+        try:
+            status = self.path(name, own).stat()
+            return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+        except (KitError, OSError):
+            return ""
+
     def download(self, name: str, own: Mapping[str, str], folder: Path) -> Path | None:
         """A copy of a trace below `folder`, the only one that the server gives files from; None if it cannot be opened."""
         try:
@@ -135,6 +161,20 @@ class Library:
             return copy
         except (KitError, OSError):  # `show` reports why
             return None
+
+    def room(self, folder: Path, more: int) -> None:
+        """Raise KitError unless `more` bytes of uploads fit below `folder`, which holds what the app writes."""
+        used = 0
+        for at, inner, files in os.walk(folder):
+            if Path(at) == folder:
+                inner[:] = [name for name in inner if name != "downloads"]
+            used += sum(max(FILE_BYTES, _size(Path(at, name))) for name in files)
+        if used + more > self.space:
+            taken, most, needs = (x / 1e6 for x in (used, self.space, more))
+            raise KitError(
+                f"the app's space for uploads is full: visitors' files take {taken:,.1f} of {most:,.1f} MB, and this one "
+                f"needs {needs:,.1f}. Files are removed after two hours: try again later, or restart it with more --space."
+            )
 
     def metrics(self, name: str) -> list[dict[str, float]]:
         """The finite numbers that a run has logged so far, one row per step. Raises KitError if there is no such file."""
@@ -182,6 +222,14 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 if it is gone."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _plotted(value: object) -> bool:
@@ -237,16 +285,26 @@ class Cache:
         self.count, self.size = count, size
         self._kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
         self._lock = Lock()
+        self._making: dict[Any, Lock] = {}
 
     def get(self, key: Any, make: Callable[[], Any], size: int = 0) -> Any:
-        """The value of a key; a missing one is made by `make`, one at a time. `size`: bytes it is read from."""
+        """The value of a key. A missing one is made by `make`, once; other keys do not wait for it. `size`: of its file."""
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = (make(), size)
-            self._kept.move_to_end(key)
-            value = self._kept[key][0]
-            while len(self._kept) > 1 and (
-                len(self._kept) > self.count or 0 < self.size < sum(s for _, s in self._kept.values())
-            ):
-                self._kept.popitem(last=False)
-            return value
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0]
+            making = self._making.setdefault(key, Lock())
+        with making:
+            try:
+                found = self._kept.get(key) or (make(), size)
+                with self._lock:
+                    self._kept[key] = found
+                    self._kept.move_to_end(key)
+                    while len(self._kept) > 1 and (
+                        len(self._kept) > self.count or 0 < self.size < sum(s for _, s in self._kept.values())
+                    ):
+                        self._kept.popitem(last=False)
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+        return found[0]

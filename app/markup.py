@@ -1,5 +1,6 @@
 """Safe HTML: every string from a file or a user goes through `printable`, and is then escaped by Markup.format."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,10 @@ TEXT_LIMIT = 300
 """maximum number of characters displayed of one text; of a longer one, its length is added"""
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that are invisible or change how other text is displayed: replaced by their code point"""
+
+CODES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {c: f"&#{ord(c)};" for c in "\"'${}`"})
+PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/:,;()'\"<>]+/)+")
+"""the folders of an absolute path"""
 
 
 def printable(text: str, limit: int = TEXT_LIMIT) -> str:
@@ -31,10 +36,12 @@ def tag(template: str, *values: object, **named: object) -> Markup:
 
 
 def _safe(value: object) -> object:
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    codes = {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"}
-    return Markup("".join(codes.get(c) or str(Markup.escape(c)) for c in printable(value, 4000)))
+    return value if isinstance(value, Markup) or not isinstance(value, str) else escaped(printable(value, 4000))
+
+
+def escaped(text: str) -> Markup:
+    """The whole text, so that neither HTML nor gradio's templates read anything in it."""
+    return Markup(text.translate(CODES))
 
 
 def join(parts: Iterable[str], between: str = "") -> Markup:
@@ -57,13 +64,24 @@ def html_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object
     )  # fmt: skip
 
 
-def message(text: str, kind: str = "note") -> Markup:
-    """One sentence for the user. `kind` is note or problem, written in words as well as shown by colour."""
-    return tag('<p class="message {}" role="{}"><strong>{}</strong> {}</p>', kind,
-               "alert" if kind == "problem" else "status", "Problem:" if kind == "problem" else "Note:", text)  # fmt: skip
+def message(text: str, kind: str = "note", items: Sequence[str] = ()) -> Markup:
+    """A sentence for the user and a list. `kind` is note or problem, written in words as well as shown by colour."""
+    listed = tag("<ul>{}</ul>", join(tag("<li>{}</li>", item) for item in items)) if items else ""
+    role, word = ("alert", "Problem:") if kind == "problem" else ("status", "Note:")
+    return tag('<div class="message {}" role="{}"><strong>{}</strong> {}{}</div>', kind, role, word, text, listed)
+
+
+def told(error: Exception) -> str:
+    """The sentence of an error, without the folders of the server."""
+    return PATH.sub("", str(error))
+
+
+def number(x: float, form: str = ".3f") -> str:
+    """A number with the minus sign that all numbers of the page have, and none before a zero."""
+    return f"{x:z{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(x: float, digits: int = 2) -> str:
     """+0.25, \N{MINUS SIGN}0.25, 0.00."""
-    text = f"{x:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-    return text[1:] if float(f"{x:.{digits}f}") == 0 else text
+    text = number(x, f".{digits}f")
+    return f"+{text}" if float(f"{x:.{digits}f}") > 0 else text

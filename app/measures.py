@@ -122,7 +122,7 @@ def error_words(example: Example, output: Output, grammar: GrammarConfig) -> lis
 class Comparison:
     """Two traces compared on the Q queries for which both have a greedy rollout.
 
-    keys: names of these queries in the first trace (Q).
+    keys, others: names of these queries in the first and in the second trace (Q each).
     rows: metric, mean of a, mean of b, difference b - a and its 95 % interval. Only queries vary (clustered by
         `Example.group`): these are two runs, so nothing is known about other seeds of their methods.
     fates: per run the fates met by the relevant candidates of each query (Q).
@@ -130,26 +130,30 @@ class Comparison:
     """
 
     keys: list[str]
+    others: list[str]
     rows: list[tuple[str, float, float, float, float, float]]
     fates: tuple[list[set[str]], list[set[str]]]
     shares: tuple[dict[str, float], dict[str, float]]
 
     def with_fate(self, run: int, fate: str) -> list[str]:
-        """The queries with a relevant candidate of this fate in a run (0 or 1)."""
-        return [key for key, found in zip(self.keys, self.fates[run], strict=True) if fate in found]
+        """The queries with a relevant candidate of this fate in a run (0 or 1), by their names in its trace."""
+        keys = (self.keys, self.others)[run]
+        return [key for key, found in zip(keys, self.fates[run], strict=True) if fate in found]
 
 
 @lru_cache(maxsize=4)
 def compare_traces(a: Opened, b: Opened) -> Comparison:
     """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some."""
-    others = {(g.example.id, g.example.candidates): g for g in b.trace.groups if g.greedy}
-    keys, examples = [], []
+    groups_of_b = ((key, b.trace.groups[number]) for key, number in b.keys.items())
+    named = {(g.example.id, g.example.candidates): (key, g) for key, g in groups_of_b if g.greedy}
+    keys, others, examples = [], [], []
     outputs: tuple[list[Output], list[Output]] = ([], [])
     for key, number in a.keys.items():
         mine = a.trace.groups[number]
-        theirs = others.get((mine.example.id, mine.example.candidates))
+        other, theirs = named.get((mine.example.id, mine.example.candidates), ("", None))
         if mine.greedy and theirs and theirs.greedy:
             keys.append(key)
+            others.append(other)
             examples.append(mine.example)
             outputs[0].append(mine.greedy.output)
             outputs[1].append(theirs.greedy.output)
@@ -160,7 +164,7 @@ def compare_traces(a: Opened, b: Opened) -> Comparison:
     rows = [_row(metric, values[0][metric], values[1][metric], groups) for metric in METRICS]
     met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(keys))] for v in values]
     shares = [{fate: float(v[fate].mean()) for fate in FATES} for v in values]
-    return Comparison(keys, rows, (met[0], met[1]), (shares[0], shares[1]))
+    return Comparison(keys, others, rows, (met[0], met[1]), (shares[0], shares[1]))
 
 
 def measure_in_batches(

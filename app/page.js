@@ -1,7 +1,7 @@
 () => {
   // Tables are sorted by a click on a heading, token strips are read with the arrow keys. Their HTML is replaced at every
   // change, so the listeners are on the document.
-  const cell = (row, n) => row.children[n].innerText.trim().replace("\u2212", "-");
+  const cell = (row, n) => row.children[n].innerText.trim().replaceAll("\u2212", "-");
   document.addEventListener("click", (e) => {
     const button = e.target.closest("table.sortable button[data-sort]");
     if (!button) return;
@@ -29,6 +29,19 @@
   name();
   for (const name of ["focusin", "mouseover"])
     document.addEventListener(name, (e) => { const t = e.target.closest?.("[data-strip] .token"); if (t) read(t); });
+  document.addEventListener("focusout", (e) => {  // a list that is left by Tab would stay open
+    if (e.target.matches("input[role=listbox], input[role=combobox]"))
+      e.target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+  });
+  document.addEventListener("click", (e) => {
+    const button = e.target.closest("button[data-save]");
+    if (!button) return;
+    const page = button.closest("p").nextElementSibling.srcdoc, link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([page], { type: "text/html" }));
+    link.download = button.dataset.save;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
   document.addEventListener("keydown", (e) => {
     const token = e.target.closest?.("[data-strip] .token");
     if (!token) return;
@@ -40,4 +53,39 @@
     all[to].tabIndex = 0;
     all[to].focus();
   });
+  // The address names what the page shows; each change is a place to go back to, but for that of the first answer.
+  const LONGEST = 6000;  // characters of the Playground's form in an address
+  let ready = false, view = "inspect";
+  const address = (shown, first) => {
+    ready ||= first;
+    const url = new URL(location);
+    if (first) shown = { tab: url.searchParams.get("tab") || "inspect", ...shown };
+    for (const [name, value] of Object.entries(shown))
+      value ? url.searchParams.set(name, value) : url.searchParams.delete(name);
+    if (shown.tab && shown.tab !== "files") view = shown.tab;
+    if (ready && url.href !== location.href) history[first ? "replaceState" : "pushState"]({}, "", url);
+  };
+  const fitting = (form) => { const text = JSON.stringify(form); return text.length > LONGEST ? "" : text; };
+  const copied = (text) => {  // without https there is no navigator.clipboard
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  };
+  window.app = {
+    address,
+    form: (form) => address({ form: fitting(form) }),
+    copy: async (form) => {  // a link to what was seen before the tab with the button
+      const url = new URL(location), long = view === "playground" && !fitting(form);
+      url.searchParams.set("tab", view);
+      if (view === "playground") url.searchParams.set("form", fitting(form));
+      const done = await (navigator.clipboard?.writeText(url.href).then(() => true, () => copied(url.href)) ?? copied(url.href));
+      const words = [done ? "The link is copied." : "The browser does not let a page copy: select the link and copy it."];
+      if (long) words.push("The texts of the Playground are too long for a link, and are not in it.");
+      return [url.href, `<p role="status">${words.join(" ")}</p>`];
+    },
+  };
 }

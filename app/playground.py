@@ -70,7 +70,7 @@ def _line(text: str) -> str:
 
 
 def example_from(form: Form, source: Example | None = None) -> Example:
-    """The typed query. A history or pool whose texts all come from `source` keeps its catalogue ids.
+    """The typed query. A history or pool whose texts all come from `source` keeps its catalogue ids, all of it its id.
 
     Raises KitError if a line is too long, or there are too many or too few.
     """
@@ -105,6 +105,8 @@ def example_from(form: Form, source: Example | None = None) -> Example:
                 row[f"{name}_ids"] = [known[text] for text in texts]
     if source and pool == [_line(text) for text in source.candidates] and frozenset(relevant) == source.relevant:
         row |= {"gains": list(source.gains)} if source.gains else {}
+        if (row["query"], history) == (_line(source.query), [_line(text) for text in source.history]):
+            row["id"] = source.id  # the same query: it can be compared with other runs
     return example_of(row)
 
 

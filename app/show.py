@@ -1,23 +1,27 @@
 """What each part of the page shows for the state of the controls. Errors become sentences on the page."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
 
 from markupsafe import Markup
 
 from fgrpo.config import KitError
+from fgrpo.interactive.page import build_page
 from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
 
 from . import charts, views
 from .library import Library, Opened
-from .markup import join, message, printable, tag
+from .markup import escaped, join, message, number, printable, tag, told
 from .measures import METHODS, GroupCredit, compare_traces, group_credit
 from .token_strip import COLOURS, tokens_of
 
+FIRST, SECOND = "lab-rec-fgrpo", "lab-rec-grpo"
+"""the run that the page opens on, and the one compared with it"""
 QUERIES_LISTED = 1000
 """maximum number of queries in the list; a link opens any other by its name"""
 
@@ -55,9 +59,19 @@ SLOTS = ("query", "pool", "errors", "advantages", "strip", "group", "plane", "si
 
 
 def show(library: Library, chosen: Chosen, own: Own) -> Page:
-    """Everything that the tabs Inspect, Group and Compare show. Never raises, whatever is chosen."""
+    """Everything that the tabs Inspect, Group and Compare show. Never raises, whatever is chosen.
+
+    In place of a run that cannot be opened, the first that can is shown: after a restart, a deletion or a wrong link.
+    """
     page = Page(chosen, html=dict.fromkeys(SLOTS, Markup("")))
     opened = _try(page, lambda: library.trace(chosen.run, own))
+    if not opened:
+        names = library.having("trace.jsonl")
+        first = next((n for n in (FIRST, *names) if n in names and n != chosen.run), "")
+        opened = _try(page, lambda: library.trace(first, own)) if first else None
+        chosen = replace(chosen, run=first, query="", rollout="")
+        if opened:
+            page.problems.append(message(f"Showing {first} in its place."))
     if opened:
         page.problems += [message(note) for note in opened.trace.notes]
         page.chosen = chosen = _corrected(page, chosen, opened)
@@ -200,6 +214,25 @@ def queries_of_bar(library: Library, a: str, b: str, own: Own, run: str, fate: s
     return _try(page, found) or join(page.problems)
 
 
+def explorable(library: Library, run: str, query: str, own: Own) -> Markup:
+    """The group as a page that computes rewards and credit itself, in a frame without access to the app; its download."""
+    page = Page(Chosen(""))
+
+    def framed() -> Markup:
+        opened = library.trace(run, own)
+        group = opened.group(query)
+        found = build_page(replace(opened.trace, groups=[group], notes=()))
+        name = re.sub(r"[^\w.-]+", "-", f"{printable(run, 40)}-{printable(query, 40)}").strip("-.") or "group"
+        return tag(
+            '<p>Move candidates between pool, slate and ranking: rewards and advantages follow. '
+            '<button type="button" data-save="{}.html">Download this page (HTML)</button></p>'
+            '<iframe class="explorable" title="Try it: query {} of {}" sandbox="allow-scripts" srcdoc="{}"></iframe>',
+            name, query, run, escaped(found.html),
+        )  # fmt: skip
+
+    return _try(page, framed) or join(page.problems)
+
+
 def training(library: Library, name: str) -> Markup:
     """The training curves of a run, up to its last step so far."""
     page = Page(Chosen(""))
@@ -210,7 +243,7 @@ def training(library: Library, name: str) -> Markup:
             return message(f"{name}: nothing is logged yet; the curves appear after the first step.")
         last = rows[-1]
         steps = library.config(name).rl.steps if "reward/slate" in last else library.config(name).sft.sft_steps
-        values = ", ".join(f"{printable(k, 40)} {v:.3g}" for k, v in last.items() if k != "step")
+        values = ", ".join(f"{printable(k, 40)} {number(v, '.3g')}" for k, v in last.items() if k != "step")
         text = f"Step {last['step']:,} of {steps:,}. Last values: {values}."
         alt = f"Training curves of {name}, running means over 10 steps. {text}"
         return tag("<p>{}</p>{}", text, views.picture(charts.training_curves(rows), alt, "training.png"))
@@ -222,9 +255,9 @@ def _try(page: Page, make: Callable[[], T]) -> T | None:
     try:
         return make()
     except KitError as error:
-        page.problems.append(message(str(error), "problem"))
+        page.problems.append(message(told(error), "problem"))
     except Exception as error:  # a visitor's file must not end in an error of the server
         print(f"app: {error!r:.500}", file=sys.stderr)
-        text = f"this cannot be shown ({type(error).__name__}: {str(error)[:200]}); the app still runs, choose another run."
+        text = f"this cannot be shown ({type(error).__name__}: {told(error)[:200]}); the app still runs, choose another run."
         page.problems.append(message(text, "problem"))
     return None

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fgrpo.data import Example
+from fgrpo.interactive.html import BLAME, PRAISE
 from fgrpo.prompt import PHASE_SLATE
 from fgrpo.runs.trace import Traced
 
 from .markup import join, printable, signed, tag
 
 COLOURS = ("phase", "advantage", "log-prob", "entropy")
-WHITE, BLUE, RED, PURPLE, GREEN = (255, 255, 255), (33, 102, 172), (178, 24, 43), (106, 61, 154), (27, 120, 55)
+WHITE, GREY = (255, 255, 255), (64, 64, 64)
 PHASE_COLOURS = {"slate": (207, 227, 245), "rank": (251, 227, 184)}
 SATURATION = 0.5
 """share of the colour at the end of a scale: black text on it has a contrast above 4.5"""
@@ -91,9 +92,10 @@ def legend(colour: str, end: float) -> Markup:
         return tag('<p class="legend">{}: all values are 0 or not recorded.</p>', colour)
     low, high = {"advantage": (-end, end), "log-prob": (-end, 0.0), "entropy": (0.0, end)}[colour]
     stops = ", ".join(css(paint(low + (high - low) * i / 8, colour, end)) for i in range(9))
+    ends = ("blame ", " praise") if colour == "advantage" else ("", "")
     return tag(
-        '<p class="legend">{} ({}): <span>{}</span><span class="ramp" style="background:linear-gradient(90deg, {})">'
-        "</span><span>{}</span></p>", colour, unit, signed(low), stops, signed(high),
+        '<p class="legend">{} ({}): <span>{}{}</span><span class="ramp" style="background:linear-gradient(90deg, {})">'
+        "</span><span>{}{}</span></p>", colour, unit, ends[0], signed(low), stops, signed(high), ends[1],
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def paint(value: float | None, colour: str, end: float) -> tuple[int, int, int]:
     """RGB colour of a value on a scale that ends at `end`."""
     if value is None or end == 0:
         return WHITE
-    full = {"advantage": BLUE if value > 0 else RED, "log-prob": PURPLE}.get(colour, GREEN)
+    full = GREY if colour != "advantage" else PRAISE if value > 0 else BLAME
     share = SATURATION * min(1.0, abs(value) / end)
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(WHITE, full, strict=True))
     return red, green, blue

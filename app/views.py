@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from threading import Lock
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -14,11 +15,13 @@ from fgrpo.evaluate import FATES
 from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
 
-from .markup import html_table, join, message, printable, signed, tag
+from .markup import html_table, join, message, number, printable, signed, tag
 from .measures import FATE_WORDS, PHASE_NAMES, Comparison, GroupCredit, error_words, fate_of, flips, scores, zero_phases
 from .token_strip import Token, legend, span, strip, tokens_of
 
 GREEDY = "greedy"
+DRAWING = Lock()
+"""matplotlib draws one figure at a time"""
 
 
 def numbered(items: Sequence[int]) -> dict[int, int]:
@@ -44,7 +47,7 @@ def pool_table(example: Example, output: Output, grammar: GrammarConfig, caption
     rows = [
         (
             str(i + 1), printable(text), _position(slate.get(i)), _position(rank.get(i)),
-            "\N{BLACK STAR} relevant" if i in example.relevant else "no", f"{gains[i]:g}",
+            "\N{BLACK STAR} relevant" if i in example.relevant else "no", number(gains[i], "g"),
             fate[i].replace("_", " ") if i in fate else "",
         )
         for i, text in enumerate(example.candidates)
@@ -61,7 +64,7 @@ def errors_panel(example: Example, traced: Traced, config: Config) -> Markup:
     """Rewards of one rollout, and its errors in words."""
     words = join(tag("<li>{}</li>", text) for text in error_words(example, traced.output, config.grammar))
     rewards = join(
-        tag("<dt>{}</dt><dd>{}</dd>", name, f"{x:.3f}") for name, x in scores(example, traced.output, config).items()
+        tag("<dt>{}</dt><dd>{}</dd>", name, number(x)) for name, x in scores(example, traced.output, config).items()
     )
     return tag('<div class="errors"><h2>Rewards and errors</h2><ul>{}</ul><dl>{}</dl></div>', words, rewards)
 
@@ -119,19 +122,24 @@ def _group_row(group: Group, n: int, one: GroupCredit, flipped: tuple[int, int])
         _range(one.of_phase(group, n, code)) + (" (zero variance)" if phase in zero and one.method not in JOINT else "")
         for phase, code in PHASE_NAMES.items()
     ]
-    words = f"{sum(flipped)} tokens ({flipped[0]} slate, {flipped[1]} rank)" if sum(flipped) else "none"
+    tokens = f"{sum(flipped)} token{'s' * (sum(flipped) > 1)}"
+    words = f"{tokens} ({flipped[0]} slate, {flipped[1]} rank)" if sum(flipped) else "none"
     button = tag('<button type="button" data-rollout="{}" aria-label="Inspect rollout {}">{}</button>', *[n + 1] * 3)
-    return [button, str(len(output.slate)), f"{slate:.3f}", f"{rank:.3f}", signed(form), f"{slate + rank + form:.3f}",
+    return [button, str(len(output.slate)), number(slate), number(rank), signed(form), number(slate + rank + form),
             *advantages, words, output.error]  # fmt: skip
 
 
 def _flip_note(flipped: Sequence[tuple[int, int]], one: GroupCredit, other: GroupCredit) -> Markup:
     if one.method == other.method:
         return message("Choose two different credit methods to see where their signs differ.")
-    slate, rank = (sum(f[i] for f in flipped) for i in (0, 1))
+    counts = [(sum(f[i] for f in flipped), phase) for i, phase in enumerate(PHASE_NAMES)]
+    found = [f"{count} {phase} token{'s' * (count > 1)}" for count, phase in counts if count]
+    if not found:
+        return message(f"No token's advantage has opposite signs under {other.method} and {one.method}.")
+    verb, them = ("has an advantage", "it") if sum(c for c, _ in counts) == 1 else ("have advantages", "them")
     return message(
-        f"{slate} slate tokens and {rank} rank tokens have advantages of opposite sign under {other.method} and "
-        f"{one.method}: one method reinforces them, the other discourages them."
+        f"{' and '.join(found)} {verb} of opposite sign under {other.method} and {one.method}: "
+        f"one method praises {them}, the other blames {them}."
     )
 
 
@@ -182,7 +190,7 @@ def metrics_table(found: Comparison, names: tuple[str, str]) -> Markup:
     for metric, a, b, difference, low, high in found.rows:
         verdict = "B higher" if low > 0 else "A higher" if high < 0 else "no difference found"
         interval = f"{signed(difference, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
-        rows.append((metric, f"{a:.3f}", f"{b:.3f}", interval, verdict))
+        rows.append((metric, number(a), number(b), interval, verdict))
     caption = (
         f"{len(found.keys)} queries, greedy decoding. Intervals: over queries alone. These are two single runs: other seeds "
         "of the same methods may differ more, so a difference here says nothing about the methods."
@@ -212,7 +220,8 @@ def fate_bars(found: Comparison, names: tuple[str, str]) -> Markup:
 def query_list(found: Comparison, run: int, fate: str, name: str, limit: int = 200) -> Markup:
     """The queries counted in a bar, as buttons that open them."""
     keys = found.with_fate(run, fate)
-    buttons = join(tag('<button type="button" data-query="{}">{}</button>', k, k) for k in keys[:limit])
+    button = '<button type="button" data-run="{}" data-query="{}">{}</button>'
+    buttons = join(tag(button, name, k, k) for k in keys[:limit])
     more = f" The first {limit} are listed." if len(keys) > limit else ""
     where = f"{len(keys)} queries of {'AB'[run]} ({printable(name, 60)})"
     text = f"{where} with a relevant candidate of this fate: {FATE_WORDS[fate]}.{more}"
@@ -227,7 +236,8 @@ def query_list(found: Comparison, run: int, fate: str, name: str, limit: int = 2
 def picture(figure: Figure, alt: str, file: str) -> Markup:
     """A figure as PNG inside the page, with a text alternative and a link to download it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with DRAWING:
+        figure.savefig(buffer, format="png", dpi=110)
     data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return Markup(  # base64 needs no escaping
         '<figure><img src="{}" alt="{}"><figcaption><a href="{}" download="{}">Download this figure (PNG)</a></figcaption>'

@@ -1,5 +1,6 @@
 """The page: its components, and which event updates which of them. The contents come from show.py, which never raises."""
 
+import json
 import shutil
 import uuid
 from dataclasses import replace
@@ -10,26 +11,23 @@ import gradio as gr
 
 from fgrpo.config import KitError
 
-from .form import GENERATED, RAW, Playground, add_trace, remove_files
+from .form import CLICKS, GENERATED, RAW, Playground
 from .library import Library, open_trace
-from .markup import join, message, printable
+from .markup import join, message, printable, told
 from .measures import METHODS
-from .show import SLOTS, Chosen, Page, queries_of_bar, show, training
+from .show import FIRST, SECOND, SLOTS, Chosen, Page, explorable, queries_of_bar, show, training
 from .token_strip import COLOURS
+from .visitors import KNOWN, Visitor, in_turn
 
 LINKED = tuple(Chosen.__dataclass_fields__)
 """Parameters of a link, in the order of the controls."""
-CLICKS = """element.addEventListener('click', (e) => {
-  const button = e.target.closest('button[data-rollout], button[data-fate], button[data-query]');
-  if (button) trigger('click', {...button.dataset});
-});"""
-TO_URL = """(shown) => {
-  const url = new URL(window.location);
-  for (const [name, value] of Object.entries(shown ?? {}))
-    value ? url.searchParams.set(name, value) : url.searchParams.delete(name);
-  window.history.replaceState({}, "", url);
-}"""
-COPY = "() => { navigator.clipboard?.writeText(window.location.href); return window.location.href; }"
+TABS = ("inspect", "group", "compare", "try", "playground", "training", "files")
+# JavaScript; page.js has the functions
+BACK = """window.addEventListener('popstate', () => trigger('click', Object.fromEntries(new URL(location).searchParams)))"""
+TICKET = "(own, explored, ticket) => [own, explored, sessionStorage.getItem('visitor') ?? '']"
+OPENED = "(shown, ticket) => { sessionStorage.setItem('visitor', ticket); app.address(shown, true); }"
+TO_URL = "(shown) => app.address(shown)"
+TO_INSPECT = "() => ({__type__: 'update', selected: 'inspect'})"
 SECONDS = 2
 """interval at which the curves of a run are updated"""
 
@@ -37,7 +35,7 @@ SECONDS = 2
 def clicked(event: gr.EventData) -> dict[str, str]:
     """What a button inside the page's HTML says, which a visitor may make anything: names and values as short texts."""
     data = event._data if isinstance(event._data, dict) else {}
-    return {str(name): str(value)[:1000] for name, value in data.items()}
+    return {str(name): str(value)[:20_000] for name, value in data.items()}
 
 
 def uploaded_path(file: Any) -> str | None:
@@ -53,7 +51,7 @@ def text_of(value: object) -> str:
 def theme() -> gr.themes.Base:
     """System fonts (nothing is downloaded), and text with a contrast of at least 4.5 in light and dark mode."""
     return gr.themes.Default(
-        primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        primary_hue="slate", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
         block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
@@ -70,7 +68,10 @@ def build(library: Library, folder: Path) -> gr.Blocks:
     with gr.Blocks(
         title="F-GRPO: subsets, rankings, credit", analytics_enabled=False, delete_cache=(600, 7200)
     ) as page:
-        own = gr.State({}, time_to_live=7200, delete_callback=lambda mine: remove_files(list(mine.values())))
+        own = gr.State(Visitor(), time_to_live=7200)
+        ticket, explored = gr.Textbox(visible=False), gr.State("")
+        back = gr.HTML(js_on_load=BACK, elem_id="at-back")
+        busy = gr.HTML('<p role="status">Working \N{HORIZONTAL ELLIPSIS}</p>', elem_id="at-busy")
         gr.HTML("<h1>F-GRPO: inspect subsets, rankings and credit</h1>")
         with gr.Row():
             run = gr.Dropdown([], label="Run", info="or a trace of your own (tab Files)")
@@ -85,8 +86,9 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         def slot(name: str) -> None:
             html[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"at-{name}")
 
+        named: dict[str, gr.Tab] = {}
         with gr.Tabs() as tabs:
-            with gr.Tab("Inspect", id="inspect"):
+            with gr.Tab("Inspect", id="inspect") as named["inspect"]:
                 with gr.Row():
                     rollout = gr.Dropdown([], label="Rollout")
                     colour = gr.Radio(COLOURS, value="advantage", label="Colour tokens by")
@@ -98,43 +100,47 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                     with gr.Column(scale=1, min_width=260):
                         slot("errors")
                         slot("advantages")
-            with gr.Tab("Group", id="group"):
+            with gr.Tab("Group", id="group") as named["group"]:
                 slot("group")
                 slot("plane")
-            with gr.Tab("Compare", id="compare"):
+            with gr.Tab("Compare", id="compare") as named["compare"]:
                 with gr.Row():
                     a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
                 for name in ("side", "metrics", "bars", "queries"):
                     slot(name)
-            with gr.Tab("Playground", id="playground"):
+            with gr.Tab("Try it", id="try") as named["try"]:
+                slot("try")
+            with gr.Tab("Playground", id="playground") as named["playground"]:
                 form = Playground(library, own, folder, (method, against))
-            with gr.Tab("Training", id="training"):
+            with gr.Tab("Training", id="training") as named["training"]:
                 followed = gr.Dropdown([], label="Run to follow", info=f"updated every {SECONDS} s while it trains")
                 curves = gr.HTML(elem_id="at-curves")
                 timer, seen = gr.Timer(SECONDS, active=False), gr.State(())
-            with gr.Tab("Files", id="files"):
-                upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"])
+            with gr.Tab("Files", id="files") as named["files"]:
+                upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"],
+                                 visible=library.space > 0)  # fmt: skip
                 upload.preprocess = uploaded_path  # type: ignore[method-assign, assignment]
                 uploaded, opened = gr.HTML(elem_id="at-uploaded"), gr.State("")
                 save = gr.DownloadButton("Download the trace of this run (JSONL)")
                 again = gr.Button("Update the list of runs")
                 copy = gr.Button("Copy a link to this view")
-                link = gr.Textbox(label="Link", interactive=False)
+                link, copied = gr.Textbox(label="Link", interactive=False), gr.HTML(elem_id="at-copied")
 
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b]
-        everything = [*controls, shown, problems, save, *(html[name] for name in SLOTS)]
-        inputs = [own, *controls]
+        everything = [*controls, own, explored, shown, problems, save, html["try"], *(html[name] for name in SLOTS)]
+        opening = [ticket, tabs, followed, *form.linked, form.source]
+        inputs = [own, explored, *controls]
 
-        def refresh(mine: dict[str, str], *values: object, **changed: str) -> list[Any]:
+        def refresh(mine: Visitor, seen: object, *values: object, **changed: str) -> list[Any]:
             sent = Chosen(*map(text_of, values))
-            return parts(show(library, replace(sent, **changed), mine), mine, sent)
+            return parts(show(library, replace(sent, **changed), mine.traces), mine, seen, sent)
 
-        def parts(found: Page, mine: dict[str, str], sent: Chosen | None = None) -> list[Any]:
+        def parts(found: Page, mine: Visitor, seen: object, sent: Chosen | None = None) -> list[Any]:
             """Updates for `everything`. A control whose value is still the one that was `sent` is not updated: the visitor
             may have changed it in the meantime, and a late answer must not undo that. A value that is no longer in a list
             is cleared."""
-            c, traces = found.chosen, [*library.having("trace.jsonl"), *mine]
-            file = library.download(c.run, mine, folder)
+            c, traces = found.chosen, [*library.having("trace.jsonl"), *mine.traces]
+            file = library.download(c.run, mine.traces, folder)
             lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces)
             lists |= {"query": found.queries, "rollout": found.rollouts}
 
@@ -150,47 +156,83 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 return gr.update(**changes)
 
             values = {name: value_of(name) for name in LINKED}
+            group = json.dumps([c.run, c.query, library.stamp(c.run, mine.traces)])
+            # what the visitor moved in the explorable stays until another group is chosen
+            frame = gr.skip() if group == seen else explorable(library, c.run, c.query, mine.traces)
             return [
-                *(control(name) for name in LINKED), values, join(found.problems),
-                gr.update(value=str(file) if file else None, interactive=bool(file)), *(found.html[n] for n in SLOTS),
+                *(control(name) for name in LINKED), mine, group, values, join(found.problems),
+                gr.update(value=str(file) if file else None, interactive=bool(file)), frame,
+                *(found.html[n] for n in SLOTS),
             ]  # fmt: skip
 
-        def open_page(mine: dict[str, str], request: gr.Request) -> list[Any]:
-            asked = {name: str(request.query_params.get(name, ""))[:1000] for name in LINKED}
-            traces, logs, models = library.having("trace.jsonl"), library.having("metrics.jsonl"), library.with_policy()
-            first = next((t for t in ("lab-rec-fgrpo", *traces) if t in traces), "")
-            second = next((t for t in ("lab-rec-grpo", *traces) if t in traces), "")
-            chosen = replace(Chosen(first, a=second, b=first), **{name: text for name, text in asked.items() if text})
+        def open_page(mine: Visitor, seen: object, given: object, request: gr.Request) -> list[Any]:
+            """The page as a link says. A page that is loaded again has its ticket, and so its visitor's traces."""
+            mine = KNOWN.get(text_of(given)) or mine
+            return opened_by(dict(request.query_params), mine, seen, new=True)
+
+        def go_back(event: gr.EventData, mine: Visitor, seen: object) -> list[Any]:
+            """The page as the address says to which the visitor has gone back or forward."""
+            return opened_by(clicked(event), mine, seen)
+
+        def opened_by(asked: dict[str, str], mine: Visitor, seen: object, new: bool = False) -> list[Any]:
+            asked = {name: str(text)[: 20_000 if name == "form" else 1000] for name, text in asked.items() if text}
+            logs, models, traces = library.having("metrics.jsonl"), library.with_policy(), library.having("trace.jsonl")
+            first, second = (next((t for t in (wanted, *traces) if t in traces), "") for wanted in (FIRST, SECOND))
+            chosen = replace(Chosen(first, a=second, b=first), **{n: asked[n] for n in LINKED if n in asked})
+            found = show(library, chosen, mine.traces)
+            filled, problem = form.opened(asked.get("form", ""), models)
+            found.problems += [message(problem, "problem")] if problem else []
+            if new and "form" not in asked:
+                filled[0] = gr.update(value=first if first in models else next(iter(models), None))
+            wanted = asked.get("follow", first if new else "")
             return [
-                *parts(show(library, chosen, mine), mine), gr.update(choices=logs, value=first if first in logs else None),
-                gr.update(choices=models, value=first if first in models else next(iter(models), None)),
+                *parts(found, mine, seen), mine.ticket,
+                gr.Tabs(selected=asked["tab"]) if asked.get("tab") in TABS else gr.skip(),
+                gr.update(choices=logs) | ({"value": wanted} if wanted in logs else {}),
+                gr.update(choices=models) | filled[0], *filled[1:],
             ]  # fmt: skip
 
-        def refresh_lists(mine: dict[str, str], *values: object) -> list[Any]:
+        def refresh_lists(mine: Visitor, *values: object) -> list[Any]:
             """Read the folder of runs again; the choices stay."""
             logs, models = library.having("metrics.jsonl"), library.with_policy()
             return [*refresh(mine, *values), gr.update(choices=logs), gr.update(choices=models)]
 
-        def click(event: gr.EventData, mine: dict[str, str], *values: object) -> list[Any]:
-            """A button inside the page's HTML: a rollout of the group, or a query of a list."""
-            data, a = clicked(event), text_of(values[LINKED.index("a")])
+        def click(event: gr.EventData, mine: Visitor, *values: object) -> list[Any]:
+            """A button inside the page's HTML: a rollout of the group, or a query of a list, with the run that it is of."""
+            data = clicked(event)
             changed = {"rollout": data["rollout"]} if "rollout" in data else {}
-            changed |= {"run": a, "query": data["query"], "rollout": ""} if "query" in data else {}
-            tab = gr.Tabs(selected="inspect" if "rollout" in data else "compare")
-            return [*refresh(mine, *values, **changed), tab]
+            if "query" in data and "run" in data:
+                changed = {"run": data["run"], "query": data["query"], "rollout": ""}
+            return refresh(mine, *values, **changed)
 
-        def list_queries(event: gr.EventData, mine: dict[str, str], a: object, b: object) -> Any:
+        def click_generated(event: gr.EventData, mine: Visitor, *values: object) -> list[Any]:
+            """A rollout in the result of the Playground."""
+            return refresh(mine, *values, run=GENERATED, query="", rollout=clicked(event).get("rollout", ""))
+
+        def open_generated(mine: Visitor, *values: object) -> list[Any]:
+            """The result of the Playground, in Compare beside a run that has the same query, if there is one."""
+            a = text_of(values[1 + LINKED.index("a")])
+            try:
+                example = library.trace(GENERATED, mine.traces).trace.groups[0].example
+                names = [a, *library.having("trace.jsonl"), a]
+                a = next(n for n in names if n != GENERATED and library.trace(n, mine.traces).find(example))
+            except (KitError, StopIteration):
+                pass  # what is missing is said in Compare
+            return refresh(mine, *values, run=GENERATED, query="", rollout="", a=a, b=GENERATED)
+
+        def list_queries(event: gr.EventData, mine: Visitor, a: object, b: object) -> Any:
             data = clicked(event)
             if "fate" not in data:
                 return gr.skip()
-            return queries_of_bar(library, text_of(a), text_of(b), mine, data.get("run", ""), data["fate"])
+            return queries_of_bar(library, text_of(a), text_of(b), mine.traces, data.get("run", ""), data["fate"])
 
-        def open_upload(path: str | None, mine: dict[str, str]) -> list[Any]:
-            """What is wrong with an uploaded file, the visitor's traces, and the name of the new one if it can be shown."""
+        def open_upload(path: str | None, mine: Visitor) -> list[Any]:
+            """What is wrong with an uploaded file, and the name of the new trace if it can be shown."""
             if not path:
-                return [gr.skip()] * 3
+                return [gr.skip()] * 2
             name, bad = f"yours: {printable(Path(path).name, 60)}", list[str]()
             try:
+                library.room(folder, Path(path).stat().st_size)  # for the copy
                 opened = open_trace(Path(path), name, bad)
                 kept = (
                     folder / uuid.uuid4().hex / "upload.jsonl"
@@ -198,25 +240,25 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 kept.parent.mkdir()
                 shutil.copyfile(path, kept)
             except (KitError, OSError) as error:
-                return [message("\n".join([str(error), *bad[:3]]), "problem"), mine, ""]
+                return [message(told(error), "problem", bad[:3]), ""]
             messages = [message(f"{name}: {len(opened.trace.groups)} queries. Select it as Run, A or B.")]
             if bad:
                 more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
-                messages.append(
-                    message("\n".join([f"{len(bad)} invalid lines were left out:", *bad[:10], *more]), "problem")
-                )
-            return [join(messages), add_trace(mine, name, kept), name]
+                messages.append(message(f"{len(bad)} invalid lines were left out:", "problem", [*bad[:10], *more]))
+            mine.add(name, kept)
+            return [join(messages), name]
 
-        def show_upload(name: str, mine: dict[str, str], *values: object) -> list[Any]:
-            changed = {"run": name, "query": "", "rollout": ""} if name in mine else {}
+        def show_upload(name: str, mine: Visitor, *values: object) -> list[Any]:
+            changed = {"run": name, "query": "", "rollout": ""} if name in mine.traces else {}
             return refresh(mine, *values, **changed)
 
-        def take(mine: dict[str, str], run: object, query: object) -> list[Any]:
+        def take(mine: Visitor, run: object, query: object) -> list[Any]:
             """The selected query, in the form of the Playground."""
             try:
-                return [*form.form_of(library.trace(text_of(run), mine).group(text_of(query)).example), gr.skip()]
+                group = library.trace(text_of(run), mine.traces).group(text_of(query))
+                return [*form.form_of(group.example), gr.skip()]
             except KitError as error:
-                return [*[gr.skip()] * 4, message(str(error), "problem")]
+                return [*[gr.skip()] * 4, message(told(error), "problem")]
 
         def follow(chosen: object, before: tuple) -> list[Any]:
             """The curves, drawn again only if the run has logged something since."""
@@ -231,31 +273,45 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         def watch(event: gr.SelectData) -> gr.Timer:
             return gr.Timer(active=event.value == "Training")
 
-        def link_to(done: Any) -> None:
+        def address(done: Any) -> Any:
             """The address changes last, to what the page shows."""
-            done.then(None, [shown], None, js=TO_URL)
+            return done.then(None, [shown], None, js=TO_URL)
 
-        whole = quiet | {"concurrency_id": "page", "concurrency_limit": 1}  # answers come in the order of the events
-        link_to(gr.on([c.input for c in controls], refresh, inputs, everything, trigger_mode="always_last", **whole))
-        link_to(page.load(open_page, [own], [*everything, followed, form.model], **whole))
-        again.click(refresh_lists, inputs, [*everything, followed, form.model], **whole)
-        for name in ("group", "queries"):
-            link_to(html[name].click(click, inputs, [*everything, tabs], **whole))
-        html["bars"].click(list_queries, [own, a, b], [html["queries"]], **quiet)
-        read = upload.upload(open_upload, [upload, own], [uploaded, own, opened], **whole | {"preprocess": True})
-        link_to(read.then(show_upload, [opened, *inputs], everything, **whole))
-        copy.click(None, None, [link], js=COPY)
-
-        form.going.then(refresh, inputs, everything, **whole)
-        link_to(form.inspect.click(
-            lambda *values: [*refresh(*values, run=GENERATED, query="", rollout=""), gr.Tabs(selected="inspect")],
-            inputs, [*everything, tabs], **whole,
+        # events of one visitor are answered in their order (in_turn), those of different visitors side by side
+        shows: dict[str, Any] = RAW | {"show_progress": "minimal", "show_progress_on": [busy]}
+        whole: dict[str, Any] = shows | {"concurrency_id": "page", "concurrency_limit": None}
+        address(gr.on(
+            [c.input for c in controls], in_turn(refresh), inputs, everything, trigger_mode="always_last", **whole,
         ))  # fmt: skip
+        gr.on([method.input, against.input], in_turn(form.redrawn), [own, form.made, method, against], [form.result],
+              trigger_mode="always_last", **whole)  # fmt: skip
+        loaded = page.load(in_turn(open_page), [own, explored, ticket], [*everything, *opening], js=TICKET, **whole)
+        gone_back = back.click(in_turn(go_back), [own, explored], [*everything, *opening], **whole)
+        for done in (loaded, gone_back):
+            done.then(None, [shown, ticket], None, js=OPENED)
+        for opener in (html["group"], form.result, form.inspect):
+            opener.click(None, None, [tabs], js=TO_INSPECT)  # at once: a late answer leaves the visitor where they are
+        address(again.click(in_turn(refresh_lists), inputs, [*everything, followed, form.model], **whole))
+        for name in ("group", "queries"):
+            address(html[name].click(in_turn(click), inputs, everything, **whole))
+        address(form.result.click(in_turn(click_generated), inputs, everything, **whole))
+        address(form.inspect.click(in_turn(open_generated), inputs, everything, **whole))
+        html["bars"].click(in_turn(list_queries), [own, a, b], [html["queries"]], **whole)
+        read = upload.upload(in_turn(open_upload), [upload, own], [uploaded, opened], **whole | {"preprocess": True})
+        address(read.then(in_turn(show_upload), [opened, *inputs], everything, **whole))
+        copy.click(None, form.linked, [link, copied], js="(...form) => app.copy(form)")
+
+        form.run.click(None, form.linked, None, js="(...form) => { app.form(form); }")
+        done = form.going.then(in_turn(refresh), inputs, everything, **whole)
+        done.then(in_turn(form.redrawn), [own, form.made, method, against], [form.result], **whole)
         form.take.click(
-            take, [own, run, query], [form.query, form.history, form.pool, form.source, form.status], **quiet
+            in_turn(take), [own, run, query], [form.query, form.history, form.pool, form.source, form.status], **whole
         )
 
-        followed.change(follow, [followed, seen], [curves, seen], **quiet)
+        gr.on([followed.input, named["training"].select], follow, [followed, seen], [curves, seen], **shows)
+        followed.input(None, [followed], None, js="(follow) => app.address({follow})")
         timer.tick(follow, [followed, seen], [curves, seen], **quiet)
         tabs.select(watch, None, [timer], **quiet)
+        for name, one in named.items():
+            one.select(None, None, None, js=f"() => app.address({{tab: '{name}'}})")
     return page

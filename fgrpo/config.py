@@ -120,6 +120,8 @@ class RLConfig:
     """credit assignment method, a name in fgrpo.credit.CREDITS"""
     slate_reward: str = "recall"
     """reward of the slate phase: recall, precision or f1"""
+    rank_reward: str = "ndcg"
+    """reward of the rank phase: ndcg, or in Python a function of your own"""
     lam: float = 1.0
     """weight lambda of the rank reward"""
     format_penalty: float = 0.5
@@ -159,14 +161,11 @@ class RLConfig:
             format_penalty=(0.0, None), slate_noise=(0.0, None), rank_noise=(0.0, None),
             clip_low=(0.0, 1.0), clip_high=(0.0, None), beta=(0.0, None), epochs=(1, None), lr=(1e-12, 1.0),
             max_grad_norm=(1e-6, None), temperature=(0.01, 100.0),
-            slate_reward=("recall", "precision", "f1"), scale=("none", "std"),
-            ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"), learn=("both", "slate", "rank"),
-            lr_decay=("linear", "none"),
+            scale=("none", "std"), ratio=("token", "item", "phase", "sequence"), decoding=("constrained", "free"),
+            learn=("both", "slate", "rank"), lr_decay=("linear", "none"),
         )  # fmt: skip
         if self.queries * self.group > 2**20:  # before memory is filled with them
-            raise KitError(
-                f"{self.queries} queries x group {self.group} is above {2**20:,} rollouts a step: lower one."
-            )
+            raise KitError(f"{self.queries} queries x group {self.group}: above {2**20:,} rollouts a step, lower one.")
 
 
 CONCERNS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from .config import KitError, RLConfig
 from .prompt import PHASE_RANK, PHASE_SLATE
-from .rewards import WORTH, Rewards, output_lists
+from .rewards import WORTH, Rewards, check_rewards, output_lists
 from .rollout import Rollouts
 
 RIDGE = 0.1  # squared slate reward: in `control`, steadies lines through few points; tuned on lab pools, November 2026
@@ -229,6 +229,7 @@ def check_credit(config: RLConfig) -> None:
     """Raise KitError on an unknown method, or on options that do not fit it."""
     if config.credit not in CREDITS:
         raise KitError(f"credit {config.credit!r} is not known; choose from {', '.join(CREDITS)}.")
+    check_rewards(config)
     if config.ratio == "sequence" and (config.credit not in JOINT or config.learn != "both"):  # one ratio for all
         raise KitError(f"ratio 'sequence' averages the phases of {config.credit!r}: choose ratio token, item or phase.")
     if (config.credit == "nested") != (config.rankings > 1):
@@ -237,5 +238,7 @@ def check_credit(config: RLConfig) -> None:
         raise KitError(f"group {config.group} must be a multiple of rankings {config.rankings}, two slates at least.")
     if config.credit in BY_ITEM and (config.slate_noise or config.rank_noise):
         raise KitError(f"credit {config.credit!r} is paid by item, reward noise by phase: leave out one of them.")
+    if config.credit in BY_ITEM and config.rank_reward != "ndcg":
+        raise KitError(f"credit {config.credit!r} divides NDCG among the ranks: leave out rank_reward.")
     if config.credit == "shapley" and config.slate_reward not in WORTH:
         raise KitError(f"credit 'shapley' needs a slate reward in WORTH, which {config.slate_reward!r} is not.")

@@ -50,12 +50,8 @@ def measure_outputs(
     ranks = pad([o.rank for o in outputs], grammar.rank_size)  # (Q, k)
     failed = torch.tensor([bool(o.error) for o in outputs])
     gains = pool_gains(examples, dtype=torch.float64)
-    metrics: dict[str, Tensor] = {}
-    for k in CUTOFFS:
-        metrics |= {
-            f"recall@{k}": recall(ranks, gains, k), f"precision@{k}": precision(ranks, gains, k),
-            f"hit@{k}": hit(ranks, gains, k), f"ndcg@{k}": ndcg(ranks, gains, k),
-        }  # fmt: skip
+    at = {"recall": recall, "precision": precision, "hit": hit, "ndcg": ndcg}
+    metrics = {f"{name}@{k}": metric(ranks, gains, k) for k in CUTOFFS for name, metric in at.items()}
     metrics["slate_recall"] = recall(slates, gains)
     metrics["slate_length"] = (slates >= 0).sum(-1).double()
     fate = fates(slates, ranks, failed, gains)

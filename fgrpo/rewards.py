@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .config import RLConfig
+from .config import KitError, RLConfig
 from .data import Example
 from .rollout import Rollouts, uniforms
 
@@ -82,7 +82,8 @@ def shapley(items: Tensor, gains: Tensor, worth: Callable[[Tensor, Tensor], Tens
     return torch.where(items >= 0, mean, 0.0)
 
 
-SLATE_REWARDS = {"recall": recall, "precision": precision, "f1": f1}
+SLATE_REWARDS: dict[str, Callable[..., Tensor]] = {"recall": recall, "precision": precision, "f1": f1}
+RANK_REWARDS: dict[str, Callable[..., Tensor]] = {"ndcg": ndcg}
 
 WORTH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "recall": lambda length, relevant: 1 / relevant, "precision": lambda length, relevant: 1 / length,
@@ -102,8 +103,8 @@ class Rewards:
 
     And what single items brought, for credit finer than a phase: `items` (Q, G, n) is the slate reward minus that of
     the slate without the item at this place (leave one out), `places` (Q, G, k) the term of each rank in the NDCG, so
-    that they sum to `rank`, `shapley` (Q, G, n) the Shapley value of each item of the slate, which sum to `slate` (nan
-    for a slate reward that WORTH does not hold); 0 at padding.
+    that they sum to `rank` (nan for a reward that is not ndcg), `shapley` (Q, G, n) the Shapley value of each item of
+    the slate, which sum to `slate` (nan for a slate reward that WORTH does not hold); 0 at padding.
     """
 
     slate: Tensor
@@ -126,6 +127,7 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     Where `config` has Gaussian noise, as of an unreliable judge, what is added to the rewards of a rollout depends on
     (seed, step, query id, rollout) alone.
     """
+    check_rewards(config)
     slates, ranks = output_lists(rollouts)
     gains = pool_gains(examples).unsqueeze(1)
     # (2, Q, G): no slate can be read, or a slate but no ranking of it
@@ -136,7 +138,8 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     here = torch.eye(slates.shape[-1], dtype=torch.bool)
     without = slates.unsqueeze(-2).masked_fill(here, -1)  # (Q, G, n, n): the slate with each place emptied in turn
     items = (slate.unsqueeze(-1) - reward(without, gains.unsqueeze(1))).masked_fill(slates < 0, 0.0)
-    rank, places = ndcg(ranks, gains, rank_size), ndcg_terms(ranks, gains, rank_size)
+    rank, places = RANK_REWARDS[config.rank_reward](ranks, gains, rank_size), ndcg_terms(ranks, gains, rank_size)
+    places = places if config.rank_reward == "ndcg" else torch.full_like(places, torch.nan)
     worth = WORTH.get(config.slate_reward)
     values = shapley(slates, gains, worth) if worth else torch.full_like(items, torch.nan)
     rewards = Rewards(slate, rank, slate_format, rank_format, items, places, values)
@@ -146,6 +149,13 @@ def score(rollouts: Rollouts, examples: Sequence[Example], config: RLConfig, see
     normal = torch.special.ndtri(drawn).to(gains.dtype).view(*slate.shape, 2)
     slate, rank = slate + config.slate_noise * normal[..., 0], rank + config.rank_noise * normal[..., 1]
     return replace(rewards, slate=slate, rank=rank)
+
+
+def check_rewards(config: RLConfig) -> None:
+    """Raise KitError on a reward that is not known."""
+    for name, known in (("slate_reward", SLATE_REWARDS), ("rank_reward", RANK_REWARDS)):
+        if (reward := getattr(config, name)) not in known:
+            raise KitError(f"{name} {reward[:80]!r} is not known; choose from {', '.join(known)}.")
 
 
 def output_lists(rollouts: Rollouts) -> tuple[Tensor, Tensor]:

@@ -243,9 +243,8 @@ class _Rows:
     def repeat(self, times: int) -> None:
         """Each row `times` times: the slates are written, their rankings follow."""
         self.choices, self.progress = self.choices.repeat(times), self.progress.repeat(times)
-        self.completions, self.logprobs, self.length = (
-            x.repeat_interleave(times, dim=0) for x in (self.completions, self.logprobs, self.length)
-        )
+        rows = self.completions, self.logprobs, self.length
+        self.completions, self.logprobs, self.length = (x.repeat_interleave(times, dim=0) for x in rows)
 
     def append(self, rows: Tensor, tokens: Tensor, logps: Tensor | float = 0.0) -> None:
         at = self.length[rows]

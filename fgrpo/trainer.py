@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .config import Config, KitError
 from .credit import assign_credit, check_credit, zero_variance
@@ -193,9 +193,7 @@ def fit(
     """
     stage = stage or rl_stage(config)
     check_credit(config.rl)
-    team.share(
-        batch_of(examples, stage.queries, 0, config.seed, stage.use)
-    )  # an uneven one is refused before anything is written
+    team.share(batch_of(examples, stage.queries, 0, config.seed, stage.use))  # an uneven one is refused before writing
     policy.to(team.device(config.device))
     with team.first():
         policy, optimizer, start = run.restore(policy, partial(make_optimizer, stage=stage))

@@ -1,7 +1,7 @@
-"""Make the notebooks from their sources: `python notebooks/build.py [--no-run] [NN ...]`.
+"""Make the notebooks from their sources: `python notebooks/build.py [--no-run | --check] [NN ...]`.
 
-Each notebook has one source, `src/NN_title.py` in jupytext's percent format, with text, exercises, solutions and known
-wrong answers. Its header holds the notebook's time budget in seconds on two cores:
+Each notebook has one source, `src/NN_title.py` in jupytext's percent format, with text, exercises, hints and solutions.
+Its header holds the notebook's time budget in seconds on two cores:
 
     # ---
     # jupyter:
@@ -12,18 +12,19 @@ Cells may have these marks, written as cell metadata on the `# %%` line:
 
     # %% exercise="my_recall" difficulty=1 minutes=5
         An exercise: one complete function. The line `    # solution` separates what the student is given from what
-        has to be written. The cell before it is a text cell, to which a line with difficulty and minutes is added. The
-        cell after it is the check.
-    # %% wrong="my_recall" says="slate's length"
-        A known wrong answer to that exercise: one function with any name. The message of its check must contain the
-        words `says`. It does not appear in any notebook.
+        has to be written. The cell before it is a text cell, to which a line with difficulty and minutes is added.
+    # %% [markdown] hints="my_recall"
+        Two paragraphs after the exercise: a question that leads on, and nearly the formula. The cell after them is the
+        check.
 
-A source makes one or two notebooks: `NN_title.ipynb`, where the body of an exercise is a stub and its solution is
-collapsed below the check, and, if there are exercises, `solutions/NN_title.ipynb`, where every exercise is solved. Both
-are run in a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran them.
+A source makes one or two notebooks: `NN_title.ipynb`, where the body of an exercise is a stub, and its hints and its
+solution are collapsed below the check, and, if there are exercises, `solutions/NN_title.ipynb`, where every exercise is
+solved. Both are run in a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran
+them. What students answer wrongly is in tests/notebooks/answers.py.
 """
 
 import argparse
+import html
 import json
 import re
 import sys
@@ -74,10 +75,11 @@ def generate(path: Path) -> dict[Path, NotebookNode]:
 
 def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
     cells: list[tuple[str, str]] = []
-    folded = ""  # a solution, to be added after the next check
+    folded = ""  # hints and a solution, to be added after the next check
     for cell in source.cells:
         marks, text = cell.metadata, cell.source
-        if "wrong" in marks:
+        if "hints" in marks:
+            folded = "\n".join([*_hints(text), folded])
             continue
         if "exercise" in marks:
             given, written = text.split(SOLUTION)
@@ -100,6 +102,18 @@ def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
     new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
     made = [new[kind](text, id=f"{number}-{index:02d}") for index, (kind, text) in enumerate(cells)]
     return nbformat.v4.new_notebook(cells=made, metadata={**METADATA, "fgrpo": dict(source.metadata["fgrpo"])})
+
+
+def _hints(text: str) -> list[str]:
+    """Each paragraph collapsed, on one line: Markdown leaves such a line alone, so `code` and *emphasis* are marked here."""
+
+    def mark(found: re.Match[str]) -> str:
+        code, stressed = found.groups()
+        return f"<code>{code}</code>" if code else f"<em>{stressed}</em>"
+
+    lines = [html.escape(" ".join(paragraph.split()), quote=False) for paragraph in text.split("\n\n")]
+    marked = [re.sub(r"`([^`]+)`|\*(\w[^*`]*)\*", mark, line) for line in lines]
+    return [f"<details><summary>Hint {i}</summary>{line}</details>" for i, line in enumerate(marked, start=1)]
 
 
 def execute(notebook: NotebookNode, folder: Path, seconds: float, **options: Any) -> NotebookNode:
@@ -134,6 +148,20 @@ def leaks(notebook: NotebookNode) -> list[str]:
     return [path for path in (str(HERE.parent), str(Path.home()), sys.prefix) if path in text]
 
 
+def texts(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """What its cells print and show as text, with the number of the cell; figures are left out."""
+    found = []
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = (
+                output.get("text") or data.get("text/markdown") or data.get("text/html") or data.get("text/plain", "")
+            )
+            if "image/png" not in data and WIDGET not in data:
+                found.append((number, "".join(text)))
+    return found
+
+
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook. The same notebook gives the same bytes."""
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
@@ -144,21 +172,37 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the notebooks from notebooks/src.")
     parser.add_argument("numbers", nargs="*", metavar="NN", help="notebooks to make, such as 03 (default: all)")
-    parser.add_argument("--no-run", action="store_true", help="write them without outputs")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--no-run", action="store_true", help="write them without outputs")
+    how.add_argument(
+        "--check", action="store_true", help="write nothing: report where outputs differ from the stored ones"
+    )
     options = parser.parse_args()
     known = {path.stem[:2]: path for path in sorted(SOURCES.glob("[0-9][0-9]_*.py"))}
+    differ = 0
     for number in options.numbers or known:
         if number not in known:
             parser.error(f"there is no notebook {number}; choose from {', '.join(known)}")
         for path, notebook in generate(known[number]).items():
             began = time.monotonic()
             path.parent.mkdir(exist_ok=True)
+            if options.check:
+                stored = dict(enumerate(texts(nbformat.read(path, as_version=4))))
+                found = dict(enumerate(texts(clean(execute(notebook, path.parent, 10 * budget(notebook))))))
+                wrong = [x for i in stored.keys() | found.keys() if (x := found.get(i)) != stored.get(i)]
+                differ += bool(wrong)
+                print(f"{path.relative_to(HERE.parent)}: {len(found)} texts, {len(wrong)} differ")
+                for cell, text in filter(None, wrong):
+                    print(f"--- cell {cell}\n{text}")
+                continue
             if not options.no_run:
                 execute(notebook, path.parent, 10 * budget(notebook))
                 if found := leaks(notebook):
                     parser.exit(1, f"{path.name}: an output contains a path of this machine: {', '.join(found)}\n")
             write(clean(notebook), path)
             print(f"{path.relative_to(HERE.parent)}: {len(notebook.cells)} cells, {time.monotonic() - began:.0f} s")
+    if differ:
+        parser.exit(1, f"{differ} notebooks have other outputs than those stored\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from fgrpo.data import Example
 from fgrpo.policy import Policy
 from fgrpo.rewards import Rewards, output_lists
 from fgrpo.rollout import Rollouts
-from fgrpo.runs.trace import Traced
 from fgrpo.study.plots import PHASES, name_of, style_of, tidy
 from fgrpo.study.signs import ROUNDING
 
@@ -30,19 +29,6 @@ def token_strip(policy: Policy, example: Example, rollouts: Rollouts, row: int =
     Tokens that the grammar forced are hollow.
     """
     phase, logprobs = (x[row][rollouts.mask[row]].tolist() for x in (rollouts.phase, rollouts.logprobs))
-    return _strip(phase, logprobs, _token_names(policy, example, rollouts, row))
-
-
-def traced_strip(rollout: Traced, example: Example) -> Figure:
-    """`token_strip` of a recorded rollout, where a label may have several tokens: its last token names the candidate."""
-    names = [
-        f"{text.replace(' ', '␣')}{f' = {STAR * (item in example.relevant)}[{item + 1}]' if item >= 0 else ''}"
-        for text, item in zip(rollout.tokens, rollout.items, strict=True)
-    ]
-    return _strip(rollout.phases, rollout.logprobs, names)
-
-
-def _strip(phase: Sequence[int], logprobs: Sequence[float], names: Sequence[str]) -> Figure:
     size = 8 if len(phase) < 36 else 5.5
     figure = Figure(figsize=(max(11, 0.27 * len(phase)), 4.6), layout="constrained")
     axes = figure.subplots()
@@ -50,7 +36,7 @@ def _strip(phase: Sequence[int], logprobs: Sequence[float], names: Sequence[str]
     for t, x in enumerate(logprobs):
         axes.text(t, math.exp(x) + 0.02, f"{math.exp(x):.2f}", ha="center", fontsize=size)
     _name_phases(axes, phase, 1.12)
-    _name_tokens(axes, names)
+    _name_tokens(axes, _token_names(policy, example, rollouts, row))
     axes.set(ylabel="probability when drawn", ylim=(0, 1.24), yticks=np.linspace(0, 1, 5))
     return figure
 

@@ -7,17 +7,16 @@ from typing import Any
 import ipywidgets
 
 
-def live(draw: Callable[..., Path], **controls: tuple[float, float, float] | list[Any]) -> ipywidgets.VBox:
+def live(draw: Callable[..., Path], **controls: tuple[float, float, float, float] | list[Any]) -> ipywidgets.VBox:
     """A figure that is drawn again when a control changes. `draw` takes the controls' values and returns a PNG file.
 
-    A control is (minimum, maximum, step) for a slider, or a list of choices. Sliders start in the middle.
+    A control is (minimum, maximum, step, start) for a slider, or a list of choices, which starts at the first.
     """
     widgets = {
         name: ipywidgets.Dropdown(options=values, description=name)
         if isinstance(values, list)
         else ipywidgets.FloatSlider(
-            value=(values[0] + values[1]) / 2, min=values[0], max=values[1], step=values[2], description=name,
-            continuous_update=False,
+            value=values[3], min=values[0], max=values[1], step=values[2], description=name, continuous_update=False,
         )
         for name, values in controls.items()
     }  # fmt: skip

@@ -5,23 +5,50 @@ Every figure is a matplotlib Figure; fgrpo.study.plots.save writes it as PNG.
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from fgrpo.config import KitError
 from fgrpo.evaluate import FATES
 from fgrpo.study.check import LEAST_SEEDS
-from fgrpo.study.plots import STYLES, interval, name_of, spread_of, style_of, tidy
+from fgrpo.study.plots import interval, name_of, style_of, tidy
 from fgrpo.tasks import DATA
+from fgrpo.tasks.atomic import write_text
 
 Rows = list[dict[str, Any]]
-AXES = {"lam": "lambda (weight of the rank reward)", "lr": "learning rate of the first step"}
+REGIMES = {
+    "cold": "weak warm start (300 SFT steps)",
+    "warm": "usual warm start (1,000 SFT steps)",
+    "trained": "strong warm start (3,000 SFT steps)",
+    "cold-pool50": "weak warm start, pool of 50",
+    "pool50": "pool of 50",
+    "slate5": "slates of 5",
+    "pool50-slate5": "pool of 50, slates of 5",
+    "pool50-slate20": "pool of 50, slates of 20",
+    "one": "one relevant film (the paper's setting)",
+    "slate-noise": "noise on the slate reward",
+    "rank-noise": "noise on the rank reward",
+    "free": "lists of free length",
+}
+"""The cells of map.csv in words."""
+TESTED = {
+    "one": ("one", 1.0),
+    "one lam=4": ("one", 4.0),
+    "warm lam=4": ("warm", 4.0),
+    "cold lam=4": ("cold", 4.0),
+    "pool50": ("pool50", 1.0),
+    "slate noise": ("slate-noise", 1.0),
+}
+"""The regimes that were trained (settings of confirm.csv): cell and lambda of map.csv."""
+WORDS = ("higher", "same", "lower")
+"""What a learner can predict about fgrpo against grpo."""
+SHOWN = ("higher", "lower")
 
 
 def read_table(name: str) -> tuple[dict[str, Any], Rows]:
@@ -53,6 +80,22 @@ def rates_of(made: Mapping[str, Any]) -> dict[str, float]:
     return {c["method"]: c.get("rl.lr", made["config"]["rl"]["lr"]) for c in made["changes"]}
 
 
+def as_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def source(made: Mapping[str, Any], rows: Rows | None = None) -> str:
+    """One line that says how a table was made: command, hardware, date, and the seeds of `rows`."""
+    seeds = f", {rows[-1]['seeds']} seeds from {rows[-1]['starts']} warm starts" if rows else ""
+    return f"*`{made['command']}`{seeds}; {made['hardware']}, {made['date']}.*"
+
+
+def regime(cell: str, lam: float) -> str:
+    """A cell of the map and its lambda, in words."""
+    return f"{REGIMES[cell]}, lambda {lam:g}"
+
+
 def differences(rows: Rows, digits: int = 3) -> str:
     """Rows of one metric as a Markdown table: mean, difference to the baseline, p-value, detectable difference, verdict.
 
@@ -60,14 +103,14 @@ def differences(rows: Rows, digits: int = 3) -> str:
     """
     metric, baseline, wide = rows[0]["metric"], rows[0]["baseline"], any(r["setting"] for r in rows)
     heads = [*["setting"] * wide, "method", metric, f"difference to {baseline}", "p (Holm)", "detectable", "verdict"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for r in rows:
         low, high = (f"{x:+.{digits}f}" for x in bracket(r))
         apart = f"{r['diff']:+.{digits}f} [{low}, {high}]" if r["method"] != baseline else ""
         p, least = (f"{r[k]:.3f}" if isinstance(r[k], (int, float)) else "" for k in ("p_holm", "detectable"))
-        cells = [*[r["setting"]] * wide, name_of(r["method"]), f"{r['mean']:.{digits}f}", apart, p, least, r["verdict"]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        mean = f"{r['mean']:.{digits}f}"
+        lines.append([*[r["setting"]] * wide, name_of(r["method"]), mean, apart, p, least, r["verdict"]])
+    return as_table(heads, lines)
 
 
 def bracket(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -88,23 +131,20 @@ def by_length(rows: Rows) -> str:
     """Which share of each method's gain over the warm start `sft_full` also has. rows: one metric, one setting."""
     mean = {r["method"]: r["mean"] for r in rows}
     begin, full = mean["sft"], mean["sft_full"]
-    lines = [
-        f"| method | {rows[0]['metric']} | gain over the warm start | share due to length alone |",
-        "|---" * 4 + "|",
-    ]
-    lines.append(f"| warm start | {begin:.3f} | | |\n| sft_full | {full:.3f} | {full - begin:+.3f} | all |")
+    heads = ["method", rows[0]["metric"], "gain over the warm start", "share due to length alone"]
+    lines = [["warm start", f"{begin:.3f}", "", ""], ["sft_full", f"{full:.3f}", f"{full - begin:+.3f}", "all"]]
     for r in (r for r in rows if r["seeds"]):
         gain = r["mean"] - begin
         share = f"{(full - begin) / gain:.0%}" if gain > 0 else "no gain"
-        lines.append(f"| {name_of(r['method'])} | {r['mean']:.3f} | {gain:+.3f} | {share} |")
-    return "\n".join(lines)
+        lines.append([name_of(r["method"]), f"{r['mean']:.3f}", f"{gain:+.3f}", share])
+    return as_table(heads, lines)
 
 
 def learned(checks: Rows) -> str:
     """The manipulation check (a table `*-check.csv`) as Markdown: a line for each trained method, with its references."""
     references, wide = list(dict.fromkeys(r["reference"] for r in checks)), any(r["setting"] for r in checks)
     heads = [*["setting"] * wide, "method", *(f"beats {name}?" for name in references)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for setting, method in dict.fromkeys((r["setting"], r["method"]) for r in checks):
         cells = [*[setting] * wide, name_of(method)]
         for name in references:
@@ -112,58 +152,8 @@ def learned(checks: Rows) -> str:
             word = "yes" if r["beats"] == "True" else "worse" if r["diff_high"] < 0 else "not shown"
             word = word if r["seeds"] >= LEAST_SEEDS else f"no verdict ({r['seeds']} seeds)"
             cells.append(f"{word}: {r['diff']:+.3f} [{r['diff_low']:+.3f}, {r['diff_high']:+.3f}]")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def small_multiples(tables: Mapping[str, Rows]) -> Figure:
-    """One column per varied field: NDCG@5 of each method, and below it the difference to the baseline."""
-    figure = Figure(figsize=(4.4 * len(tables), 6), layout="constrained")
-    every = figure.subplots(2, len(tables), squeeze=False)
-    for column, (field, rows) in zip(every.T, tables.items(), strict=True):
-        own = pick(rows, metric="ndcg@5")
-        for axes, key in zip(column, ("mean", "diff"), strict=True):
-            _lines(axes, own, key)
-        column[0].set(ylabel="NDCG@5")
-        column[1].set(xlabel=AXES.get(field, field), ylabel=f"NDCG@5, minus {own[0]['baseline']}")
-        column[1].axhline(0, color="0.4", linewidth=1)
-    most = max((axes.get_legend_handles_labels() for axes in every[0]), key=lambda found: len(found[1]))
-    figure.legend(*most, frameon=False, loc="outside upper center", ncols=len(most[1]))
-    return figure
-
-
-def _lines(axes: Axes, rows: Rows, key: str) -> None:
-    values = sorted({value_of(r["setting"]) for r in rows})
-    names = ["sft_full", *(r["method"] for r in rows if r["seeds"])] if key == "mean" else [
-        r["method"] for r in rows if r["seeds"] and r["method"] != r["baseline"]]  # fmt: skip
-    for number, method in enumerate(names := list(dict.fromkeys(names))):
-        own = sorted(pick(rows, method=method), key=lambda r: value_of(r["setting"]))
-        own = [r for r in own if key == "mean" or method != r["baseline"]]
-        x = [values.index(value_of(r["setting"])) + 0.1 * (number - (len(names) - 1) / 2) for r in own]
-        ends = [(r["low"], r["high"]) if key == "mean" else bracket(r) for r in own]
-        spread = [spread_of(r[key], *end) for r, end in zip(own, ends, strict=True)]
-        axes.errorbar(x, [r[key] for r in own], yerr=np.transpose(spread), capsize=2, markersize=5, **style_of(method, 1),
-                      label="warm start, full lists" if method == "sft_full" else name_of(method))  # fmt: skip
-    axes.set_xticks(range(len(values)), [f"{v:g}" for v in values])
-    tidy(axes)
-
-
-def demonstrations(rows: Rows) -> Figure:
-    """What a warm start knows, and how much its samples vary, against SFT steps: one line per kind of demonstration."""
-    panels = (("free", "NDCG@5, lists of free length"), ("filled", "NDCG@5, full lists"),
-              ("entropy", "entropy of the first choice (nats)"))  # fmt: skip
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    kinds = list(dict.fromkeys(r["demonstrations"] for r in rows))
-    for axes, (key, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for kind, (color, marker, line) in zip(kinds, STYLES.values(), strict=False):
-            own = sorted(pick(rows, demonstrations=kind), key=lambda r: r["steps"])
-            axes.plot(
-                [r["steps"] for r in own], [r[key] for r in own], color=color, marker=marker, linestyle=line, label=kind
-            )
-        axes.set(xlabel="SFT steps", ylabel=label)
-        tidy(axes)
-    figure.axes[0].legend(frameon=False)
-    return figure
+        lines.append(cells)
+    return as_table(heads, lines)
 
 
 def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
@@ -173,7 +163,7 @@ def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
     for axes, (title, fate) in zip(figure.subplots(1, len(fates), squeeze=False)[0], fates.items(), strict=True):
         miss, drop = ((fate == FATES.index(name)).sum(1) for name in ("slate_miss", "rank_drop"))
         count = torch.zeros(most + 1, most + 1).index_put_((drop, miss), torch.ones(len(fate)), accumulate=True)
-        axes.imshow(count.sqrt(), origin="lower", cmap="Blues", vmax=1.4 * float(count.max()) ** 0.5)
+        axes.imshow(count.sqrt(), origin="lower", cmap="Greys", vmax=2 * float(count.max()) ** 0.5)
         for (y, x), n in np.ndenumerate(count.int().numpy()):
             axes.text(x, y, str(n) if n else "", ha="center", va="center")
         axes.plot([0.5, 0.5, np.nan, -0.5, most + 0.5], [-0.5, most + 0.5, np.nan, 0.5, 0.5], "black", linewidth=2)
@@ -187,75 +177,152 @@ def miss_and_drop(fates: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def bias_and_signal(pools: Sequence[Rows]) -> Figure:
-    """Bias against signal-to-noise, mean and range over queries. pools: rows of analysis.oracle_table per query."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for number, first in enumerate(pools[0]):
-        own = np.array([[rows[number]["signal_1k"], rows[number]["angle"]] for rows in pools])
-        (x, y), (least, most), look = own.mean(0), (own.min(0), own.max(0)), style_of(first["method"], number)
-        bars: dict[str, Any] = {"xerr": [[x - least[0]], [most[0] - x]], "yerr": [[y - least[1]], [most[1] - y]]}
-        axes.errorbar(x, y, **bars, **look | {"linestyle": "none"}, markersize=9, elinewidth=0.8)
-        axes.annotate(name_of(first["method"]), (x, y), (5, 8), textcoords="offset points", rotation=30 if y < 1 else 0)
-    axes.set(xlabel="signal-to-noise per 1,000 sampled tokens", ylabel="bias: angle to the true gradient (degrees)")
-    tidy(axes)
-    return figure
+def write_prediction(prediction: Mapping[str, str | None], path: Path) -> str:
+    """Keep a learner's prediction for notebook 7, and say so. Without a word of theirs, an earlier file stays as it is.
 
-
-def bias_over_lambda(curves: Mapping[str, Sequence[float]], values: Sequence[float]) -> Figure:
-    """Bias of each method against lambda: `{method: angles in degrees}`."""
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for number, (method, angles) in enumerate(curves.items()):
-        axes.plot(values, angles, label=name_of(method), markersize=6, **style_of(method, number))
-    axes.set(xlabel="lambda (weight of the rank reward)", ylabel="bias: angle to the true gradient (degrees)")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    tidy(axes)
-    return figure
-
-
-def numbers_and_overlaps(shares: Mapping[str, Sequence[float]], agreement: Mapping[str, tuple[float, float]]) -> Figure:
-    """How often each number of the pool is in the slate, one row per policy; and whether slates follow texts or numbers.
-
-    shares: per policy one share for each number. agreement: per policy the overlap of its slates for one pool in two
-    orders, (of the numbers, of the candidates).
+    Raises KitError if a regime or a word is not known, naming it.
     """
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
-    values = np.array(list(shares.values()))
-    image = left.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        look: dict[str, Any] = {"fontsize": 7, "color": "white" if value < 0.55 else "black"}
-        left.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", **look)
-    left.set_yticks(range(len(shares)), list(shares))
-    left.set_xticks(range(values.shape[1]), [str(i + 1) for i in range(values.shape[1])])
-    left.set(xlabel="number in the pool", title="share of slates with this number")
-    left.spines[:].set_visible(False)
-    figure.colorbar(image, ax=left, pad=0.01)
-    for number, (name, (by_number, by_text)) in enumerate(agreement.items()):
-        color, marker, _ = list(STYLES.values())[number % len(STYLES)]
-        right.plot(by_number, by_text, marker, color=color, markersize=10, label=name, alpha=0.8)
-    right.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
-    for x, y, word in ((0.03, 0.97, "reads"), (0.97, 0.03, "counts")):
-        right.text(x, y, word, ha="left" if x < 0.5 else "right", va="center", weight="bold")
-    right.set(xlim=(0, 1), ylim=(0, 1), xlabel="same numbers in two orders", ylabel="same candidates in two orders",
-              title="overlap of two slates of one pool")  # fmt: skip
-    right.legend(frameon=False, loc="upper right", fontsize=8)
-    tidy(right)
+    for setting, word in prediction.items():
+        if setting not in TESTED:
+            raise KitError(f"PREDICTION: there is no regime {setting!r}; choose from {', '.join(TESTED)}.")
+        if word is not None and word not in WORDS:
+            raise KitError(f"PREDICTION[{setting!r}] is {word!r}: write one of {', '.join(WORDS)}, or None.")
+    given = {setting: word for setting, word in prediction.items() if word}
+    if not given:
+        return "No prediction yet: write a word for at least one regime in the cell above."
+    write_text(path, json.dumps(given, indent=1))
+    return f"Your prediction for {len(given)} of {len(TESTED)} regimes is kept for notebook 7."
+
+
+def read_prediction(path: Path) -> dict[str, str]:
+    """A learner's prediction by regime; empty if there is none. Raises KitError if the file cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {setting: word for setting, word in found.items() if setting in TESTED and word in WORDS}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise KitError(f"{path.name} cannot be read ({error}): delete it and run notebook 5 again.") from None
+
+
+def promises(rows: Rows, methods: Sequence[str] = ("fgrpo", "reward_to_go")) -> Figure:
+    """What the map promises: sample efficiency relative to grpo by regime, with 95 % intervals. rows: of map.csv.
+
+    Markers are filled where the interval is on one side of 1. Names of regimes that were trained (TESTED) are bold.
+    """
+    own = [r for r in pick(rows, part="whole") if r["method"] in methods]
+    cells = list(dict.fromkeys((r["cell"], r["lam"]) for r in own))[::-1]
+    figure = Figure(figsize=(9.5, 1.2 + 0.33 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1, color="0.4", linewidth=1)
+    least, most = 0.5, 8.0
+    for number, method in enumerate(methods):
+        look: dict[str, Any] = {**style_of(method), "linestyle": "none", "markersize": 6}
+        for y, (cell, lam) in enumerate(cells):
+            (r,) = pick(own, cell=cell, lam=lam, method=method)
+            if r["efficiency_low"] <= 0:
+                axes.text(1.04, y, "not resolved: too few groups" if not number else "", va="center", fontsize=8)
+                continue
+            low, value, high = (min(max(r[f"efficiency{end}"], least), most) for end in ("_low", "", "_high"))
+            clear = r["efficiency_low"] > 1 or r["efficiency_high"] < 1
+            face = {} if clear else {"markerfacecolor": "white"}
+            interval(axes, y + 0.24 * ((len(methods) - 1) / 2 - number), value, low, high, {**look, **face})  # type: ignore[typeddict-item]
+        axes.plot([], [], label=name_of(method), **look)
+    axes.set_yticks(range(len(cells)), [regime(*cell) for cell in cells], fontsize=9)
+    for label, cell in zip(axes.get_yticklabels(), cells, strict=True):
+        label.set_fontweight("bold" if cell in TESTED.values() else "normal")
+    ticks = (0.5, 1, 2, 4, 8)
+    axes.set(xscale="log", xlim=(least, most), ylim=(-0.6, len(cells) - 0.4),
+             xlabel="sample efficiency relative to grpo (2: half the rollouts carry as much signal)")  # fmt: skip
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="lower right")
+    tidy(axes)
     return figure
 
 
-def means_by_task(tables: Mapping[str, Rows], metric: str = "ndcg@5") -> Figure:
-    """Recorded means with their 95 % intervals, one panel per task and one row per method."""
-    figure = Figure(figsize=(3.2 * len(tables), 3.6), layout="constrained")
-    every = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
-    for axes, (title, rows) in zip(every, tables.items(), strict=True):
-        chosen = pick(rows, metric=metric)[::-1]
-        for y, r in enumerate(chosen):
-            color, marker, _ = STYLES.get(r["method"], ("0.45", "o", "-"))
-            interval(axes, y, r["mean"], r["low"], r["high"], {"fmt": marker, "color": color})
-        first = title == next(iter(tables))
-        axes.set_yticks(range(len(chosen)), [name_of(r["method"]) for r in chosen] if first else [""] * len(chosen))
-        axes.set(title=title, xlabel=metric)
-        tidy(axes)
+def credit_experiments() -> Rows:
+    """Every recorded comparison of fgrpo with grpo on the lab task, one row each: what was seen, and what could be.
+
+    `detectable` is the true difference that is found with a probability of 80 %.
+    """
+    rows: Rows = []
+
+    def add(group: str, label: str, r: Mapping[str, Any], value: str = "diff", ends: str = "diff_") -> None:
+        row = {"group": group, "label": label, "diff": r[value], "low": r[f"{ends}low"], "high": r[f"{ends}high"]}
+        own = "higher" if (r["p_holm"] or 1) < 0.05 else "undecided"  # of the ladder, which has no verdicts
+        rows.append(row | {"detectable": r["detectable"], "verdict": r.get("verdict", own), "seeds": r["seeds"]})
+
+    for r in pick(read_table("control-ladder")[1], method="fgrpo minus grpo"):
+        add("control, noisy slate reward", r["rung"], r, "gain", "")
+    for name, words in (("confirm", ""), ("confirm-starts", ", 10 warm starts")):
+        found = {r["setting"]: r for r in pick(read_table(name)[1], method="fgrpo", metric="ndcg@5_area")}
+        for setting in (s for s in TESTED if s in found):
+            add("on the way (mean over 200 steps)", f"{regime(*TESTED[setting])}{words}", found[setting])
+    for name, words in (("lambda", "150 steps"), ("lab", "600 steps, each at its own best rate"),
+                        ("trained", "300 steps from a strong warm start")):  # fmt: skip
+        for r in pick(read_table(name)[1], method="fgrpo", metric="ndcg@5"):
+            add("at the end", words + (f", lambda {value_of(r['setting']):g}" if r["setting"] else ""), r)
+    return rows
+
+
+def seen(rows: Rows) -> Figure:
+    """`credit_experiments` as a figure: each difference with its 95 % interval over the range that could not be seen.
+
+    Filled: shown. Grey: differences that the experiment finds with less than 80 %.
+    """
+    figure = Figure(figsize=(11.5, 1.2 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    least, most = -0.04, 0.065
+    axes.axvline(0, color="0.4", linewidth=1)
+    for y, r in enumerate(reversed(rows)):
+        hidden = min(r["detectable"], most), max(-r["detectable"], least)
+        axes.barh(y, hidden[0] - hidden[1], left=hidden[1], height=0.7, color="0.9")
+        word = r["verdict"].partition(":")[0]
+        look: dict[str, Any] = {**style_of("fgrpo"), "linestyle": "none", "markersize": 6}
+        look["markerfacecolor"] = look["color"] if word in SHOWN else "white"
+        interval(axes, y, r["diff"], max(r["low"], least), min(r["high"], most), look)  # type: ignore[arg-type]
+        axes.text(most + 0.002, y, f"{'shown: ' * (word in SHOWN)}{word}", va="center", fontsize=9,
+                  weight="bold" if word in SHOWN else "normal")  # fmt: skip
+    groups = [r["group"] for r in reversed(rows)]
+    for y in range(1, len(rows)):
+        if groups[y] != groups[y - 1]:
+            axes.axhline(y - 0.5, color="0.6", linewidth=0.8)
+    for group in dict.fromkeys(groups):
+        top = len(groups) - 1 - groups[::-1].index(group)
+        axes.text(least, top + 0.42, f" {group}", va="top", fontsize=8, style="italic")
+    axes.set_yticks(range(len(rows)), [r["label"] for r in reversed(rows)], fontsize=9)
+    axes.set(xlim=(least, most), ylim=(-0.6, len(rows) - 0.4),
+             xlabel="NDCG@5, fgrpo minus grpo, 95 % interval (grey: would probably not have been seen)")  # fmt: skip
+    tidy(axes)
+    axes.grid(visible=False, axis="y")
+    axes.set_axisbelow(True)
+    return figure
+
+
+def choices(shares: Mapping[str, tuple[float, float]]) -> Figure:
+    """Does a policy read or count? `{policy: (reading, blind)}`: shares of first choices, the rest follows neither."""
+    figure = Figure(figsize=(9.5, 1.1 + 0.42 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    for y, (reading, blind) in enumerate(reversed(shares.values())):
+        parts = (
+            (reading, "0.2", "", "white"),
+            (1 - reading - blind, "0.93", "", "black"),
+            (blind, "0.7", "xx", "black"),
+        )
+        left = 0.0
+        for share, color, hatch, text in parts:
+            axes.barh(y, share, left=left, height=0.7, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)
+            if share > 0.06:
+                box = {"facecolor": color, "edgecolor": "none", "pad": 1.5} if hatch else None
+                axes.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", color=text, bbox=box)
+            left += share
+    for color, hatch, label in (("0.2", "", "same candidate: reads"), ("0.93", "", "neither"),
+                                ("0.7", "xx", "same number: counts")):  # fmt: skip
+        axes.barh(0, 0, color=color, hatch=hatch, edgecolor="white", label=label)
+    axes.set_yticks(range(len(shares)), list(reversed(shares)))
+    axes.set(xlim=(0, 1), xlabel="share of queries, by what the first choice does when the pool is put in three orders")
+    axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    tidy(axes)
+    axes.grid(visible=False)
     return figure

@@ -1,8 +1,11 @@
 """Shared fixtures: a small task, a tiny policy with fresh weights, a configuration that runs in a second."""
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,8 @@ from fgrpo.runs.fields import config_with  # noqa: E402
 from fgrpo.tasks import load_task  # noqa: E402
 from fgrpo.tasks.lab import lab_catalogue  # noqa: E402
 
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+"""of chromium"""
 SMALL = {"hidden_size": 32, "layers": 1, "heads": 2}
 LONG = ("notebooks/test_notebooks.py", "app/e2e/", "scale/", "runs/", "test_wheel.py", "cli/test_cli.py")
 """what `make test` begins with: a file that takes minutes and comes last keeps one core waiting for the other"""
@@ -83,3 +88,19 @@ def queries(lab: Splits) -> list[Example]:
     relevant = frozenset(pool.index(rows[2].candidates[i]) for i in rows[2].relevant)
     rows[2] = replace(rows[2], candidates=pool, relevant=relevant)
     return rows
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, one for all tests of this process. With CI=true a missing one is a failure, else these tests are skipped."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("chromium is missing: install Debian's package chromium.")
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()

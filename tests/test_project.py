@@ -62,9 +62,10 @@ SEES = {
     "baselines": {"core", "tasks", "lm", "runs"},
     "study": {"core", "tasks", "lm", "runs", "baselines"},
     "scale": {"core", "lm", "runs"},
-    "cli": {"core", "tasks", "lm", "runs", "baselines", "study", "scale"},
-    "app": {"core", "tasks", "lm", "runs", "study"},
-    "notebooks": {"core", "tasks", "lm", "runs", "study"},
+    "interactive": {"core", "tasks", "lm", "runs", "baselines", "study"},
+    "cli": {"core", "tasks", "lm", "runs", "baselines", "study", "scale", "interactive"},
+    "app": {"core", "tasks", "lm", "runs", "study", "interactive"},
+    "notebooks": {"core", "tasks", "lm", "runs", "study", "interactive"},
 }
 """What each room may import, besides itself."""
 

@@ -42,8 +42,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
-    build = ["wheel", "-q", "--no-deps", "--no-build-isolation"]
-    command = [sys.executable, "-m", "pip", *build, "-w", str(out), str(source)]
+    command = [
+        sys.executable,
+        *["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"],
+        str(out),
+        str(source),
+    ]
     subprocess.run(command, check=True, capture_output=True, cwd=source, env=environment())
     return next(out.glob("fgrpo-*.whl"))
 
@@ -103,7 +107,8 @@ def test_the_wheel_holds_the_package_and_the_warm_start_alone(wheel: Path) -> No
 def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) -> None:
     process = start(
         python, tmp_path, "-c", COMMANDS, "data stats", "train --steps 2 --save-every 2 --out runs/mine",
-        "evaluate --checkpoint SHIPPED --limit 4", "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl",
+        "evaluate --checkpoint SHIPPED --limit 4",
+        "trace --checkpoint SHIPPED --limit 4 --out trace.jsonl --html page.html",
         "compare --credits grpo --steps 2 --seeds 1 --jobs 1 --limit 4 --baselines random --out runs/two",
         f"train --sft --policy-only --out runs/small {SMALL}",
         "analyse --checkpoint runs/small --credits grpo --groups 2 --pools 1 --batches 1 --limit 4",
@@ -116,7 +121,7 @@ def test_every_command_works_from_an_empty_folder(python: Path, tmp_path: Path) 
     assert process.returncode == 0, printed[-2000:]
     for some in ("Angles in degrees", "opposite sign", "16,384 examples"):
         assert some in printed and str(ROOT) not in printed
-    assert {p.name for p in tmp_path.iterdir()} == {"runs", "trace.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == {"runs", "trace.jsonl", "page.html"}
     assert (tmp_path / "runs/two/comparison.csv").is_file() and not (tmp_path / "runs/mine/checkpoints/sft").exists()
     shipped = policy_folder(ROOT / "data/checkpoints/lab-rec")
     installed = next(python.parents[1].rglob(f"shipped/lab-rec/checkpoints/{shipped.name}"))

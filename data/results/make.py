@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from fgrpo.baselines import baselines_by_name, demonstrator, zero_shot  # noqa: E402
-from fgrpo.cli.options import LADDER, LM_PRESET, PRESETS, RECIPES  # noqa: E402
 from fgrpo.config import KitError  # noqa: E402
 from fgrpo.credit import with_credit  # noqa: E402
 from fgrpo.lm.pretrained import PretrainedPolicy  # noqa: E402
 from fgrpo.runs.fields import config_with, with_fields  # noqa: E402
 from fgrpo.runs.policies import load_policy  # noqa: E402
+from fgrpo.runs.presets import LADDER, LM_PRESET, PRESETS, RECIPES  # noqa: E402
 from fgrpo.runs.run import provenance, read_config  # noqa: E402
 from fgrpo.runs.sft import demonstrations as demonstrate  # noqa: E402
 from fgrpo.runs.sft import generator_of  # noqa: E402
@@ -205,6 +205,44 @@ def read_csv(name):
     return list(csv.DictReader(lines[1:]))
 
 
+def figures():
+    """Every figure whose table is in data/results, drawn again: all but `lab-learning`, which needs the runs."""
+
+    def value(text, empty):
+        if text in ("", "True", "False"):
+            return {"": empty, "True": True, "False": False}[text]
+        try:
+            return int(text) if text.lstrip("-").isdigit() else float(text)
+        except ValueError:
+            return text
+
+    def rows_of(name, empty=None):
+        renamed = {"holm_low": "simultaneous_low", "holm_high": "simultaneous_high"}  # in the oldest tables
+        return [
+            {renamed.get(k, k): v if k == "setting" else value(v, empty) for k, v in row.items()}
+            for row in read_csv(name)
+        ]
+
+    found = {path.stem: path for path in sorted(RESULTS.glob("*.png"))}
+    pretrained = [name for name in found if name.startswith("smollm2")]
+    for name in ("recipe", "lab", "trained", "lambda", "confirm", "confirm-starts", *REAL, *pretrained):
+        if name in found:
+            metric = AREA if name.startswith("confirm") else PRIMARY
+            plots.save(plots.comparison(rows_of(name), metric), found[name])
+    for name in ("lab", *REAL):
+        if f"{name}-errors" in found:
+            plots.save(plots.error_types(rows_of(name)), found[f"{name}-errors"])
+    curve = rows_of("lab-curve")
+    level = [r["mean"] for r in curve if r["method"] == "grpo"][-1]
+    plots.save(plots.efficiency(curve, [{"target": level}]), found["lab-curve"])
+    plots.save(plots.efficiency(rows_of("confirm-curve"), rows_of("confirm-reached")), found["confirm-curve"])
+    plots.save(plots.outcome(rows_of("confirm-outcome")), found["confirm-outcome"])
+    plots.save(plots.ladder(rows_of("control-ladder")), found["control-ladder"])
+    plots.save(plots.oracle(rows_of("oracle")), found["oracle"])
+    plots.save(plots.bench(rows_of("bench", "")), found["bench"])
+    plots.save(plots.scaling(rows_of("scaling", "")), found["scaling"])
+
+
 def analysis_of(name, *options):
     """What `python -m fgrpo analyse` measures: its table, and its figure where there is one."""
     made = Path("runs") / name / f"{name}.csv"  # the map keeps its warm starts beside it
@@ -354,6 +392,7 @@ EXPERIMENTS = {
     "confirm": confirm,
     "confirm-starts": lambda: confirm("confirm-starts", ("one", "warm lam=4"), 10),
     "outcome": outcome,
+    "figures": figures,
     "control-ladder": control_ladder,
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from fgrpo.cli.options import RECIPES
 from fgrpo.runs.fields import config_with
+from fgrpo.runs.presets import RECIPES
 from fgrpo.scale.estimate import Tokens, memory_of, seconds_of, shape_of
 
 config = config_with(**RECIPES["paper-musique"] | {"micro": 1})

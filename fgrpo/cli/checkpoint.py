@@ -38,31 +38,52 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def trace(args: argparse.Namespace) -> None:
-    """Write what a checkpoint does on a task as JSONL: greedy lists, sampled groups, every token (fgrpo.runs.trace)."""
+    """Write what a checkpoint does on a task: greedy lists, sampled groups, every token, as JSONL or as a page."""
+    from ..interactive.page import check_ours, export_html
     from ..runs.fields import check_pools
-    from ..runs.lock import lock
+    from ..runs.lock import check_writable, lock
     from ..runs.trace import trace_of, trace_policy, write_trace
 
-    out = Path(args.out)
-    check_output(out, "trace")
-    # a run's folder has one writer at a time: this one for as long as `held` exists
-    held = lock(out.parent) if (out.parent / "metrics.jsonl").is_file() else None
+    out, page = (Path(name) if name else None for name in (args.out, args.html))
+    if not (out or page):
+        raise KitError("name a file to write: --out FILE (JSONL), --html FILE (a page to look at), or both.")
+    if out and page and out.resolve() == page.resolve():
+        raise KitError(f"--out and --html both name {out}: give the page another name.")
+    held = None
+    if out:
+        check_output(out, "trace")
+        # a run's folder has one writer at a time: this one for as long as `held` exists
+        held = lock(out.parent) if (out.parent / "metrics.jsonl").is_file() else None
+    if page:
+        check_ours(page)
+        check_writable(page)
     config, splits = of_checkpoint(args)
     examples = chosen(args, splits)
+    if not out:
+        examples = examples[: args.sampled]  # a page shows no others
     check_pools(examples, config)
     policy = policy_of(args, config)
     groups = trace_policy(policy, examples, config, args.sampled, seed=config.seed)
-    name = out.parent.name if out.name == "trace.jsonl" else ""  # a run's own trace is named after the run
-    write_trace(out, trace_of(name or out.stem, config, groups))
+    name = out.parent.name if out and out.name == "trace.jsonl" else ""  # a run's own trace is named after the run
+    traced = trace_of(name or (out or page or Path()).stem, config, groups)
+    found: dict[str, object] = {"queries": len(groups), "sampled": min(args.sampled, len(groups))}
+    said = []
+    if out:
+        write_trace(out, traced)
+        found["bytes"] = out.stat().st_size
+        said.append(
+            f"{out}: {found['queries']} queries, {found['sampled']} of them token by token with {config.rl.group} "
+            f"rollouts each, {found['bytes']:,} bytes"
+        )
+    if page:
+        written = export_html(traced, page, most=args.sampled)
+        found["page"] = {"groups": written.groups, "left_out": written.left_out, "bytes": page.stat().st_size}
+        said += [
+            f"{page}: {written.groups} queries, {page.stat().st_size:,} bytes",
+            *map("  {}".format, written.left_out),
+        ]
     del held
-    found = {"queries": len(groups), "sampled": min(args.sampled, len(groups)), "bytes": out.stat().st_size}
-    if args.json:
-        print(json.dumps(found))
-        return
-    print(
-        f"{out}: {found['queries']} queries, {found['sampled']} of them token by token with {config.rl.group} rollouts "
-        f"each, {found['bytes']:,} bytes"
-    )
+    print(json.dumps(found) if args.json else "\n".join(said))
 
 
 def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":

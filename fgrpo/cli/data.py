@@ -1,4 +1,4 @@
-"""The `data` commands: `build`, `check`, `stats`, `fetch` and `fetch-model`."""
+"""The `data` commands: `build`, `check`, `stats`, `fetch`, `fetch-model` and `push-checkpoint`."""
 
 import argparse
 import json
@@ -84,3 +84,12 @@ def data_fetch_model(args: argparse.Namespace) -> None:
 
     folder, options = fetch_smollm2(Path(args.out) if args.out else None)
     print(f"{folder}\nuse it with: {options}")
+
+
+def data_push_checkpoint(args: argparse.Namespace) -> None:
+    """Push the policy of a run to the Hugging Face Hub with a model card: no data, no traces, no optimizer."""
+    from ..runs.hub import PREFIX, push
+
+    done = push(args.checkpoint, args.name, not args.public, base=args.base or "", licence=args.licence)
+    print(*done.files, f"{done} ({'private' if done.private else 'public'})", sep="\n")
+    print(f"use it with: --checkpoint {PREFIX}{done.name}")

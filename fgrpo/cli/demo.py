@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..config import Config
 from ..runs.fields import config_with, with_fields
+from ..runs.presets import PRESETS
 from .compare import new_folder
-from .options import PRESETS
 
 if TYPE_CHECKING:
     from ..data import Splits

@@ -13,7 +13,7 @@ from ..config import KitError
 from ..runs.signals import ending, how_to_resume, processes
 from .checkpoint import evaluate, trace
 from .compare import compare
-from .data import data_build, data_check, data_fetch, data_fetch_model, data_stats
+from .data import data_build, data_check, data_fetch, data_fetch_model, data_push_checkpoint, data_stats
 from .demo import demo
 from .errors import drop_unwritten, explain, make_printable, say
 from .measure import analyse, bench
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command != "train" and processes() > 1:
             raise KitError(f"{args.command} runs on one process; only train is made for several.")
         args.argv = argv
+        _pull(args)
         with ending():
             status = args.run(args) or 0
         print(end="", flush=True)  # where a full disk or a closed pipe shows
@@ -54,6 +55,16 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def _pull(args: argparse.Namespace) -> None:
+    """Replace --checkpoint or --init hub:USER/NAME by the folder that it is downloaded to; its commit is reported."""
+    for option in ("checkpoint", "init"):
+        if (getattr(args, option, None) or "").startswith("hub:"):
+            from ..runs.hub import local, pinned
+
+            setattr(args, option, local(getattr(args, option)))
+            say(f"--{option} is {pinned(getattr(args, option))}")
+
+
 def leave(status: int) -> NoReturn:
     """End this process: after a signal at once, without the seconds that it takes to unload the libraries."""
     if status > 128:
@@ -65,5 +76,5 @@ COMMANDS = {
     "demo": demo, "train": train, "evaluate": evaluate, "trace": trace, "compare": compare, "analyse": analyse,
     "bench": bench,
     "data build": data_build, "data check": data_check, "data stats": data_stats, "data fetch": data_fetch,
-    "data fetch-model": data_fetch_model,
+    "data fetch-model": data_fetch_model, "data push-checkpoint": data_push_checkpoint,
 }  # fmt: skip

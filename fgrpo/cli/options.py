@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config import CONCERNS, Config, KitError, LMConfig
-from ..runs.fields import config_with
+from ..runs.presets import RECIPES, run_with
 from .checks import check_used
 
 if TYPE_CHECKING:
@@ -24,54 +24,8 @@ if TYPE_CHECKING:
 
 DATA_SETS = ("movielens-latest-small", "movielens-100k", "movielens-1m", "lastfm", "hotpotqa", "musique")
 
-PRESETS: dict[str, dict[str, object]] = {
-    # the RL learning rate was chosen on the validation split for this horizon (data/results/recipe.csv)
-    "lab-rec": {"sft_steps": 1000, "sft_lr": 1e-3, "steps": 600, "lr": 4e-4},
-    "movielens": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    # those of MovieLens; not tuned
-    "movielens-loo": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm-sdpo": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm-hetrec": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "lastfm-llara": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-    "games": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4, "negatives": "mixed"},  # of every retriever
-    "recbole": {"sft_steps": 1000, "sft_lr": 1e-3, "lr": 1e-4},
-}
-"""Defaults by task, as flat fields; what is given on the command line comes first."""
-
-LM_PRESET: dict[str, object] = {"sft_steps": 200, "sft_lr": 2e-4, "sft_batch": 16, "sft_weight_decay": 0.0, "lr": 2e-5,
-                                "micro": 1}  # fmt: skip
-"""Defaults of every task when a pretrained model is the policy: common values for LoRA, not tuned here."""
-
-RARE = ("sft_weight_decay", "format_penalty", "clip_low", "clip_high", "max_grad_norm")
+RARE = ("sft_weight_decay", "rank_reward", "format_penalty", "clip_low", "clip_high", "max_grad_norm")
 """Fields of a run that are set in Python only."""
-PAPER: dict[str, object] = {
-    "model": "Qwen/Qwen3-4B-Instruct-2507", "dtype": "bfloat16", "device": "cuda", "credit": "fgrpo", "lam": 1.0,
-    "slate_reward": "recall", "group": 8, "slate_size": 10, "rank_size": 5, "sft_steps": 200, "sft_batch": 16,
-    "sft_lr": 2e-4, "steps": 200, "queries": 16, "lr": 2e-5, "lora_rank": 16, "lora_alpha": 32,
-}  # fmt: skip
-"""Model, G, n, k and lambda are the paper's; LoRA, rates, steps and batch sizes our choice. Never run at this size."""
-MICRO = {"movielens": 4, "lastfm": 4, "hotpotqa": 2, "musique": 2}  # fits one GPU of 80 GB
-LADDER: dict[str, dict[str, object]] = {
-    "lab-cold": {"sft_steps": 300},
-    "lab-warm": {},
-    "lab-trained": {"sft_steps": 3000, "queries": 32, "steps": 300, "lr": 2e-4},
-}
-"""Three warm starts of the lab task, from one that has learned little to one on which SFT has converged, and RL for them."""
-READS: dict[str, object] = {
-    "features": "both",
-    "pretrain": 1500,
-    "sft_steps": 600,
-    "demonstrations": "ranked",
-    "lr": 1e-4,
-}
-"""A tiny policy that reads texts, for real data: of more than a few thousand users; with fewer, pre-train less."""
-RECIPES = (
-    LADDER
-    | {"reads": READS}
-    | {f"paper-{task}": {**PAPER, "task": task, "micro": micro} for task, micro in MICRO.items()}
-)
-"""What --preset names."""
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -122,14 +76,17 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument(
         "--dry-run", action="store_true", help="print the plan, with memory and time estimated; load no weights"
     )
-    p.add_argument("--init", type=_text, help="policy or run folder to start from, or base: the untuned model "
-                   "(default: a warm start, shipped or made first)")  # fmt: skip
+    p.add_argument("--init", type=_text, help="policy or run folder to start from, hub:USER/NAME, or base: the untuned "
+                   "model (default: a warm start, shipped or made first)")  # fmt: skip
     p.add_argument("--sft", action="store_true", help="make only the warm start")
     p.add_argument(
         "--policy-only", action="store_true", help="in the end keep the finished policy, not what resuming needs"
     )
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out, if there is one")
     p.add_argument("--save-every", type=_count(), default=25, help="steps between checkpoints (default 25)")
+    p.add_argument(
+        "--track", default="", metavar="NAME", help="send numbers and rollouts also to trackio or tensorboard"
+    )
     p = command("evaluate")
     _add_checkpoint(p)
     p.add_argument("--trec", type=_text, metavar="FILE", help="write the greedy lists as a TREC run (ranked list, then the "
@@ -169,7 +126,9 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("--resume", action="store_true", help="continue an interrupted comparison in --out")
     p = command("trace")
     _add_checkpoint(p)
-    p.add_argument("--out", type=_text, required=True, help="JSONL file to write; another trace is overwritten")
+    p.add_argument("--out", type=_text, help="JSONL file to write; another trace is overwritten")
+    p.add_argument("--html", type=_text, metavar="FILE", help="HTML page to write, of the queries traced token by token: "
+                   "their rewards and advantages, with candidates to move by hand; needs no server")  # fmt: skip
     p.add_argument("--sampled", type=_count(), default=24, help="number of queries traced token by token, each with the "
                    "run's number of rollouts (default 24); of the others the greedy lists alone")  # fmt: skip
     p = command("analyse")
@@ -238,6 +197,13 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p = command("data fetch-model", data)
     p.add_argument("name", choices=("smollm2",), metavar="NAME", help="smollm2")
     p.add_argument("--out", type=_text, help="folder to make (default ~/.cache/fgrpo/smollm2)")
+    p = command("data push-checkpoint", data)
+    p.add_argument("checkpoint", type=_text, help="folder of a run, a checkpoint in it, or an adapter's folder")
+    p.add_argument("name", metavar="USER/NAME", help="repository, made if there is none")
+    p.add_argument("--public", action="store_true", help="anyone may read a repository that is made (default: private)")
+    p.add_argument("--base", type=_text, help="name of an adapter's base model on the Hub, where the run named "
+                   "a folder of this machine")  # fmt: skip
+    p.add_argument("--licence", type=_text, default="apache-2.0", help="identifier for the card (default apache-2.0)")
     return parser
 
 
@@ -269,8 +235,9 @@ def add_arguments(parser: argparse.ArgumentParser, *kinds: type, skip: tuple[str
 
 def _add_checkpoint(p: argparse.ArgumentParser, default: str = "") -> None:
     """Which checkpoint, and on which queries; all else comes from the run's config.json."""
-    p.add_argument("--checkpoint", type=_text, required=not default, help="folder of a run, a checkpoint in it, or base: "
-                   "the untuned model of --model" + (f" (default: {default})" if default else ""))  # fmt: skip
+    p.add_argument("--checkpoint", type=_text, required=not default, help="folder of a run, a checkpoint in it, "
+                   "hub:USER/NAME[@REVISION], or base: the untuned model of --model"
+                   + (f" (default: {default})" if default else ""))  # fmt: skip
     p.add_argument("--task", type=_text, help="another task than the run's")
     p.add_argument("--data", type=_text, help="folder or file of its data")
     splits = ("train", "validation", "test", "all")
@@ -337,23 +304,12 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     `vary`: values of fields that a sweep tries. Raises KitError on an option that has no effect in this call
     (fgrpo.cli.checks).
     """
-    from ..tasks import USED_BY, family, resolved
+    from ..tasks import resolved
 
     names = [f for f in Config.__dataclass_fields__ if f not in CONCERNS]
     names += [f for kind in CONCERNS.values() for f in kind.__dataclass_fields__]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    name = getattr(args, "preset", None) or ""
-    options = {**RECIPES.get(name, {}), **given}
-    if name in LADDER and (options.get("task", "lab-rec") != "lab-rec" or options.get("model")):
-        raise KitError(f"--preset {name} is for the tiny policy on task lab-rec: leave it out.")
-    if name == "reads" and options.get("model"):
-        raise KitError(
-            "--preset reads is for the tiny policy, and --model names a pretrained one: leave out one of them."
-        )
-    preset = PRESETS.get(family(options.get("task", "lab-rec")), {})
-    if options.get("model"):
-        preset = LM_PRESET | {field: value for field, value in preset.items() if field in USED_BY}
-    config = config_with(**{**preset, **options})
+    config = run_with(given, getattr(args, "preset", None) or "")
     check_used(args, config, given, vary or {})
     return resolved(config)
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 def train(args: argparse.Namespace) -> None:
     """Warm start (SFT) unless --init names one, then RL; everything goes to --out."""
     config = config_of(args)
+    if args.track:
+        from ..runs.track import check_tracker
+
+        check_tracker(args.track)
     if args.dry_run:
         from ..scale.estimate import format_plan, plan
 
@@ -83,11 +87,13 @@ def _train(
 ) -> "tuple[Policy, list[Example]]":
     from ..baselines import demonstrator
     from ..runs.fields import check_pools
+    from ..runs.hub import pinned
     from ..runs.origin import digest_of, digest_of_policy
     from ..runs.policies import load_policy, policy_folder
     from ..runs.pretrain import initial_policy
     from ..runs.run import Run
     from ..runs.sft import sft_stage, teacher
+    from ..runs.track import tracking
     from ..runs.warm_start import tracer, warm_start
     from ..trainer import Stopped, batch_of, fit, rl_stage
 
@@ -97,8 +103,8 @@ def _train(
     stage = sft_stage(config) if args.sft else rl_stage(config)
     team.share(batch_of(splits.train, stage.queries, 0, config.seed))  # an uneven share is refused before a warm start
     origin = {
-        "stage": "sft" if args.sft else "rl", "init": "base" if args.sft else digest_of_policy(args.init),
-        "train": digest_of(splits.train),
+        "stage": "sft" if args.sft else "rl", **({"hub": hub} if (hub := pinned(args.init or "")) else {}),
+        "init": "base" if args.sft else digest_of_policy(args.init), "train": digest_of(splits.train),
     }  # fmt: skip
     run = Run(out, config, args.resume, args.save_every, team.main, origin)
     quiet, stopped = args.json or not team.main, None
@@ -123,7 +129,8 @@ def _train(
     elif not fresh:
         policy = load_policy(start, lm=config.lm)
     traced = tracer(run, splits.validation)
-    policy = fit(policy, splits.train, config, run, stage, quiet, after_save=traced, team=team, stop=stop)
+    with tracking(args.track, run, stage):
+        policy = fit(policy, splits.train, config, run, stage, quiet, after_save=traced, team=team, stop=stop)
     if args.policy_only and team.main:
         run.strip()
     return policy, splits.validation

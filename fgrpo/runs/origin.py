@@ -17,6 +17,7 @@ Origin = Mapping[str, object]
 
 OTHER = {
     "stage": "as {now}, it began as {was}",
+    "hub": "from {now}, it began from {was}: give the --init that it began with",
     "init": "from another initial policy: give the --init that it began with",
     "train": "on other examples: the task's data has changed since it began",
     "test": "with other queries to measure on: give the --split, --limit and data that it began with",

@@ -25,7 +25,7 @@ from dataclasses import replace
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import safetensors.torch
 import torch
@@ -42,6 +42,9 @@ from .origin import Origin, check_origin
 from .policies import checkpoints, reference_of, refuse_adapter, reloaded, step_of, write_policy
 from .seal import check_seal, seal
 from .signals import processes
+
+if TYPE_CHECKING:
+    from .track import Tracker
 
 KEEP = 2
 FIRST = LAST = 20
@@ -67,6 +70,7 @@ class Run:
         self.folder, self.config, self.save_every, self.writes = Path(folder), config, save_every, writes
         self.name = self.folder.name
         self.metrics, self.trace = self.folder / "metrics.jsonl", self.folder / "trace.jsonl"
+        self.tracker: Tracker | None = None  # set by fgrpo.runs.track.tracking
         if not writes:
             return
         origin = origin or {}
@@ -158,7 +162,7 @@ class Run:
         return reference_of(policy, first)
 
     def log(self, row: Mapping[str, object]) -> None:
-        """Append one step to metrics.jsonl."""
+        """Append one step to metrics.jsonl, and send it to the run's tracker, if it has one."""
         if not self.writes:
             return
         try:
@@ -167,6 +171,8 @@ class Run:
                 file.write(json.dumps(short) + "\n")
         except OSError as error:
             raise KitError(f"{self.metrics}: cannot be written ({error.strerror}); --resume continues later.") from None
+        if self.tracker:
+            self.tracker.log(row)
 
     def save(self, policy: Policy, optimizer: torch.optim.Optimizer, step: int, position: int) -> None:
         """Write a checkpoint atomically, unless it exists; `position` is the number of examples consumed."""

@@ -77,5 +77,7 @@ def tracer(run: Run, examples: Sequence[Example]) -> Callback:
         groups = trace_policy(policy, examples[:TRACED], run.config, TRACED, step, run.config.seed)
         if groups:
             write_trace(run.trace, trace_of(run.name, run.config, groups), more=True)
+            if run.tracker:
+                run.tracker.rollouts(groups)
 
     return callback

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from tqdm import tqdm
 
 from ..config import KitError
+from .own import packed, unpack
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which an exit at once would leave behind
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with, initargs=(theirs,))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs, packed()))
     try:
         yield pool
         pool.shutdown()
@@ -39,8 +40,11 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
         theirs.close()
 
 
-def _end_with(parent: Connection) -> None:
-    """Exit as soon as the other end of the pipe is closed: by its owner, or by the system when its owner is gone."""
+def _begin(parent: Connection, functions: bytes) -> None:
+    """Exit as soon as the other end of the pipe is closed: by its owner, or by the system when its owner is gone.
+
+    `functions` are the user's own (fgrpo.runs.own).
+    """
 
     def watch() -> None:
         with suppress(OSError):
@@ -49,6 +53,7 @@ def _end_with(parent: Connection) -> None:
 
     tqdm.set_lock(threading.RLock())
     threading.Thread(target=watch, daemon=True).start()
+    unpack(functions)
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 TRL generates, computes the loss and updates; rewards and credit are the kit's. TRL may split the G rollouts of a query
 over processes: rewards and credit are computed from the rollouts of all processes, and each keeps its own rows.
+
+Rewards are TRL's reward functions, advantages replace those in what `_generate_and_score_completions` returns, and
+`_tokenize_prompts` is replaced for prompts of the kit; nothing else of TRL's inside is touched.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -20,20 +23,32 @@ from ..prompt import Labels, parse
 from ..rewards import Rewards, score
 from ..rollout import Rollouts
 from ..trainer import describe
-from .trl_options import Row, check_options, check_trained, check_version, example_of_row, is_message
+from .trl_options import (
+    Row,
+    check_advantages,
+    check_options,
+    check_trained,
+    check_trl,
+    example_of_row,
+    is_message,
+    trl_version,
+)
 
-check_version()
+trl_version()  # raises KitError if there is none
 try:
     from accelerate.utils import gather_object
     from trl import GRPOConfig, GRPOTrainer
 except ImportError as error:
     raise KitError(f"TRL cannot be imported ({error}): pip install -e '.[peers]' -c constraints.txt.") from None
+check_trl(GRPOTrainer, GRPOConfig)
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
 REWARDS = ("slate", "rank", "format")
+FIELDS = ("query", "relevant", "gains", "pool")
+"""columns of a row from which rewards are computed"""
 
 
 class FGRPOTrainer(GRPOTrainer):
@@ -50,6 +65,11 @@ class FGRPOTrainer(GRPOTrainer):
         self, model: "PreTrainedModel | str", args: GRPOConfig, train_dataset: "Dataset", *, labels: Labels, rl: RLConfig,
         grammar: GrammarConfig | None = None, **more: Any,
     ):  # fmt: skip
+        if not isinstance(args, GRPOConfig):
+            raise KitError(
+                f"args is a {type(args).__name__}, and FGRPOTrainer takes a trl.GRPOConfig (TRL's AsyncGRPO is not "
+                "covered: its rollouts carry one advantage per completion)."
+            )
         check_options(args, rl)
         if isinstance(model, str):
             check_folder(model)
@@ -65,44 +85,49 @@ class FGRPOTrainer(GRPOTrainer):
             **more,
             reward_funcs=[self._reward(name) for name in REWARDS],
         )
-        if labels.end not in self.eos_token_ids:
+        ends = getattr(self, "eos_token_ids", [getattr(self.processing_class, "eos_token_id", None)])
+        if labels.end not in ends:
             raise KitError(
                 f"an answer ends with token {labels.end} in this model's chat template, but TRL's generation does not "
-                "stop there: add it to the model's generation_config.eos_token_id."
+                "stop there: add it to the model's generation_config.eos_token_id (TRL reads it from 1.14.2 on)."
             )
         assert isinstance(self.model, torch.nn.Module)
         check_trained(self.model)
+        check_advantages(self)
 
     def _reward(self, name: str) -> Callable[..., list[float | None]]:
-        """A reward function for TRL, which logs what it returns under its name."""
+        """A reward function for TRL, which logs what it returns under its name. The first that is called computes all."""
 
-        def reward(completions: list, **_: object) -> list[float | None]:
+        def reward(
+            completion_ids: list[list[int]], log_metric: Callable[[str, float], None], **columns: Any
+        ) -> list[float | None]:
+            if not self.own:
+                rows = [{k: columns[k][n] for k in FIELDS if k in columns} for n in range(len(completion_ids))]
+                self._assign(cast("list[Row]", rows), completion_ids, log_metric)
             return self.own[name].tolist()
 
         reward.__name__ = name
         return reward
+
+    def _assign(self, rows: list[Row], written: list[list[int]], log_metric: Callable[[str, float], None]) -> None:
+        """Rewards and advantages of this process's rows, from the rollouts of all processes."""
+        assert self.model is not None
+        args: Any = self.args
+        group = args.num_generations if self.model.training else args.num_generations_eval or args.num_generations
+        rollouts, rewards = self._everyone(rows, written, int(group or 1))
+        advantages = assign_credit(rewards, rollouts, self.rl)  # (B of all processes, T)
+        first = self.accelerator.process_index * len(rows)
+        here = slice(first, first + len(rows))
+        self.own = {name: getattr(rewards, name).flatten()[here] for name in REWARDS}
+        self.own["advantages"] = advantages[here]
+        for name, value in describe(rollouts, rewards, advantages).items():
+            log_metric(name, value)
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, Any]]:
         """The kit's own prompts: TRL's generation prompt may end before an answer's content, and shows today's date."""
         if not isinstance(self.labels, IndexLabels) or not all(is_message(p) for p in prompts):
             return super()._tokenize_prompts(prompts)
         return [self.labels.framed(p[0]["content"]) for p in prompts], None, {}
-
-    def _calculate_rewards(
-        self, inputs: list[Row], prompts: list, completions: list, completion_ids_list: list[list[int]]
-    ) -> Tensor:
-        """TRL's table of rewards (all rows, 3). The advantages of every token are computed here as well."""
-        assert self.model is not None
-        mode, group = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
-        rollouts, rewards = self._everyone(inputs, completion_ids_list, int(group or 1))
-        advantages = assign_credit(rewards, rollouts, self.rl)  # (B of all processes, T)
-        first = self.accelerator.process_index * len(inputs)
-        rows = slice(first, first + len(inputs))
-        self.own = {name: getattr(rewards, name).flatten()[rows] for name in REWARDS}
-        self.own["advantages"] = advantages[rows]
-        for name, value in describe(rollouts, rewards, advantages).items():
-            self._metrics[mode][name].append(value)
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _everyone(self, inputs: list[Row], written: list[list[int]], group: int) -> tuple[Rollouts, Rewards]:
         """Rollouts and rewards of all processes, on the CPU, in TRL's order: the rows of a query follow each other."""
@@ -123,6 +148,7 @@ class FGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Tensor | Any]]) -> dict[str, Tensor | Any]:
         """TRL's batch, with the kit's advantages (B, T) in place of TRL's (B,)."""
+        self.own = {}
         output = super()._generate_and_score_completions(inputs)
         ids, advantages = output["completion_ids"], self.own["advantages"]
         # the longest completion of all processes may be longer or shorter than this process's padded width

@@ -1,9 +1,11 @@
 """Around fgrpo.scale.trl: rows of its data set, options that fit, and options that are refused. Works without TRL."""
 
-import re
+from collections import defaultdict
 from collections.abc import Sequence
+from copy import copy
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, TypedDict
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
@@ -16,22 +18,81 @@ from ..prompt import ItemLabels, Labels
 if TYPE_CHECKING:
     from trl import GRPOConfig
 
-TESTED = ("1.16.0", "1.17")
-"""TRL from the first version on, below the second: that it takes one advantage per token is not part of its interface"""
+TESTED = ">=1.9.2,!=1.15.*,<1.17"
+"""the TRL versions that pip installs. The tests have passed with them; 1.15 trains only where Triton is installed.
+Another one is used if it has all that is relied upon (`check_trl`, `check_advantages`)"""
+NEEDED = {
+    "__init__": ("model", "args", "reward_funcs", "train_dataset", "processing_class"),
+    "_tokenize_prompts": ("prompts",),
+    "_generate_and_score_completions": ("inputs",),
+    "compute_loss": ("model", "inputs"),
+}
+"""methods of trl.GRPOTrainer that fgrpo.scale.trl overrides or calls, and their arguments by name"""
+READ = (
+    "use_vllm", "vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "loss_type", "scale_rewards",
+    "importance_sampling_level", "off_policy_mask_threshold", "multi_objective_aggregation", "remove_unused_columns",
+    "num_generations", "num_generations_eval", "temperature", "beta", "num_iterations", "epsilon", "epsilon_high",
+    "reward_weights", "max_completion_length", "chat_template_kwargs",
+)  # fmt: skip
+"""options of trl.GRPOConfig that are set or checked here"""
 
 
-def check_version(found: str | None = None) -> None:
-    """Raise KitError unless the installed TRL, or the version `found`, is one that the kit is tested with."""
+def trl_version() -> str:
+    """The version of the installed TRL. Raises KitError if it is not installed."""
     try:
-        found = found or version("trl")
+        return version("trl")
     except PackageNotFoundError:
         raise KitError("TRL is not installed: pip install -e '.[peers]' -c constraints.txt.") from None
-    least, above, have = ([int(n) for n in re.findall(r"\d+", text)[:3]] for text in (*TESTED, found))
-    if not least <= have < above:
-        raise KitError(
-            f"TRL {found} is installed, and fgrpo.scale.trl is tested with versions from {TESTED[0]} to below {TESTED[1]}: "
-            f"pip install 'trl>={TESTED[0]},<{TESTED[1]}'."
-        )
+
+
+def check_trl(trainer: type, config: type) -> None:
+    """Raise KitError, naming it, if trl.GRPOTrainer or trl.GRPOConfig lacks something that fgrpo.scale.trl relies on.
+
+    Subclasses that override `_generate_and_score_completions` and return advantages of shape (B, T) are what TRL's
+    maintainers advise for credit of one's own (huggingface/trl issue 4525). Rewards go through TRL's reward functions.
+    """
+    for name, wanted in NEEDED.items():
+        method = getattr(trainer, name, None)
+        has = signature(method).parameters if callable(method) else {}
+        if absent := [argument for argument in wanted if argument not in has]:
+            raise _lacks(f"GRPOTrainer.{name}" + (f" with the argument {absent[0]!r}" if callable(method) else ""))
+    options = signature(config).parameters
+    for name in READ:
+        if name not in options:
+            raise _lacks(f"the option {name!r} of GRPOConfig")
+
+
+def check_advantages(trainer: Any) -> None:
+    """Raise KitError unless the loss of a trl.GRPOTrainer gives each token the gradient of its own advantage.
+
+    No model runs: a copy of the trainer gets log-probabilities of two completions of two tokens. At importance ratios of
+    1 the gradient is minus the advantages, up to one factor.
+    """
+    probe, device = copy(trainer), trainer.accelerator.device
+    logp = torch.full((2, 2), -1.0, device=device, requires_grad=True)
+    advantages = torch.tensor([[1.0, -2.0], [0.0, 3.0]], device=device)
+    ids = torch.zeros(2, 2, dtype=torch.long, device=device)
+    probe.__dict__ |= {
+        "_metrics": defaultdict(lambda: defaultdict(list)), "current_gradient_accumulation_steps": 1, "beta": 0.0,
+        "top_entropy_quantile": 1.0, "importance_sampling_level": "token", "aux_loss_enabled": False,
+        "_get_per_token_logps_and_entropies": lambda *_, **__: (logp, torch.zeros(2, 2, device=device), None),
+    }  # fmt: skip
+    inputs = {
+        "prompt_ids": ids, "prompt_mask": ids + 1, "completion_ids": ids, "completion_mask": ids + 1,
+        "advantages": advantages, "importance_sampling_ratio": torch.ones(2, 2, device=device),
+        "num_items_in_batch": torch.tensor(4, device=device),
+    }  # fmt: skip
+    try:
+        probe.compute_loss(trainer.model, inputs).backward()
+        found = torch.zeros(2, 2) if logp.grad is None else -logp.grad.cpu()
+    except Exception as error:  # its loss is computed in another way: whatever that runs into
+        raise _lacks(f"a loss that can be asked for the weight of one token ({str(error)[:80]})") from None
+    if not torch.allclose(found / found[0, 0], advantages.cpu()):
+        raise _lacks("a loss with one advantage per token (shape (B, T))")
+
+
+def _lacks(what: str) -> KitError:
+    return KitError(f"TRL {trl_version()} lacks {what}, on which fgrpo.scale.trl relies: pip install 'trl{TESTED}'.")
 
 
 class Row(TypedDict):

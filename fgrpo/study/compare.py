@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..baselines import Baseline, demonstrator
 from ..baselines.rankers import popularity, random_order

@@ -1,5 +1,6 @@
 """Figures. Every function returns a matplotlib Figure; `save` writes it as PNG."""
 
+import io
 import re
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -9,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as PlainFigure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -19,29 +20,40 @@ from ..prompt import PHASE_RANK, PHASE_SLATE
 Row = dict[str, Any]
 """One line of a table: text and numbers by column."""
 
-# Okabe and Ito's colours, which the colour-blind can distinguish; markers and dashes carry the same meaning in grey.
+# One colour, one meaning, in figures, notebooks and the app. Blue and amber are the phases, and the fates of the phase at
+# fault; no method has them. Each colour of a method has a contrast of at least 3 to white, and differs from all others
+# for the colour-blind too; markers and dashes carry the same meaning in grey.
+SLATE, RANK = "#0072B2", "#E69F00"
+PHASES: dict[int, tuple[str, str, str]] = {
+    PHASE_SLATE: ("slate phase", SLATE, ".."),
+    PHASE_RANK: ("rank phase", RANK, "//"),
+}
+"""Name, colour and hatch of each phase."""
+
 STYLES = {
-    "grpo": ("#0072B2", "o", "-"),
+    "grpo": ("#555555", "o", "-"),
     "fgrpo": ("#D55E00", "s", "--"),
     "reward_to_go": ("#009E73", "^", "-."),
     "nested": ("#CC79A7", "D", ":"),
-    "item": ("#E69F00", "v", "-"),
-    "gdpo": ("#56B4E9", "P", "--"),
+    "item": ("#551177", "v", "-"),
+    "gdpo": ("#773311", "P", "--"),
     # in the colour of the method that each is a variant of
-    "rloo": ("#0072B2", "<", ":"),
+    "rloo": ("#555555", "<", ":"),
     "anchor": ("#009E73", ">", ":"),
     "control": ("#009E73", "d", "--"),
-    "shapley": ("#E69F00", "p", ":"),
+    "shapley": ("#551177", "p", ":"),
 }
-STYLES |= {"shared": ("#D55E00", "s", "-"), "unshared": ("#0072B2", "o", "--"), "trl": ("#000000", "X", "-.")}
-OTHERS = (("#000000", "X", "-."), ("#999999", "*", ":"), ("#000000", "p", "--"), ("#999999", "h", "-"))
+STYLES |= {"shared": ("#882255", "s", "-"), "unshared": ("#6A7F10", "o", "--"), "trl": ("#000000", "X", "-.")}
+OTHERS = (("#000000", "X", "-."), ("#888888", "*", ":"), ("#000000", "p", "--"), ("#888888", "h", "-"))
 
 
-PHASES: dict[int, tuple[str, str, str]] = {
-    PHASE_SLATE: ("slate phase", "#0072B2", ".."),
-    PHASE_RANK: ("rank phase", "#E69F00", "//"),
-}
-"""Name, colour and hatch of each phase."""
+class Figure(PlainFigure):
+    """A figure that a notebook shows by itself, as the last value of a cell."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=110, facecolor="white")
+        return picture.getvalue()
 
 
 class Style(TypedDict, total=False):
@@ -245,7 +257,7 @@ def oracle(rows: list[Row]) -> Figure:
     bias, signal, paid = figure.subplots(1, 3)
     exact, drawn = ([r for r in rows if r["exact"] == flag] for flag in (True, False))
     bars = list({r["method"]: r for r in sorted(exact, key=lambda r: r["group"])}.values())[::-1]  # the largest groups
-    for shift, key, color, hatch in ((0.2, "angle_slate", "#0072B2", ".."), (-0.2, "angle_rank", "#E69F00", "//")):
+    for shift, key, color, hatch in ((0.2, "angle_slate", SLATE, ".."), (-0.2, "angle_rank", RANK, "//")):
         bias.barh(
             [i + shift for i in range(len(bars))], [r[key] for r in bars], height=0.38, color=color, hatch=hatch,
             edgecolor="white", label=key.replace("angle_", "") + " tokens",
@@ -315,8 +327,8 @@ def credit_map(rows: list[Row]) -> Figure:
 
 def error_types(rows: list[Row]) -> Figure:
     """The fate of the relevant candidates, per method: right, slate miss, rank drop, format error."""
-    parts = (("right", "ranked first", "#009E73", ""), ("rank_drop", "rank drop", "#E69F00", "//"),
-             ("slate_miss", "slate miss", "#0072B2", ".."), ("format_error", "format error", "#CC79A7", "xx"))  # fmt: skip
+    parts = (("right", "ranked first", "#CCCCCC", ""), ("rank_drop", "rank drop", RANK, "//"),
+             ("slate_miss", "slate miss", SLATE, ".."), ("format_error", "format error", "#000000", "xx"))  # fmt: skip
     methods = list(dict.fromkeys(r["method"] for r in rows))[::-1]
     cells, names = {(r["method"], r["metric"]): r["mean"] for r in rows}, [name_of(m) for m in methods]
     figure = Figure(figsize=(8, 1 + 0.45 * len(methods)), layout="constrained")
@@ -428,18 +440,19 @@ def demo(rows: list[Row], by_method: Mapping[str, Any], control: Any, steps: int
 
 
 def ladder(rows: list[Row]) -> Figure:
-    """Own minus joint credit on each rung of the ladder (study/ladder.py): measured, and predicted from gradients."""
+    """Own minus joint credit on each rung of the ladder (study/ladder.py): predicted from gradients, then measured."""
     apart = [r for r in rows if " minus " in r["method"]]
     figure, at = Figure(figsize=(9, 3.4), layout="constrained"), np.arange(len(apart))
-    measured, predicted = figure.subplots(1, 2)
-    for axes, key, bounds, shift, label, color, marker in (
-        (measured, "gain", "", -0.08, "own lists", "#D55E00", "s"),
-        (measured, "ranker_gain", "ranker_", 0.08, "rankings of the same slates", "#0072B2", "o"),
-        (predicted, "predicted", "predicted_", -0.08, "own lists", "#D55E00", "s"),
-        (predicted, "predicted_ranker", "predicted_ranker_", 0.08, "rankings of the same slates", "#0072B2", "o"),
+    predicted, measured = figure.subplots(1, 2)
+    color = style_of("fgrpo")["color"]
+    for axes, key, bounds, shift, label, face in (
+        (measured, "gain", "", -0.08, "own lists", color),
+        (measured, "ranker_gain", "ranker_", 0.08, "rankings of the same slates", "white"),
+        (predicted, "predicted", "predicted_", -0.08, "own lists", color),
+        (predicted, "predicted_ranker", "predicted_ranker_", 0.08, "rankings of the same slates", "white"),
     ):
         spread = np.transpose([spread_of(r[key], r[f"{bounds}low"], r[f"{bounds}high"]) for r in apart])
-        look: Style = {"color": color, "marker": marker, "linestyle": "none"}
+        look: Style = {"color": color, "marker": "s", "linestyle": "none", "markerfacecolor": face}
         axes.errorbar(at + shift, [r[key] for r in apart], yerr=spread, label=label, capsize=3, **look)
     for axes, title, unit in (
         (measured, "Measured after training", "NDCG@5"),
@@ -453,7 +466,7 @@ def ladder(rows: list[Row]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: PlainFigure, path: str | Path) -> Path:
     """Write a figure as PNG, with its folder. Raises KitError if it cannot."""
     path = Path(path)
     try:

@@ -286,7 +286,10 @@ def reached(
 
 
 def settling(runs: Sequence[list[dict[str, float]]]) -> dict[str, float]:
-    """Step by which each phase's sampled reward has made 90 % of its gain: median, least and largest over seeds."""
+    """Step by which each phase's sampled reward has made 90 % of its gain: median, least and largest over seeds.
+
+    The median of an even number of seeds is the later one of the two in the middle.
+    """
     found: dict[str, float] = {}
     for phase in ("slate", "rank"):
         steps = torch.tensor([settling_step([row[f"reward/{phase}"] for row in run]) for run in runs]).sort().values

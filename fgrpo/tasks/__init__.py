@@ -88,10 +88,11 @@ def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None 
     elif family(config.task) == "games":
         name, negatives = resolved(config).task, config.negatives
         splits = load_games(config.data, lost, 0, name, config.pool, negatives, config.has_gt)
-    elif config.task == "hotpotqa":
-        splits = load_hotpotqa(config.data, lost, bad)
-    elif config.task == "musique":
-        splits = load_musique(config.data, lost, bad)
+    elif config.task in ("hotpotqa", "musique"):
+        from .fetch import hub_data  # needs pooch, which other tasks do not
+
+        read = load_hotpotqa if config.task == "hotpotqa" else load_musique
+        splits = read(hub_data(config.task, config.data), lost, bad)
     elif config.task == "recbole":
         splits = load_recbole(config.data, lost)
     elif config.task in RETRIEVAL:

@@ -1,7 +1,12 @@
-"""Download real data sets from their official addresses: licence first, all or nothing, outside the repository."""
+"""Download real data sets from their official addresses: licence first, all or nothing, outside the repository.
+
+Or from the Hugging Face Hub by name, with the package `datasets` where it is installed (`hub_data`).
+"""
 
 import io
+import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -101,6 +106,62 @@ def fetch(name: str, source: Source, out: Path | None = None, yes: bool = False)
     except OSError as error:
         raise KitError(f"{error.filename or out}: cannot be written ({error.strerror or error}).") from None
     return out
+
+
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+"""ORG/NAME, perhaps with :CONFIG and @REVISION"""
+HUB_CONFIGS = {"hotpotqa": "distractor", "musique": None}
+"""tasks whose rows the Hub has in a schema that is read here, and the configuration that is taken if none is named"""
+
+
+def hub_data(task: str, data: str) -> str:
+    """`data` itself if it is a path; of the name of a data set on the Hub the path that its rows are written to.
+
+    It is a folder in the cache with train.jsonl and dev.jsonl, or if there is one split its file. Once written it is used
+    again; a commit as @REVISION says which version it is. Code that comes with a data set is never run.
+
+    Raises KitError if `datasets` is not installed, or cannot load it.
+    """
+    found = HUB_NAME.fullmatch(data)
+    if task not in HUB_CONFIGS or Path(data).exists() or not found:
+        return data
+    name, config, revision = found["name"], found["config"] or HUB_CONFIGS[task], found["revision"]
+    out = cache_folder("hub") / "@".join(
+        filter(None, (name.replace("/", "--"), config, revision and re.sub("/", "-", revision)))
+    )
+    if out.is_dir():
+        return str(out if (out / "dev.jsonl").is_file() else out / "train.jsonl")
+    here = f"{data}: there is no such file or folder here, and as a data set of the Hub"
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise KitError(f"{here} it needs package 'datasets', which is not installed: pip install datasets.") from None
+    try:
+        parts = load_dataset(name, name=config, revision=revision)
+    except Exception as error:  # its readers raise a dozen kinds
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise KitError(f"{here} it cannot be loaded ({reason or type(error).__name__}).") from None
+    dev = next((part for part in ("validation", "dev", "test") if part in parts), "")
+    if "train" not in parts:
+        raise KitError(f"{here} it has no split 'train' ({', '.join(parts)}).")
+    staging = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        staging.mkdir(parents=True)
+        for part, file in (("train", "train.jsonl"), *([(dev, "dev.jsonl")] if dev else [])):
+            with (staging / file).open("w", encoding="utf-8") as opened:
+                opened.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in parts[part])
+        try:
+            staging.replace(out)
+        except OSError:  # another process was faster
+            if not out.is_dir():
+                raise
+    except OSError as error:
+        raise KitError(f"{error.filename or out}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    licence = getattr(getattr(parts["train"], "info", None), "license", "") or "see its page"
+    print(f"{name} of the Hub (licence: {licence}) is in {out}", file=sys.stderr)
+    return hub_data(task, data)
 
 
 def cache_folder(name: str) -> Path:

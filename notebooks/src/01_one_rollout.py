@@ -37,23 +37,42 @@ FIGURES = ROOT / "runs" / "notebooks"
 # ## The task
 #
 # One **query** is one viewer: a *history* of films already liked, and a **pool** of *candidates*, numbered from 0. Some
-# candidates are **relevant**: the viewer would like them. The model is not told which. The films are invented. The
-# adjective in a title gives the tone and the noun gives the genre, so that you can guess too.
+# candidates are **relevant**: the viewer would like them. The model is not told which. The films are invented, but you can
+# guess too: the noun of a title gives the genre, the adjective the tone, and a viewer likes some genres and tones more
+# than others. (The viewer below is the first one for whom the policy of this notebook finds some relevant films and misses
+# others, so that you can see both.)
 
 # %%
 import torch
 from IPython.display import Image, Markdown
 
-from fgrpo.tasks.lab import lab_task
+from fgrpo.config import Config
+from fgrpo.rollout import rollout
+from fgrpo.runs.policies import load_policy
+from fgrpo.runs.warm_start import SHIPPED
+from fgrpo.tasks.lab import GENRES, TONES, lab_task
+from fgrpo.trainer import sampling_of
 
-generator = torch.Generator().manual_seed(SEED)
-test = lab_task().test
-example = test[int(torch.randint(len(test), (), generator=generator))]
+config, policy, test = Config(), load_policy(SHIPPED), lab_task().test
+first = 64 * SEED % len(test)
+viewers = test[first : first + 64]
+outputs = rollout(policy, viewers, sampling_of(config), group=1, seed=SEED).outputs
 
+
+def mixed(viewer, output):
+    """Whether four films or more were chosen, the first one of the ranking is relevant, and a relevant one was missed."""
+    return len(output.slate) >= 4 and output.rank[0] in viewer.relevant and not viewer.relevant <= set(output.slate)
+
+
+example = next((v for v, o in zip(viewers, outputs, strict=True) if mixed(v, o)), viewers[0])
+
+# %%
 pool = [f"**★ {i} {c}**" if i in example.relevant else f"{i} {c}" for i, c in enumerate(example.candidates)]
+key = [", ".join(f"*{name}*: {' '.join(words)}" for name, words in kind.items()) for kind in (GENRES, TONES)]
 Markdown(
-    f"*Liked so far:* {', '.join(example.history)}\n\n"
-    f"*Pool of {len(pool)}, the {len(example.relevant)} relevant ones starred:* {', '.join(pool)}"
+    f"**Liked so far:** {', '.join(example.history)}\n\n"
+    f"**Pool of {len(pool)}, the {len(example.relevant)} relevant ones starred:** {', '.join(pool)}\n\n"
+    f"**Key to the nouns:** {key[0]}\n\n**Key to the adjectives:** {key[1]}"
 )
 
 # %% [markdown]
@@ -64,19 +83,16 @@ Markdown(
 # one score per token, then a softmax.
 #
 # Our policy is tiny. Every film is one token of its vocabulary, so that it can be trained in seconds. The text that the
-# policy reads is the prompt. Inside the model a film is only a number: the policy has to learn from examples which
-# films go together. It has already had a short training on good outputs (the *warm start*): lists of the relevant films of
-# other viewers, two to four of them. This course is about the training that follows.
+# policy reads is the prompt. Inside the model a film is only a number, and the key above is unknown to it: the policy has
+# to learn from examples which films go together. It has already had a short training on good outputs (the *warm start*):
+# lists of the relevant films of other viewers, two to four of them. This course is about the training that follows.
 
 # %%
-from fgrpo.runs.policies import load_policy
-from fgrpo.runs.warm_start import SHIPPED
-
-policy = load_policy(SHIPPED)
 weights = sum(p.numel() for p in policy.model.parameters())
+words = policy.labels.prompt(example)
 Markdown(
-    f"The policy has {weights:,} weights and {len(policy.tokenizer)} tokens. It reads this prompt:\n\n"
-    f"```text\n{policy.labels.prompt(example)}\n```"
+    f"The policy has {weights:,} weights and {len(policy.tokenizer)} tokens. It reads this prompt, in which "
+    f"`{words.split()[1]}` is *{example.history[0]}*:\n\n```text\n{words}\n```"
 )
 
 # %% [markdown]
@@ -97,18 +113,19 @@ Markdown(
 # **group**. Here we ask for one.
 
 # %%
-from fgrpo.config import Config
-from fgrpo.rollout import rollout
-from fgrpo.trainer import sampling_of
-
-config = Config()
 rollouts = rollout(policy, [example], sampling_of(config), group=1, seed=SEED)
 output = rollouts.outputs[0]
+written = " ".join(policy.tokenizer.convert_ids_to_tokens(rollouts.completions[0].tolist()))
+for i, label in enumerate(policy.labels.candidates(example)):  # titles instead of the policy's tokens
+    written = written.replace(f" {label} ", f" [{'★ ' * (i in example.relevant)}{example.candidates[i]}] ")
+missed = [example.candidates[i] for i in sorted(example.relevant - set(output.slate))]
 Markdown(
     f"At most {config.grammar.slate_size} films in the slate and {config.grammar.rank_size} in the ranked list. "
-    f"This rollout chose {len(output.slate)} and ranked {len(output.rank)}:\n\n"
-    f"```text\n{policy.labels.text(rollouts.completions[0].tolist())}\n```\n\n"
-    f"- slate, as indices into the pool: {output.slate}\n- ranked list, best first: {output.rank}"
+    f"This rollout chose {len(output.slate)} and ranked {len(output.rank)}:\n\n```text\n"
+    + written.replace(" <RANK>", "\n<RANK>")
+    + f"\n```\n\nIn the slate are {len(example.relevant) - len(missed)} of the {len(example.relevant)} relevant films (★); "
+    f"missed: {', '.join(missed) or 'none'}. The kit holds an output as indices into the pool: slate {output.slate}, "
+    f"ranked list {output.rank}."
 )
 
 # %% [markdown]
@@ -180,17 +197,8 @@ Markdown(
 from dataclasses import replace
 
 full = replace(config, grammar=replace(config.grammar, full=True))
-filled = rollout(policy, [example], sampling_of(full), group=1, seed=SEED)
-strip = figures.token_strip(policy, example, filled)
-Image(
-    save(strip, FIGURES / "01_full_lists.png"), width=900, alt="The same policy with full lists: probability by token"
-)
-
-# %%
-viewers, lines = (
-    test[:128],
-    ["| lists | films in the slate | share of the relevant films that are in it |", "|---" * 3 + "|"],
-)
+viewers = test[:128]
+lines = ["| lists | films in the slate | share of the relevant films that are in it |", "|---" * 3 + "|"]
 for name, choice in (("free", config), ("full", full)):
     slates = [o.slate for o in rollout(policy, viewers, sampling_of(choice), group=1, seed=SEED).outputs]
     found = sum(len(v.relevant & set(slate)) for v, slate in zip(viewers, slates, strict=True))
@@ -206,7 +214,8 @@ Markdown(f"One rollout for each of {len(viewers)} viewers:\n\n" + "\n".join(line
 # %% [markdown]
 # ## Try it
 #
-# - Change `SEED` at the top and run all cells: you get another viewer and another output.
+# - Change `SEED` at the top and run all cells: you get another viewer and another output. Guess before you look: which
+#   films would you choose, by genre and tone?
 # - Can the rank phase correct a mistake of the slate phase? Look for a relevant film (★) that is not in the slate. The
 #   grammar allows only films of the slate in the ranked list, so a film that the slate missed cannot be ranked.
 #

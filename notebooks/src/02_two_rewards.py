@@ -12,7 +12,8 @@
 # score. You will write both scores yourself, and then look at the scores of a whole group of outputs.
 #
 # *In a lab, you write the cells that end in `raise NotImplementedError`. The next cell checks your function and, if it is
-# wrong, names the mistake that it found. The rest of the notebook uses the kit's own functions, so it runs in any case.*
+# wrong, names the mistake that it found and shows a case. Two hints and the solution are folded below it. The cells after
+# use your functions once they are right, and the kit's own until then, so the notebook runs in any case.*
 
 # %%
 import os
@@ -75,23 +76,14 @@ def my_recall(slate: list[int], relevant: set[int]) -> float:
     return len(set(slate) & relevant) / len(relevant)
 
 
+# %% [markdown] hints="my_recall"
+# Recall asks how many of the *relevant* candidates were found. Which number is then below the fraction line, that of
+# the slate or that of the relevant ones?
+#
+# Count the candidates that are in `set(slate)` and in `relevant`, and divide by `len(relevant)`.
+
 # %%
 print(checks.recall(my_recall))
-
-
-# %% wrong="my_recall" says="precision"
-def over_the_slate(slate, relevant):
-    return len(set(slate) & relevant) / len(slate)
-
-
-# %% wrong="my_recall" says="count"
-def how_many(slate, relevant):
-    return float(len(set(slate) & relevant))
-
-
-# %% wrong="my_recall" says="hit"
-def any_at_all(slate, relevant):
-    return float(bool(set(slate) & relevant))
 
 
 # %% [markdown]
@@ -134,45 +126,15 @@ def my_ndcg(ranked: list[int], relevant: set[int], k: int) -> float:
     return dcg / best
 
 
+# %% [markdown] hints="my_ndcg"
+# How would the best possible list begin? How many relevant candidates could it hold at its first `k` ranks, if the
+# pool has more than `k` of them, and if it has fewer?
+#
+# `dcg` is the sum of `1 / math.log2(i + 1)` over `enumerate(ranked[:k], start=1)`, where the item is relevant. `best`
+# is the same sum over the ranks 1 to `min(k, len(relevant))`. The result is `dcg / best`.
+
 # %%
 print(checks.ndcg(my_ndcg))
-
-
-# %% wrong="my_ndcg" says="not normalised"
-def without_the_best(ranked, relevant, k):
-    return sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
-
-
-# %% wrong="my_ndcg" says="own best order"
-def against_its_own_best(ranked, relevant, k):
-    found = [item in relevant for item in ranked[:k]]
-    dcg = sum(hit / math.log2(i + 1) for i, hit in enumerate(found, start=1))
-    best = sum(hit / math.log2(i + 1) for i, hit in enumerate(sorted(found, reverse=True), start=1))
-    return dcg / best if best else 0.0
-
-
-# %% wrong="my_ndcg" says="always k relevant"
-def as_if_k_were_relevant(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(1, k + 1))
-
-
-# %% wrong="my_ndcg" says="counted from 0"
-def from_zero(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k]) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(min(k, len(relevant))))
-
-
-# %% wrong="my_ndcg" says="beyond rank k"
-def no_end(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked, start=1) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(1, min(k, len(relevant)) + 1))
-
-
-# %% wrong="my_ndcg" says="longer than k"
-def best_of_all(ranked, relevant, k):
-    dcg = sum(1 / math.log2(i + 1) for i, item in enumerate(ranked[:k], start=1) if item in relevant)
-    return dcg / sum(1 / math.log2(i + 1) for i in range(1, len(relevant) + 1))
 
 
 # %% [markdown]
@@ -200,26 +162,37 @@ rollouts = rollout(policy, queries, sampling_of(config), config.rl.group, SEED)
 rewards = score(rollouts, queries, config.rl)
 q = int((rewards.slate.std(dim=1) + rewards.rank.std(dim=1)).argmax())
 Markdown(
-    f"`rewards.slate` and `rewards.rank` have the shape (Q, G) = {tuple(rewards.slate.shape)}. "
-    f"Query {q} has {len(queries[q].relevant)} relevant candidates: {sorted(queries[q].relevant)}."
+    f"`rewards.slate` and `rewards.rank` have the shape (Q, G) = {tuple(rewards.slate.shape)}. Query {q} has "
+    f"{len(queries[q].relevant)} relevant candidates: "
+    + ", ".join(f"★{i} {queries[q].candidates[i]}" for i in sorted(queries[q].relevant))
 )
 
+# %% [markdown]
+# Now your functions: they compute the last two columns, and have to agree with `rewards`. (Numbers are indices into the
+# pool; ★ is relevant.)
+
 # %%
+(recall, whose), (ndcg, also) = checks.recall.use(my_recall), checks.ndcg.use(my_ndcg)
 rows = ["| rollout | slate | ranked list | slate reward | rank reward |", "|---" * 5 + "|"]
 for g, output in enumerate(rollouts.outputs[q * rollouts.group : (q + 1) * rollouts.group]):
     marked = (
         " ".join(f"**★{i}**" if i in queries[q].relevant else str(i) for i in part)
         for part in (output.slate, output.rank)
     )
-    rows.append(f"| {g + 1} | {' | '.join(marked)} | {rewards.slate[q, g]:.2f} | {rewards.rank[q, g]:.2f} |")
-Markdown("\n".join(rows))
+    slate = recall(list(output.slate), set(queries[q].relevant))
+    rank = ndcg(list(output.rank), set(queries[q].relevant), config.grammar.rank_size)
+    assert math.isclose(slate, rewards.slate[q, g], abs_tol=1e-5) and math.isclose(
+        rank, rewards.rank[q, g], abs_tol=1e-5
+    )
+    rows.append(f"| {g + 1} | {' | '.join(marked)} | {float(slate):.2f} | {float(rank):.2f} |")
+Markdown("\n".join(rows) + f"\n\nSlate rewards by {whose}, rank rewards by {also}.")
 
 # %% [markdown]
 # ## The figure to keep
 #
-# Each row is a rollout. Left: the two rewards. Middle: how much of the slate reward would be lost without the item at
-# that position of the slate. Right: how much each rank contributes to the rank reward (a row sums to it). Dark cells
-# without a number: 0.
+# Each row is a rollout. Left: the two rewards. Middle: how much of the slate reward would be lost without the **item** (here
+# a film) at that position of the slate. Right: how much each rank contributes to the rank reward (a row sums to it). Dark
+# cells without a number: 0.
 
 # %%
 from fgrpo.study.plots import save
@@ -259,8 +232,9 @@ Markdown("\n".join(rows))
 # - An output that breaks the form is *ill-formed*. The phase at fault earns 0 and pays the format penalty, in
 #   `rewards.slate_format` or `rewards.rank_format`; if it is the slate, nothing can be ranked, so the rank reward is 0 too.
 #   With the grammar switched on, as here, this cannot happen.
-# - A longer slate never lowers recall. With F1 as slate reward (`--slate-reward f1`) every irrelevant item costs a little.
-#   [Notebook 6](06_diagnosis.ipynb) computes what that means for the length of the slate.
+# - A longer slate never lowers recall. Another slate reward is **F1**, which also counts how pure the slate is: 2 * hits /
+#   (length of the slate + relevant candidates in the pool). With it every irrelevant film costs a little. The notebook on
+#   [diagnosis](11_diagnosis.ipynb) computes what that means for the length of the slate.
 # - The rank reward depends on the slate: a film that was missed cannot be ranked. The slate reward does not depend on
 #   the ranked list.
 #

@@ -35,7 +35,7 @@ FIGURES = ROOT / "runs" / "notebooks"
 from dataclasses import replace
 
 import torch
-from IPython.display import Image, Markdown, display
+from IPython.display import Image, Markdown
 
 from fgrpo.study.plots import save
 from notebooks import checks
@@ -60,10 +60,11 @@ WRITTEN = {  # name: (slate, ranked list)
     "bad slate, good rank": ([a, x, y, z], [a, x, y]),
     "bad slate, bad rank": ([a, x, y, z], [x, y, z]),
 }
-Markdown(
-    f"Relevant: {a} and {b}.\n\n| rollout | slate | ranked list |\n|---|---|---|\n"
-    + "\n".join(f"| {name} | {s} | {r} |" for name, (s, r) in WRITTEN.items())
-)
+titles = {i: f"{'★ ' * (i in example.relevant)}{c}" for i, c in enumerate(example.candidates)}
+rows = ["| rollout | slate | ranked list, best first |", "|---" * 3 + "|"]
+for name, parts in WRITTEN.items():
+    rows.append(f"| {name} | {' | '.join(', '.join(titles[i] for i in part) for part in parts)} |")
+Markdown(f"Relevant: {titles[a]} and {titles[b]}.\n\n" + "\n".join(rows))
 
 # %% [markdown]
 # We turn them into the same data as outputs of the policy: text, then tokens, then a `Rollouts` record with one group. You
@@ -107,6 +108,11 @@ Markdown("\n".join(rows))
 # It is called *group-relative*, because the value that is subtracted (the **baseline**) comes from the group alone. If the
 # advantage is positive, the tokens should become more likely; if it is negative, less likely. In every group the
 # advantages sum to 0.
+#
+# The method that made this usual, **GRPO** (Group Relative Policy Optimization, arXiv 2402.03300), also divides by the
+# standard deviation of the group's rewards. Then every group is equally loud: one whose rewards are 0.50 and 0.51 changes
+# the policy as much as one with 0 and 1, although it says little. So this course, like a later variant (Dr. GRPO, arXiv
+# 2503.20783), only subtracts the mean. In the kit the division is an option (`--scale std`).
 
 
 # %% exercise="my_advantage" difficulty=1 minutes=5
@@ -116,47 +122,32 @@ def my_advantage(reward: torch.Tensor) -> torch.Tensor:
     return reward - reward.mean(dim=1, keepdim=True)
 
 
+# %% [markdown] hints="my_advantage"
+# `reward` has the shape (Q, G). Along which of the two dimensions are the rollouts of one query? And which shape must
+# the mean have, so that every row loses its *own* mean?
+#
+# The mean over dim 1, kept as a column of shape (Q, 1): `reward.mean(dim=1, keepdim=True)`. Subtract it from
+# `reward`. Nothing is divided.
+
 # %%
 print(checks.advantage(my_advantage))
-
-
-# %% wrong="my_advantage" says="across queries"
-def one_mean_for_all(reward):
-    return reward - reward.mean()
-
-
-# %% wrong="my_advantage" says="dim 0"
-def along_the_wrong_axis(reward):
-    return reward - reward.mean(dim=0, keepdim=True)
-
-
-# %% wrong="my_advantage" says="standard deviation"
-def standardised(reward):
-    return (reward - reward.mean(dim=1, keepdim=True)) / (reward.std(dim=1, keepdim=True) + 1e-4)
-
-
-# %% wrong="my_advantage" says="sign is reversed"
-def turned(reward):
-    return reward.mean(dim=1, keepdim=True) - reward
 
 
 # %% [markdown]
 # ## Joint credit
 #
-# The usual method, **GRPO**, adds the two rewards and gives every token of a rollout the same advantage. `lam` (lambda) is
-# the weight of the rank reward:
+# GRPO knows one reward per output, so the usual way is to add both and to give every token of a rollout the same advantage:
 #
 # ```text
-# joint[q, g] = slate[q, g] + lam * rank[q, g]
+# joint[q, g] = slate[q, g] + lam * rank[q, g]             lam (lambda): the weight of the rank reward
 # every token of rollout (q, g):   advantage of joint[q, g]
 # ```
 #
 # If the result is good, the slate and the ranking both get a positive advantage, whichever of them made it good.
-
-# %% [markdown]
+#
 # ## Factorised credit
 #
-# **F-GRPO** (arXiv 2605.12995) gives each phase the advantage of its own reward:
+# **F-GRPO** (factorised GRPO, arXiv 2605.12995) gives each phase the advantage of its own reward:
 #
 # ```text
 # slate tokens of rollout (q, g):        advantage of slate[q, g]
@@ -182,63 +173,46 @@ def my_credit(
     return own * real
 
 
+# %% [markdown] hints="my_credit"
+# For every token you need two yes-or-no answers: was `close_slate` already written *before* it? Was `end` already
+# written *before* it? How does `cumsum(1)` help to answer them?
+#
+# `closes = tokens == close_slate`; then `closes.cumsum(1) - closes.long() == 0` is true up to and including
+# `close_slate`, and the same with `end` gives the real tokens. Compute the two advantages (Q, G), each from its own
+# reward, make each a column with `reshape(-1, 1)`, and choose by `torch.where(in_slate, a_slate, lam * a_rank)`,
+# times the real tokens.
+
 # %%
 print(checks.factorised(my_credit))
-
-
-# %% wrong="my_credit" says="end token has no credit"
-def without_the_end(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    in_slate = (tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0
-    return torch.where(in_slate, a_slate, lam * a_rank) * ((tokens == end).cumsum(1) == 0)
-
-
-# %% wrong="my_credit" says="joint credit"
-def the_sum_for_all(slate, rank, lam, tokens, close_slate, end):
-    joint = slate + lam * rank
-    return (joint - joint.mean(1, keepdim=True)).reshape(-1, 1) * (
-        (tokens == end).cumsum(1) - (tokens == end).long() == 0
-    )
-
-
-# %% wrong="my_credit" says="</SLATE>"
-def closing_paid_by_rank(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    real = (tokens == end).cumsum(1) - (tokens == end).long() == 0
-    return torch.where((tokens == close_slate).cumsum(1) == 0, a_slate, lam * a_rank) * real
-
-
-# %% wrong="my_credit" says="Padding got credit"
-def on_and_on(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    return torch.where((tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0, a_slate, lam * a_rank)
-
-
-# %% wrong="my_credit" says="lam is missing"
-def unweighted(slate, rank, lam, tokens, close_slate, end):
-    a_slate, a_rank = ((x - x.mean(1, keepdim=True)).reshape(-1, 1) for x in (slate, rank))
-    in_slate = (tokens == close_slate).cumsum(1) - (tokens == close_slate).long() == 0
-    real = (tokens == end).cumsum(1) - (tokens == end).long() == 0
-    return torch.where(in_slate, a_slate, a_rank) * real
 
 
 # %% [markdown]
 # ## The same four rollouts under both
 #
-# In the kit a credit method is a function with a name. `assign_credit` calls the method named by `config.credit` and
-# returns advantages (B, T). All tokens of a phase have the same advantage here, so we read that of the first token.
+# Your functions compute both: joint credit is `my_advantage` of the sum, factorised credit is `my_credit`. In the kit a
+# credit method is a function with a name, `grpo` and `fgrpo`; `assign_credit` calls it and must give the same. All tokens of
+# a phase have the same advantage here, so we read that of the first token.
 
 # %%
 from fgrpo.credit import assign_credit
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 
+(advantage, whose), (credit, also) = checks.advantage.use(my_advantage), checks.factorised.use(my_credit)
+first = [(phase == p).int().argmax(dim=1, keepdim=True) for p in (PHASE_SLATE, PHASE_RANK)]
+
 
 def credit_of(method, rewards, lam):
     """Advantage on the slate tokens and on the rank tokens of each rollout, as two lists."""
-    advantages = assign_credit(rewards, rollouts, replace(config.rl, credit=method, lam=lam))  # (B, T)
-    first = [(phase == p).int().argmax(dim=1, keepdim=True) for p in (PHASE_SLATE, PHASE_RANK)]
-    return tuple(advantages.gather(1, place).squeeze(1).tolist() for place in first)
+    if method == "grpo":
+        given = advantage(rewards.slate + lam * rewards.rank).reshape(-1, 1) * mask  # (B, T)
+    else:
+        given = credit(rewards.slate, rewards.rank, lam, tokens, policy.tags[1], policy.tokenizer.eos_token_id)
+    kits = assign_credit(rewards, rollouts, replace(config.rl, credit=method, lam=lam))
+    assert torch.allclose(given.float(), kits, atol=1e-5)
+    return tuple(given.gather(1, place).squeeze(1).tolist() for place in first)
 
+
+Markdown(f"Joint credit by {whose}; factorised credit by {also}.")
 
 # %% [markdown]
 # ## The figure to keep
@@ -298,28 +272,37 @@ Markdown("\n".join(lines))
 # ## Try other values
 #
 # `lam` sets the weight of the rank reward. Joint credit mixes the two rewards, so `lam` also decides *which* phase gets
-# the wrong sign. The first cell shows three values of `lam`. The second cell has sliders for `lam` and for the rewards of
-# one rollout; they need a running kernel. Give "bad slate, good rank" a rank reward of 0.4, with `lam` 1: now own credit
-# is wrong as well.
+# the wrong sign. The table lists every wrong sign for three values of `lam`. The cell after it has sliders for `lam` and for
+# the rewards of the rollout "bad slate, good rank"; they need a running kernel. Give it a rank reward of 0.4, with `lam` 1:
+# now own credit is wrong as well.
 
 # %%
+rows = ["| `lam` | credit | wrong about slates of | wrong about rankings of |", "|---" * 4 + "|"]
 for lam in (0.25, 1.0, 4.0):
-    display(Markdown(f"`lam` = {lam}"))
-    display(Image(save(bars(rewards, lam), FIGURES / f"03_lambda_{lam:g}.png"), width=700))
+    for name, method in (("joint", "grpo"), ("own", "fgrpo")):
+        sides = zip(credit_of(method, rewards, lam), truth(rewards, lam), strict=True)
+        wrong = [
+            "; ".join(n for n, x, y in zip(WRITTEN, given, true, strict=True) if x * y < 0) or "none"
+            for given, true in sides
+        ]
+        rows.append(f"| {lam:g} | {name} | {' | '.join(wrong)} |")
+Markdown("\n".join(rows))
 
 # %%
 from notebooks.live import live
 
+CHANGED = list(WRITTEN).index("bad slate, good rank")
 
-def edited(rollout, slate, rank, lam):
-    """The figure with other rewards for one rollout."""
-    g = list(WRITTEN).index(rollout)
+
+def edited(slate, rank, lam):
+    """The figure with other rewards for this rollout."""
     new = replace(rewards, slate=rewards.slate.clone(), rank=rewards.rank.clone())
-    new.slate[0, g], new.rank[0, g] = slate, rank
+    new.slate[0, CHANGED], new.rank[0, CHANGED] = slate, rank
     return save(bars(new, lam), FIGURES / "03_edited.png")
 
 
-live(edited, rollout=list(WRITTEN), slate=(0.0, 1.0, 0.05), rank=(0.0, 1.0, 0.05), lam=(0.0, 4.0, 0.25))
+start = [round(float(x[0, CHANGED]), 2) for x in (rewards.slate, rewards.rank)]  # as in the figure above
+live(edited, slate=(0.0, 1.0, 0.01, start[0]), rank=(0.0, 1.0, 0.01, start[1]), lam=(0.0, 4.0, 0.25, 1.0))
 
 # %% [markdown]
 # ## With a real policy
@@ -356,7 +339,8 @@ Markdown("\n".join(rows))
 # although the truth is not? Two more methods take part:
 #
 # - `reward_to_go`: slate tokens get the advantage of both rewards, rank tokens that of the rank reward;
-# - `nested`: four slates with two rankings each, and a ranking is compared with the other one of its slate.
+# - `nested` samples in two stages, four slates and then two rankings of each, and compares a ranking with the other one of
+#   its slate.
 
 # %%
 from fgrpo.credit import with_credit

@@ -44,25 +44,37 @@ from notebooks import checks
 # ## From advantage to loss
 #
 # A **loss** is a number that training makes smaller. Its **gradient** says how the loss changes with every weight, and
-# the **optimizer** takes a small step against the gradient. The rewards have no gradient, so the loss uses a replacement
-# (a *surrogate*). The step should make tokens with a positive advantage more likely and tokens with a negative advantage
-# less likely.
+# the **optimizer** takes a small step against the gradient. But a reward R is a number without a gradient: the weights do
+# not appear in it. They appear in the probability p of the output. Two lines are enough (grad p = p * grad log p):
 #
-# The policy is compared with itself at the time of sampling. For every token
+# ```text
+# grad E[R]           =  sum over all outputs of  R * grad p  =  sum of  p * R * grad log p  =  E[ R * grad log p ]
+# E[ b * grad log p ] =  b * sum of  grad p  =  b * grad 1  =  0
+# ```
+#
+# The first line is the **policy gradient**: sample outputs, and weight the gradient of each one's log-probability by its
+# reward. The second says that a **baseline** b, any number that does not depend on the output, changes nothing on average.
+# It costs nothing, and it removes noise: with R - b, the advantage, an output is pushed up only if it was better than usual.
+# (The mean of the group contains the rollout's own reward. That makes all advantages smaller by the factor 1 - 1/G, and
+# changes no direction.) And log p is a sum over tokens, so that every token can have an advantage of its own.
+
+# %% [markdown]
+# So the loss needs no gradient of the reward. It uses a replacement (a *surrogate*) with the gradient of the first line. The
+# policy is compared with itself at the time of sampling. For every token
 #
 # ```text
 # ratio = exp(logp - old_logp)      logp: log-probability under the policy now; old_logp: when the token was drawn
 # ```
 #
-# Before the first step every ratio is 1. A larger `ratio * advantages` is what we want: `logp` goes up where the advantage
-# is positive and down where it is negative.
+# Before the first step every ratio is 1, and the gradient of `ratio * advantages` is the advantage times the gradient of
+# `logp`, as wanted: `logp` goes up where the advantage is positive and down where it is negative.
 
 # %% [markdown]
 # ## Clipping
 #
 # The advantages were measured with the old policy. If the same rollouts are used for several steps, the policy can move
-# too far from the one that sampled them. So the gain is clipped when the ratio leaves an interval around 1 (PPO, arXiv
-# 1707.06347):
+# too far from the one that sampled them. So the gain is clipped when the ratio leaves an interval around 1 (PPO, Proximal
+# Policy Optimization, arXiv 1707.06347):
 #
 # ```text
 # surrogate = min(ratio * advantages, clip(ratio, 1 - low, 1 + high) * advantages)
@@ -81,28 +93,15 @@ def my_surrogate(ratio: torch.Tensor, advantages: torch.Tensor, low: float, high
     return torch.minimum(ratio * advantages, clipped * advantages)
 
 
+# %% [markdown] hints="my_surrogate"
+# Compute both products, with and without the clip. At the ratio 0.5 with advantage +1, and at the ratio 2 with
+# advantage -1: which product is smaller, and does it still depend on the ratio?
+#
+# `torch.minimum(ratio * advantages, clipped * advantages)` with `clipped = ratio.clamp(1 - low, 1 + high)`. Stay with
+# tensors: a Python number has no gradient.
+
 # %%
 print(checks.surrogate(my_surrogate))
-
-
-# %% wrong="my_surrogate" says="always clipped"
-def clipped_alone(ratio, advantages, low, high):
-    return ratio.clamp(1 - low, 1 + high) * advantages
-
-
-# %% wrong="my_surrogate" says="maximum"
-def the_larger(ratio, advantages, low, high):
-    return torch.maximum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-
-
-# %% wrong="my_surrogate" says="before the advantage"
-def ratios_first(ratio, advantages, low, high):
-    return torch.minimum(ratio, ratio.clamp(1 - low, 1 + high)) * advantages
-
-
-# %% wrong="my_surrogate" says="Nothing is clipped"
-def no_clip(ratio, advantages, low, high):
-    return ratio * advantages
 
 
 # %% [markdown]
@@ -127,28 +126,14 @@ def my_loss(per_token: torch.Tensor, mask: torch.Tensor, longest: int) -> torch.
     return -(per_token * mask).sum() / (len(per_token) * longest)
 
 
+# %% [markdown] hints="my_loss"
+# An optimizer makes the loss *smaller*, but the surrogate should grow. Which tokens must not count, and which number
+# is the same whatever the lengths of the other outputs?
+#
+# Multiply `per_token` by `mask`, sum everything, divide by `len(per_token) * longest`, and put a minus sign in front.
+
 # %%
 print(checks.normalised(my_loss))
-
-
-# %% wrong="my_loss" says="its own length"
-def mean_per_output(per_token, mask, longest):
-    return -((per_token * mask).sum(1) / mask.sum(1)).mean()
-
-
-# %% wrong="my_loss" says="real tokens of this batch"
-def mean_over_tokens(per_token, mask, longest):
-    return -(per_token * mask).sum() / mask.sum()
-
-
-# %% wrong="my_loss" says="mask is missing"
-def with_padding(per_token, mask, longest):
-    return -per_token.sum() / (len(per_token) * longest)
-
-
-# %% wrong="my_loss" says="sign is missing"
-def uphill(per_token, mask, longest):
-    return (per_token * mask).sum() / (len(per_token) * longest)
 
 
 # %% [markdown]
@@ -182,32 +167,37 @@ Markdown(f"Q = {len(queries)} queries, G = {rollouts.group}, so B, T = {B}, {T}.
 #
 # The loss depends on the log-probabilities, and these depend on the weights. Look at the first part alone: the derivative
 # of the loss with respect to every `logp`. With all ratios equal to 1 it should be minus the token's own advantage, times
-# a constant, and 0 at padding. No token is affected by the advantage of another phase.
+# a constant, and 0 at padding. No token is affected by the advantage of another phase. (The loss is computed by your two
+# functions, once they are right, and has to agree with the kit's.)
 
 # %%
-from fgrpo.loss import clipped_surrogate, policy_loss
+from fgrpo.loss import policy_loss
 from fgrpo.prompt import max_tokens
 
 longest = max_tokens(config.grammar)
 old_logp = rollouts.logprobs  # (B, T)
 logp = old_logp.clone().requires_grad_()  # treated as if they were the weights
 ratio = (logp - old_logp).exp()
-per_token = clipped_surrogate(ratio, advantages["fgrpo"], config.rl.clip_low, config.rl.clip_high)
-loss = -(per_token * rollouts.mask).sum() / (B * longest)
+(surrogate, whose), (total, also) = checks.surrogate.use(my_surrogate), checks.normalised.use(my_loss)
+per_token = surrogate(ratio, advantages["fgrpo"], config.rl.clip_low, config.rl.clip_high)
+loss = total(per_token, rollouts.mask, longest)
 loss.backward()
 
 whole, logs = policy_loss(policy, rollouts, advantages["fgrpo"], config.rl)
 assert torch.isclose(loss, whole, atol=1e-6)  # the kit's loss, computed from the weights
 wanted = -advantages["fgrpo"] * rollouts.mask / (B * longest)
-Markdown(f"Largest difference to minus advantages / (B * longest): {(logp.grad - wanted).abs().max():.1e}.")
+Markdown(
+    f"Largest difference to minus advantages / (B * longest): {(logp.grad - wanted).abs().max():.1e}. "
+    f"(Surrogate by {whose}; loss by {also}.)"
+)
 
 # %% [markdown]
 # ## In the weights: one measured step
 #
 # Now the weights too. We copy the policy, take one step of plain gradient descent, and compute the log-probabilities of
-# the same tokens again. (Training uses AdamW, whose first steps have the same size for small and large gradients. Plain
-# gradient descent shows the gradient itself.) To see one cause at a time, only **one rollout** has an advantage. We choose
-# the one whose phases disagree most: a good slate with a bad ranking, or a bad slate with a good ranking.
+# the same tokens again. (Training uses AdamW, an optimizer whose first steps have the same size for small and large
+# gradients. Plain gradient descent shows the gradient itself.) To see one cause at a time, only **one rollout** has an
+# advantage. We choose the one whose phases disagree most: a good slate with a bad ranking, or a bad slate with a good one.
 
 # %%
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE

@@ -13,13 +13,19 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """`python -m app` on a free port, with the options and variables given, started in a folder."""
+    """`python -m app` on a free port, with the options and variables given, started in a folder.
 
-    def __init__(self, folder: Path, *args: str, **env: str):
+    `start`: what python runs instead. `login`: user and password for the page's form.
+    """
+
+    def __init__(
+        self, folder: Path, *args: str, start: tuple[str, ...] = ("-m", "app", "--port", "0"),
+        login: tuple[str, str] | None = None, **env: str,
+    ):  # fmt: skip
         python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.errors = (folder / "errors.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "--port", "0", *args], cwd=folder, stdout=subprocess.PIPE, stderr=self.errors,
+            [sys.executable, *start, *args], cwd=folder, stdout=subprocess.PIPE, stderr=self.errors,
             text=True, env={**os.environ, "PYTHONPATH": python_path, **env},
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -27,6 +33,8 @@ class Server:
         assert line, self.stderr()
         self.url = line.split()[2].rstrip("/")
         self.client = httpx.Client(trust_env=False, timeout=120)
+        if login:
+            self.client.post(f"{self.url}/login", data=dict(zip(("username", "password"), login, strict=True)))
         config = self.get("config").json()
         self.names = {c["id"]: c["props"].get("label") or c["props"].get("elem_id") or "" for c in config["components"]}
         self.events = config["dependencies"]

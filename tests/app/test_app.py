@@ -1,12 +1,16 @@
 """The app without a browser: its texts, its numbers, what it refuses."""
 
+import gc
+import html
 import math
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from hypothesis import strategies as st
 
 from app.charts import training_curves
 from app.library import TRACE_BYTES, Cache, Library, open_trace
-from app.markup import html_table, printable, signed, tag
+from app.markup import html_table, message, number, printable, signed, tag, told
 from app.measures import (
     METHODS,
     METRICS,
@@ -28,12 +32,13 @@ from app.measures import (
     zero_phases,
 )
 from app.playground import Form, config_of, example_from, form_of, generate, typed
-from app.show import SLOTS, Chosen, queries_of_bar, show, training
+from app.show import SLOTS, Chosen, explorable, queries_of_bar, show, training
 from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
-from app.views import fate_bars, group_panel, metrics_table, pool_table, side_by_side
-from fgrpo.config import Config, GrammarConfig, KitError
+from app.views import errors_panel, fate_bars, group_panel, metrics_table, pool_table, query_list, side_by_side
+from fgrpo.config import Config, GrammarConfig, KitError, LMConfig
 from fgrpo.data import Example
 from fgrpo.evaluate import evaluate, greedy, measure_outputs
+from fgrpo.interactive.page import build_page
 from fgrpo.lm import text
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import Output
@@ -61,6 +66,19 @@ def test_texts_are_escaped_and_invisible_characters_are_replaced() -> None:
     assert printable("Amélie · 千と千尋 ★ 👩") == "Amélie · 千と千尋 ★ 👩"
     assert "<td>&lt;i&gt;</td>" in html_table("c", ("a", "b"), [("x", "<i>")])
     assert [signed(x) for x in (0.25, -0.25, 0.0, -0.001)] == ["+0.25", "−0.25", "0.00", "0.00"]
+    assert [number(-0.5), number(-0.0001), number(-1e-5, ".3g")] == ["−0.500", "0.000", "−1e−05"]
+    assert message("a", items=["b", "<c>"]).endswith("a<ul><li>b</li><li>&lt;c&gt;</li></ul></div>")
+
+
+def test_a_sentence_of_an_error_names_no_folder_of_the_server() -> None:
+    cases = {
+        "/srv/my/runs/x/items.json: no policy here": "items.json: no policy here",
+        "model '/opt/models/base' is an adapter (/home/me/a.txt), see </SLATE></RANK>":
+            "model 'base' is an adapter (a.txt), see </SLATE></RANK>",
+        "runs/demo: https://example.com/a/b, and/or 1/2": "runs/demo: https://example.com/a/b, and/or 1/2",
+    }  # fmt: skip
+    for said, words in cases.items():
+        assert told(KitError(said)) == words
 
 
 @given(st.text())
@@ -83,6 +101,11 @@ def test_tokens_can_be_read_on_every_colour() -> None:
     colours += [css(paint(v, c, 1.0)) for c in COLOURS[1:] for v in (-2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 5.0)]
     assert all((luminance(c) + 0.05) / (luminance("#111111") + 0.05) >= 4.5 for c in colours)
     assert css(paint(1.0, "advantage", 1.0)) != css(paint(-1.0, "advantage", 1.0)) != css(paint(None, "advantage", 1.0))
+    praise, blame = (paint(v, "advantage", 1.0) for v in (1.0, -1.0))
+    assert praise[1] == max(praise) and blame[1] == min(blame)  # green and purple, as in a notebook
+    assert all(
+        len(set(paint(0.7, c, 1.0))) == 1 for c in ("log-prob", "entropy")
+    )  # grey: no praise, no blame, no phase
 
 
 # --- runs and traces --------------------------------------------------------------------------------------------------
@@ -91,6 +114,11 @@ def test_tokens_can_be_read_on_every_colour() -> None:
 def test_runs_are_found_by_name_alone(library, tmp_path) -> None:
     assert library.having("trace.jsonl")[:3] == ["lab-rec", "lab-rec-fgrpo", "lab-rec-grpo"]
     assert library.with_policy()[:3] == ["lab-rec", "lab-rec-fgrpo", "lab-rec-grpo"]
+    base = LMConfig(model=str(tmp_path))
+    assert not [n for n in library.with_policy() if n.startswith("smollm2")] or Path("runs/smollm2").is_dir()
+    assert "smollm2-movielens-sft" in Library(library.runs, base).with_policy()
+    absent = Library(library.runs, replace(base, model=str(tmp_path / "absent")))
+    assert "lab-rec" in absent.with_policy() and "smollm2-movielens-sft" not in absent.with_policy()
     for name in ("", ".", "..", "../checkpoints/lab-rec", str(ROOT), "runs/..", "lab-rec/../lab-rec", "lab-rec\0"):
         for read in (library.folder, library.policy, library.metrics, lambda n: library.trace(n, {})):
             with pytest.raises(KitError, match="was not found"):
@@ -135,6 +163,22 @@ def test_the_cache_is_bounded_by_number_and_by_bytes() -> None:
     assert list(cache._kept) == [5]
 
 
+def test_a_value_is_made_once_and_nobody_waits_for_another_key() -> None:
+    cache, made, begun, go = Cache(3), [], Event(), Event()
+
+    def slow() -> str:
+        begun.set()
+        made.append(1)
+        assert go.wait(30)
+        return "slow"
+
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(cache.get, "a", slow) for _ in range(2)]
+        assert begun.wait(30) and cache.get("b", lambda: "quick") == "quick"
+        go.set()
+        assert [w.result(30) for w in waiting] == ["slow"] * 2 and made == [1]
+
+
 def test_queries_have_names_even_where_ids_repeat_or_are_not_printable(tmp_path) -> None:
     groups = [
         Group(replace(EXAMPLE, id=i), step=s) for i, s in (("a", 1), ("a", 2), ("a", 2), ("\x00", 1), ("z" * 99, 1))
@@ -163,13 +207,13 @@ def test_invalid_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
 def test_a_query_that_is_too_large_is_refused(tmp_path) -> None:
     wide = replace(EXAMPLE, candidates=tuple(map(str, range(3000))))
     long = from_lists(Output(tuple(range(600)), (1,)), 2000)
-    for group, message in (
+    for group, words in (
         (Group(wide), "query 2: 3,000 candidates; the app shows up to 2,000"),
         (Group(replace(wide, candidates=wide.candidates[:2000]), long), "600 candidates in a list"),
         (Group(EXAMPLE, None, (from_lists(Output((1,), (1,)), 6),) * 65), "65 rollouts"),
     ):
         write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE), group], {}))
-        with pytest.raises(KitError, match=message):
+        with pytest.raises(KitError, match=words):
             open_trace(tmp_path / "t.jsonl", "t")
 
 
@@ -221,7 +265,9 @@ def test_scores_are_those_of_training(library) -> None:
         assert (slate, rank, form) == pytest.approx(
             [float(x[0, n]) for x in (rewards.slate, rewards.rank, rewards.format)]
         )
-    assert scores(EXAMPLE, Output(error="foreign"), Config())["format"] == -0.5
+    broken = from_lists(Output(error="foreign"), 6)
+    assert scores(EXAMPLE, broken.output, Config())["format"] == -0.5
+    assert "<dd>−0.500</dd>" in errors_panel(EXAMPLE, broken, Config())
 
 
 def test_signs_flip_where_joint_credit_follows_the_other_phase(library) -> None:
@@ -241,6 +287,8 @@ def test_signs_flip_where_joint_credit_follows_the_other_phase(library) -> None:
     alike = group_credit(same, opened.config, "fgrpo")
     assert zero_phases(alike.rewards) == ["slate", "rank"]
     assert "zero variance" in group_panel(same, opened.config, alike, alike)
+    panel = group_panel(same, opened.config, alike, group_credit(same, opened.config, "grpo"))
+    assert "No token&#39;s advantage has opposite signs under grpo and fgrpo." in panel and "blames" not in panel
 
 
 def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
@@ -257,6 +305,11 @@ def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
     assert len(part.with_fate(1, "slate_miss")) == sum(x > 0 for x in misses)
     assert all(row[3:] == (0.0, 0.0, 0.0) for row in compare_traces(a, a).rows)
     assert fate_bars(found, ("<a>", "b")).count("&lt;a&gt;") == 4
+    renamed = replace(cut(b, 9), keys={f"b{n}": n for n in range(9)})
+    part = compare_traces(cut(a, 9), renamed)
+    assert part.with_fate(1, "rank_drop") and set(part.with_fate(1, "rank_drop")) <= set(renamed.keys)
+    assert set(part.with_fate(0, "rank_drop")) <= set(a.keys)
+    assert 'data-run="x" data-query="b' in query_list(part, 1, "rank_drop", "x")
     other = replace(b, trace=replace(b.trace, groups=[Group(EXAMPLE)]), keys={"q": 0})
     with pytest.raises(KitError, match="choose runs of one task"):
         compare_traces(a, other)
@@ -311,6 +364,29 @@ def test_no_choice_raises(library, names, run) -> None:
     assert training(library, names[0])
 
 
+def test_a_run_that_cannot_be_opened_is_replaced_and_named(library, tmp_path) -> None:
+    for name in ("yours: gone", "nosuch", ""):
+        page = show(library, Chosen(name, "q", "3"), {"yours: gone": str(tmp_path / "gone.jsonl")})
+        assert page.chosen.run == "lab-rec-fgrpo" and page.html["strip"].count("token") > 5
+        assert "Showing lab-rec-fgrpo in its place" in page.problems[1]
+
+
+def test_the_explorable_is_shut_in_its_frame(library) -> None:
+    shown = explorable(library, "lab-rec-fgrpo", "test-1", {})
+    assert (
+        shown.count("<iframe") == 1
+        and 'sandbox="allow-scripts"' in shown
+        and 'data-save="lab-rec-fgrpo-test-1.html"' in shown
+    )
+    inner = shown.split('srcdoc="')[1].removesuffix('"></iframe>')
+    assert not set(inner) & set('<>"$`{}')
+    group = library.trace("lab-rec-fgrpo", {}).group("test-1")
+    trace = replace(library.trace("lab-rec-fgrpo", {}).trace, groups=[group], notes=())
+    assert html.unescape(inner) == build_page(trace).html
+    assert "no query has two rollouts" in explorable(library, "lab-rec-fgrpo", "test-400", {})
+    assert "was not found" in explorable(library, "nosuch", "test-1", {})
+
+
 def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> None:
     only = Group(EXAMPLE, from_lists(Output((0, 3), (3,)), 6), (from_lists(Output((1,), (1,)), 6),) * 3)
     write_trace(tmp_path / "l.jsonl", Trace("l", Config(), [only, Group(replace(EXAMPLE, id="none"))], {}))
@@ -341,6 +417,9 @@ def test_a_typed_query_is_an_example_and_back() -> None:
     source = replace(example, candidate_ids=("7", "8", "9"), history_ids=("1",))
     assert example_from(replace(FORM, pool="* c\na"), source).candidate_ids == ("9", "7")
     assert example_from(replace(FORM, pool="* c\nnew"), source).candidate_ids == ()
+    assert example_from(FORM, replace(source, id="s")).id == "s"  # unchanged: other runs may have it
+    for changed in ({"query": "What?"}, {"history": "h\ni"}, {"pool": "* a\n* b\nc"}):
+        assert example_from(replace(FORM, **changed), replace(source, id="s")).id == "typed"
 
 
 @pytest.mark.parametrize(
@@ -390,16 +469,35 @@ def test_any_title_can_be_typed_for_a_policy_that_reads_texts(monkeypatch) -> No
     assert group.greedy.output.rank[0] == 3 and len(group.rollouts) == 2
 
 
-def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
+def test_a_visitor_keeps_a_few_traces_until_the_last_session_ends(tmp_path) -> None:
     pytest.importorskip("gradio")
-    from app.form import OWN, add_trace
+    from app.visitors import KNOWN, OWN, Visitor
 
-    own: dict[str, str] = {}
+    visitor = Visitor()
     for n in range(OWN + 2):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "t.jsonl").write_text("x")
-        own = add_trace(own, f"t{n}", tmp_path / str(n) / "t.jsonl")
-    assert list(own) == [f"t{n}" for n in range(2, OWN + 2)] and len(list(tmp_path.iterdir())) == OWN
+        visitor.add(f"t{n}", tmp_path / str(n) / "t.jsonl")
+    assert list(visitor.traces) == [f"t{n}" for n in range(2, OWN + 2)] and len(list(tmp_path.iterdir())) == OWN
+    ticket, sessions = visitor.ticket, [visitor, visitor]
+    del visitor
+    sessions.pop()
+    assert ticket in KNOWN and len(list(tmp_path.iterdir())) == OWN
+    sessions.pop()  # the last session of this visitor ends
+    gc.collect()
+    assert ticket not in KNOWN and not list(tmp_path.iterdir())
+
+
+def test_free_decoding_explains_what_breaks_the_grammar(library, tmp_path) -> None:
+    pytest.importorskip("gradio")
+    from app.form import Playground
+
+    shown = Playground._result
+    config = config_of(replace(FORM, decoding="free"), Config())
+    broken = Group(EXAMPLE, from_lists(Output(error="malformed"), 6), (from_lists(Output((0,), (0,)), 6),) * 2)
+    assert "1 of 3 rollouts break the grammar" in shown(None, broken, config, "fgrpo", "grpo", False)
+    constrained = replace(config, rl=replace(config.rl, decoding="constrained"))
+    assert "break the grammar" not in shown(None, broken, constrained, "fgrpo", "grpo", False)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +510,7 @@ def test_the_form_keeps_no_more_than_a_few_traces(tmp_path) -> None:
         (4, 10**9, "slate size: enter a number between 1 and 20"),
         (5, "5", "rank size: enter"),
         (7, True, "group: enter a number between 1 and 16"),
-        (8, -1, "seed: enter a number between 0 and 2,147,483,647"),
+        (8, -5, "seed: enter a number between 0 and 2,147,483,647"),
     ],
 )
 def test_a_value_that_the_form_cannot_hold_is_named(place, value, message) -> None:
@@ -590,6 +688,21 @@ def test_runs_may_be_read_only(tmp_path) -> None:
         pytest.skip("no such folder")
     with temporary_folder(tty) as name:
         assert not Path(name).is_relative_to(tty)
+
+
+def test_what_a_killed_app_left_is_removed_at_the_next_start(tmp_path) -> None:
+    from app.__main__ import temporary_folder
+
+    killed, fresh, kept = (tmp_path / name for name in (".app-killed", ".app-fresh", "mine"))
+    for folder in (killed, fresh, kept):
+        (folder / "uploads").mkdir(parents=True)
+        (folder / "uploads" / "a.jsonl").write_text("{}")
+    with temporary_folder(tmp_path) as running:
+        for folder in (killed, kept, Path(running)):
+            os.utime(folder, (0, 0))
+        with temporary_folder(tmp_path) as name:
+            assert {p.name for p in tmp_path.iterdir()} == {Path(running).name, Path(name).name, ".app-fresh", "mine"}
+    assert {p.name for p in tmp_path.iterdir()} == {".app-fresh", "mine"}
 
 
 def app(*args: str) -> subprocess.CompletedProcess[str]:

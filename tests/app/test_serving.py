@@ -151,5 +151,7 @@ def test_no_value_of_a_control_ends_in_a_traceback(server: Server, junk: object)
 def test_it_ends_quietly_and_leaves_nothing(tmp_path: Path, number: int, options: tuple[str, ...]) -> None:
     server = Server(tmp_path, "--runs", "mine", *options, HTTPS_PROXY="no address", NO_PROXY="example.com")
     assert server.get("").status_code == 200
+    assert "1 queries" in str(server.upload("mine.jsonl", trace())["output"]["at-uploaded"])
+    assert list((tmp_path / "mine").rglob("*.jsonl"))
     status, printed = server.stop(number)
     assert (status, printed) == (0, "") and not list((tmp_path / "mine").iterdir())

@@ -203,7 +203,14 @@ evaluate --checkpoint LAB --trec notes.txt -> notes.txt: is not a TREC file
 evaluate --checkpoint LAB --trec mine -> mine: is a folder, a link or a device
 evaluate --checkpoint LAB --trec task.jsonl/x -> cannot be written
 evaluate --checkpoint LAB --task trec --data empty -> no queries here (it is empty)
-trace --checkpoint run -> required: --out
+trace --checkpoint run -> name a file to write: --out
+trace --checkpoint run --html notes.txt -> notes.txt: is not a page of this kit
+trace --checkpoint run --html run/trace.jsonl -> is not a page of this kit
+trace --checkpoint run --html empty -> empty: is a folder, a link or a device
+trace --checkpoint run --html link -> is a folder, a link or a device
+trace --checkpoint run --html /dev/null -> is a folder, a link or a device
+trace --checkpoint run --out x.html --html ./x.html -> both name x.html
+trace --checkpoint run --html notes.txt/t.html -> notes.txt
 trace --checkpoint run --out notes.txt -> notes.txt: is not a trace file
 trace --checkpoint run --out run/config.json -> is not a trace file
 trace --checkpoint run --out task.jsonl -> is not a trace file

@@ -231,7 +231,7 @@ def test_rewards_that_are_all_equal_give_zero(policy, queries, credit, scale, fu
     assert (assign_credit(both, r, RLConfig(credit=credit, scale=scale, group=8, rankings=k)) == 0).all()
 
 
-@pytest.mark.parametrize("credit", BY_ITEM)
+@pytest.mark.parametrize("credit", sorted(BY_ITEM))
 def test_item_credit_pushes_at_nothing_where_coverage_is_perfect(policy, queries, credit) -> None:
     """One relevant candidate in a pool of 6, all 6 in every slate: each slate has reward 1, at different places."""
     pool = [replace(q, candidates=q.candidates[:6], relevant=frozenset({2})) for q in queries]

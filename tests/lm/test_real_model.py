@@ -107,7 +107,7 @@ def test_the_training_cell_of_notebook_08_trains(tmp_path, monkeypatch, capsys) 
     from notebooks import build
 
     (cell,) = (
-        c.source for c in build.read_source(build.SOURCES / "08_real_model.py").cells if "TRAIN = False" in c.source
+        c.source for c in build.read_source(build.SOURCES / "08_real_data.py").cells if "TRAIN = False" in c.source
     )
     settings, _, body = cell.partition("\n\n")
     assert "SFT_STEPS, RL_STEPS, HELD_OUT = " in settings and '"dtype": "bfloat16"' in body

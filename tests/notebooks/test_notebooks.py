@@ -51,10 +51,10 @@ def test_a_moved_slider_draws_again(tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(f"{size} {colour}".encode())
         return tmp_path / "a.png"
 
-    size, colour, picture = live(draw, size=(0.0, 4.0, 0.5), colour=["red", "blue"]).children
-    assert picture.value == b"2.0 red"
+    size, colour, picture = live(draw, size=(0.0, 4.0, 0.5, 1.5), colour=["red", "blue"]).children
+    assert picture.value == b"1.5 red"
     size.value, colour.value = 3.5, "blue"
-    assert picture.value == b"3.5 blue" and drawn == [(2.0, "red"), (3.5, "red"), (3.5, "blue")]
+    assert picture.value == b"3.5 blue" and drawn == [(1.5, "red"), (3.5, "red"), (3.5, "blue")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -73,7 +73,7 @@ def test_no_notebook_is_without_a_source() -> None:
 def test_shape_of_a_notebook(path: Path) -> None:
     notebook, solved = read(path), path.parent.name == "solutions"
     nbformat.validate(notebook)
-    assert len(notebook.cells) <= 40
+    assert len(notebook.cells) <= 30
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 25
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     raising = [cell for cell in code if "NotImplementedError" in cell.source]

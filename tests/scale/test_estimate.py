@@ -13,13 +13,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fgrpo.cli.main import COMMANDS, main
-from fgrpo.cli.options import LADDER, RECIPES, config_of, parser_of
+from fgrpo.cli.options import config_of, parser_of
 from fgrpo.config import Config, KitError, ModelConfig
 from fgrpo.data import Example, Splits
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.policies import new_policy
+from fgrpo.runs.presets import LADDER, RECIPES
 from fgrpo.runs.sft import sft_step
 from fgrpo.runs.warm_start import fits_shipped
 from fgrpo.scale.bench import _status

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -27,9 +28,10 @@ from fgrpo.runs.policies import load_policy, write_policy
 from fgrpo.runs.sft import sft_step
 from fgrpo.scale.trl_options import (
     TESTED,
+    check_advantages,
     check_options,
     check_trained,
-    check_version,
+    check_trl,
     example_of_row,
     grpo_options,
     trl_rows,
@@ -368,13 +370,70 @@ def test_what_fits_is_not_refused() -> None:
     check_options(options(use_vllm=True), RL)
 
 
-@pytest.mark.parametrize("found", ["0.29.1", "1.15.0", "1.17.0", "2.0.0"])
-def test_another_version_of_trl_is_refused(found: str) -> None:
-    with pytest.raises(KitError, match=f"TRL {found} is installed, and .* from {TESTED[0]} to below {TESTED[1]}"):
-        check_version(found)
-    check_version("1.16.0")
+def test_what_trl_lacks_is_named() -> None:
+    """Not its version counts, but what the trainer relies on."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    check_trl(GRPOTrainer, GRPOConfig)
+
+    class Renamed(GRPOTrainer):
+        _tokenize_prompts = None
+
+    class Other(GRPOTrainer):
+        def _generate_and_score_completions(self, batch):
+            return batch
+
+    class NoScale:
+        def __init__(self, use_vllm=False, loss_type=""): ...
+
+    for trainer, config, what in (
+        (Renamed, GRPOConfig, r"lacks GRPOTrainer\._tokenize_prompts, on which"),
+        (Other, GRPOConfig, r"lacks GRPOTrainer\._generate_and_score_completions with the argument 'inputs'"),
+        (GRPOTrainer, NoScale, "lacks the option 'vllm_importance_sampling_correction' of GRPOConfig"),
+    ):
+        with pytest.raises(KitError, match=f"^TRL [0-9.]+.* {what}.*pip install 'trl{re.escape(TESTED)}'"):
+            check_trl(trainer, config)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda loss, model, inputs: loss(model, {**inputs, "advantages": inputs["advantages"].unsqueeze(1)}),
+            "per token",
+        ),
+        (lambda loss, model, inputs: loss(model, {**inputs, "advantages": inputs["advantages"].mean(1)}), "per token"),
+        (lambda loss, model, inputs: torch.zeros((), requires_grad=True), "per token"),
+        (lambda loss, model, inputs: inputs["completions"], "be asked .*completions"),
+    ],
+    ids=["over the batch", "by completion", "no gradient", "another batch"],
+)
+def test_a_loss_that_takes_no_advantage_per_token_is_refused(change, what: str, tmp_path: Path, taught: Path) -> None:
+    trainer = trainer_of(load_policy(taught), RL, tmp_path, some_queries(2), 8)
+    before = deepcopy({k: dict(v) for k, v in trainer._metrics.items()}), vars(trainer).keys()
+    check_advantages(trainer)
+    assert ({k: dict(v) for k, v in trainer._metrics.items()}, vars(trainer).keys()) == before  # leaves no trace
+    changed = type("Changed", (type(trainer),), {
+        "compute_loss": lambda self, model, inputs, **more: change(super(type(self), self).compute_loss, model, inputs)
+    })  # fmt: skip
+    trainer.__class__ = changed
+    with pytest.raises(KitError, match=f"^TRL .* lacks a loss .*{what}"):
+        check_advantages(trainer)
+
+
+def test_the_tested_versions_are_those_that_pip_installs() -> None:
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert extras.count(f'"trl>={TESTED[0].removesuffix(".0")},<{TESTED[1]}"') == 2
+    assert extras.count(f'"trl{TESTED}"') == 2
+
+
+def test_async_grpo_is_refused(tmp_path: Path) -> None:
+    from trl.experimental.async_grpo import AsyncGRPOConfig
+
+    from fgrpo.scale.trl import FGRPOTrainer
+
+    args = AsyncGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
+    with pytest.raises(KitError, match=r"args is a AsyncGRPOConfig, .*AsyncGRPO is not covered"):
+        FGRPOTrainer("model", args, [], labels=None, rl=RL)  # type: ignore[arg-type]
 
 
 def worker(folder: Path, taught: Path) -> None:

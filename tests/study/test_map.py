@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 
 from fgrpo.cli.main import main
-from fgrpo.cli.options import LADDER
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
 from fgrpo.credit import CREDITS, fgrpo, with_credit
 from fgrpo.data import Example, Splits
@@ -17,6 +16,7 @@ from fgrpo.loss import policy_loss
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE, max_tokens
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import with_fields
+from fgrpo.runs.presets import LADDER
 from fgrpo.study import map as study
 from fgrpo.study import plots
 from fgrpo.study.gradients import (

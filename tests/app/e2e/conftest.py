@@ -1,7 +1,6 @@
 """The app in a real browser: Debian's chromium, driven by playwright; the server runs in this process."""
 
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @dataclass
@@ -41,22 +38,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     os.environ.update(before)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium. With CI=true a missing one is a failure, else these tests are skipped."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("chromium is missing: install Debian's package chromium.")
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
     """Open the app in a fresh context. At the end: no console error, no request but to the app itself."""
@@ -74,7 +55,7 @@ def visit(served: Served, browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("dialog", lambda d: (events.append(f"dialog: {d.message}"), d.dismiss()))
         page.on("request", lambda r: None if r.url.startswith((served.url, "data:", "blob:")) else events.append(r.url))
         page.goto(f"{served.url}/?{urlencode(asked)}")
-        page.locator("#at-strip .token, #at-strip .message, #at-problems .message").first.wait_for()
+        page.locator("#at-strip .token, #at-strip .message, #at-problems .message").first.wait_for(state="attached")
         return page
 
     yield go

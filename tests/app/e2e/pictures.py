@@ -7,7 +7,8 @@ from pathlib import Path
 
 from app.__main__ import launch
 
-from .conftest import FLAGS, tab
+from ...conftest import FLAGS
+from .conftest import tab
 
 SHOWN = "query=test-1&rollout=1"
 """a group in which both phases have tokens whose advantage changes its sign between the two methods"""

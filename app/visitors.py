@@ -1,0 +1,75 @@
+"""What the server holds of one visitor: their own traces, and the order of their events."""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import anyio
+import gradio as gr
+
+OWN = 5
+"""maximum number of traces kept for one visitor"""
+WAITING = 8
+"""maximum number of events of one visitor that wait for their turn: each holds one of the server's 40 places"""
+WORKERS = anyio.CapacityLimiter(4)
+"""page events at work at the same time, of all visitors"""
+KNOWN: "WeakValueDictionary[str, Visitor]" = WeakValueDictionary()
+"""every visitor by ticket, as long as one of their sessions holds them"""
+
+
+class Visitor:
+    """The traces that a visitor opened or generated (name to file), and a lock that keeps their events in order.
+
+    A page that is loaded again has a new session, but the same `ticket`, a secret in the browser's session storage, and so
+    the same visitor. The files are removed with the last session.
+    """
+
+    def __init__(self) -> None:
+        self.traces: dict[str, str] = {}
+        self.ticket = secrets.token_urlsafe()
+        self.turn, self.waiting = asyncio.Lock(), 0
+        KNOWN[self.ticket] = self
+
+    def __deepcopy__(self, memo: object) -> "Visitor":
+        return Visitor()  # gradio copies the first value of a state for each session
+
+    def __del__(self) -> None:
+        remove_files(list(self.traces.values()))
+
+    def add(self, name: str, path: Path) -> None:
+        """Keep a trace. Of more than OWN, the oldest are removed with their files."""
+        kept = {k: v for k, v in self.traces.items() if k != name} | {name: str(path)}
+        removed = [self.traces[name]] if name in self.traces else []
+        while len(kept) > OWN:
+            removed.append(kept.pop(next(iter(kept))))
+        self.traces = kept
+        remove_files(removed)
+
+
+def remove_files(paths: list[str]) -> None:
+    """Remove traces that were kept for a visitor, each with its folder."""
+    for path in paths:
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+def in_turn(work: Callable[..., Any]) -> Callable[..., Any]:
+    """An event with a Visitor among its inputs, which waits for the earlier ones of this visitor and for no other's."""
+
+    @wraps(work)
+    async def event(*values: Any) -> Any:
+        visitor = next(v for v in values if isinstance(v, Visitor))
+        if visitor.waiting >= WAITING:
+            raise gr.Error("Too many clicks at once: wait for the answers.", print_exception=False)
+        visitor.waiting += 1
+        try:
+            async with visitor.turn:
+                return await anyio.to_thread.run_sync(work, *values, limiter=WORKERS)
+        finally:
+            visitor.waiting -= 1
+
+    return event
