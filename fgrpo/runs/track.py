@@ -193,7 +193,12 @@ def tracking(name: str, run: Run, stage: Stage) -> Iterator[None]:
     run.tracker = Tracker(name, run, stage)
     try:
         yield
-    except Exception:  # stopped, or failed: what was done so far is sent. A second Ctrl-C does not wait for that
-        run.tracker.finish()
+    except KeyboardInterrupt:  # a second Ctrl-C does not wait
+        run.tracker = None
         raise
-    run.tracker.finish()
+    finally:  # of a run that is stopped or fails, what was done so far is sent
+        if run.tracker:
+            run.tracker.finish()
+            run.tracker = (
+                None  # each knows the other: without this, the folder's lock would be held until both are collected
+            )
