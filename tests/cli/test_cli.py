@@ -174,7 +174,7 @@ def test_compare_gives_the_documented_json_and_files(capsys) -> None:
 
 
 def test_analyse_finds_the_biased_method(capsys) -> None:
-    call(capsys, "train", "--sft", "--policy-only", "--out", "p", "--json", *SIZE, *SFT)
+    call(capsys, "train", "--sft", "--policy-only", "--out", "p", "--json", *SIZE, *SFT, "--hidden-size", "16")
     argv = ["--checkpoint", "p", "--pools", "1", "--batches", "1", "--groups", "2", "--credits", "grpo,fgrpo"]
     status, out, err = call(capsys, "analyse", "--json", "--out", "o/oracle.csv", *argv)
     report = json.loads(out)
@@ -185,7 +185,7 @@ def test_analyse_finds_the_biased_method(capsys) -> None:
     text = format_analysis(report["rows"], report["separability"], report["interference"])
     assert "Angles in degrees" in text and "fgrpo" in text
     assert "'who' is not known" in call(capsys, "analyse", *argv, "--credits", "who")[2]
-    assert json.loads(Path("o/oracle.csv").read_text().splitlines()[0][2:])["config"]["model"]["hidden_size"] == 32
+    assert json.loads(Path("o/oracle.csv").read_text().splitlines()[0][2:])["config"]["model"]["hidden_size"] == 16
 
 
 def test_analyse_counts_wrong_signs(capsys) -> None:
