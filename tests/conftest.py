@@ -55,6 +55,16 @@ def embeddings(tmp_path_factory) -> None:
     encoders.cache_file = lambda: tmp_path_factory.getbasetemp() / "embeddings.sqlite"
 
 
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A test in which a run is stopped leaves no signal ignored: the processes that later tests start would ignore it too."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 @pytest.fixture
 def config() -> Config:
     """A run that takes a second: 4 queries x 4 rollouts."""
