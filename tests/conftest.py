@@ -57,7 +57,7 @@ def embeddings(tmp_path_factory) -> None:
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """A test in which a run is stopped leaves no signal ignored: the processes that later tests start would ignore it too."""
+    """A test in which a run is stopped leaves no signal ignored, as processes that later tests start would have it too."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
