@@ -5,7 +5,7 @@ from importlib import import_module
 NAMES = {
     "lab": "interactive.lab", "Lab": "interactive.lab", "export_html": "interactive.page",
     "load_policy": "runs.policies", "load_task": "tasks", "by_phase": "credit", "advantage": "credit",
-    "Config": "config", "KitError": "config", "Example": "data", "Splits": "data", "Policy": "policy",
+    "Config": "config", "KitError": "config", "Example": "data", "Splits": "data", "Policy": "runs.policies",
     "Rollouts": "rollout", "Rewards": "rewards",
 }  # fmt: skip
 PARTS = ("rewards", "credit", "data", "config", "tasks", "lm", "runs", "baselines", "study", "scale", "interactive")

@@ -138,3 +138,7 @@ def write_policy(policy: Policy, folder: str | Path) -> None:
         policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
         (Path(folder) / "items.json").write_text(json.dumps(policy.labels.items, ensure_ascii=False), encoding="utf-8")
+
+
+# as `fgrpo.Policy.load(folder)`; the core itself knows no folders
+Policy.load = staticmethod(load_policy)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..config import Config, KitError
 from ..data import Splits
@@ -60,6 +61,18 @@ def check_options(config: Config, skip: bool) -> None:
         raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
     if skip and known and task.startswith(("movielens", "lastfm", "games", "recbole", *RETRIEVAL)):
         raise KitError(f"--skip-bad is for JSONL, HotpotQA and MuSiQue; of {task} every row is needed: leave it out.")
+
+
+def load(task: str = "lab-rec", data: str | Path = "", **fields: Any) -> Splits:
+    """The splits of a task by name: `fgrpo.tasks.load("movielens", data="DIR")`. `fields` are those of Config itself.
+
+    Raises KitError as `load_task` does.
+    """
+    unknown = [name for name in fields if name not in Config.__dataclass_fields__]
+    if unknown:
+        raise KitError(f"field {unknown[0]!r} is not known; a task has the fields {', '.join(USED_BY)}, skip_bad.")
+    config = Config(task=task, data=str(data), **fields)
+    return load_task(resolved(config), [] if config.skip_bad else None)[0]
 
 
 def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None = None) -> tuple[Splits, list[str]]:

@@ -20,6 +20,7 @@ from fgrpo.interactive.lab import Lab, lab
 from fgrpo.rewards import RANK_REWARDS, SLATE_REWARDS, listed_gains, ndcg, recall
 from fgrpo.runs.own import OF_THE_KIT, TABLES
 from fgrpo.runs.run import read_config
+from fgrpo.runs.warm_start import SHIPPED
 from fgrpo.tasks.jsonl import write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,13 @@ def toy(count: int = 30, pool: int = 6) -> list[Example]:
 
 def test_names_of_the_package_are_imported_when_they_are_used() -> None:
     assert fgrpo.lab is lab and fgrpo.Example is Example and fgrpo.rewards.recall is recall
+    assert (
+        fgrpo.tasks.load("lab-rec", pool=30).test[0].id == "test-0"
+        and len(fgrpo.tasks.load(pool=30).test[0].candidates) == 30
+    )
+    assert fgrpo.Policy.load(SHIPPED).labels.items == fgrpo.load_policy(SHIPPED).labels.items
+    with pytest.raises(KitError, match="field 'pools' is not known"):
+        fgrpo.tasks.load(pools=30)
     with pytest.raises(AttributeError, match="no attribute 'labs'; its names are lab"):
         fgrpo.labs  # noqa: B018
 
