@@ -217,7 +217,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 names = [a, *library.having("trace.jsonl"), a]
                 a = next(n for n in names if n != GENERATED and library.trace(n, mine.traces).find(example))
             except (KitError, StopIteration):
-                pass  # what is missing is said in Compare
+                pass  # Compare reports what is missing
             return refresh(mine, *values, run=GENERATED, query="", rollout="", a=a, b=GENERATED)
 
         def list_queries(event: gr.EventData, mine: Visitor, a: object, b: object) -> Any:

@@ -93,7 +93,7 @@ def packed() -> bytes:
 
 
 def unpack(functions: bytes) -> None:
-    """Make the functions of the process that started this one known here."""
+    """Make the functions of the process that started this one known here; it sent them, they never come from a file."""
     if functions:
         import cloudpickle
 
