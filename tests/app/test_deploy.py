@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -81,8 +82,14 @@ def asked(guard: Guard, method: str = "GET", path: str = "/", kind: str = "http"
         sent.append(message)
 
     named = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    asyncio.run(guard({"type": kind, "method": method, "path": path, "headers": named}, receive, send))
+    run(guard({"type": kind, "method": method, "path": path, "headers": named}, receive, send))
     return sent[0].get("status") or sent[0]["code"]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """In a thread: where browser tests ran before, this one has an event loop."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
 
 
 async def answers(scope: Any, receive: Any, send: Any) -> None:
@@ -144,7 +151,7 @@ def test_a_request_has_one_host() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(guard(twice, None, send))  # type: ignore[arg-type]
+    run(guard(twice, None, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == 403
 
 
@@ -176,7 +183,7 @@ def test_uploads_that_are_on_their_way_count(tmp_path) -> None:
         await first
         await guard(upload, receive, send)
 
-    asyncio.run(main())
+    run(main())
     assert statuses == [507, 200, 200]
 
 
@@ -287,11 +294,8 @@ def test_behind_a_proxy(proxied: Server) -> None:
     assert "1 queries" in str(proxied.upload("a.jsonl", json.dumps(EXAMPLE).encode())["output"]["at-uploaded"])
 
 
-def test_a_browser_behind_a_proxy_and_one_that_was_rebound(server: Server, proxied: Server) -> None:
+def test_a_browser_behind_a_proxy_and_one_that_was_rebound(server: Server, proxied: Server, browser: Any) -> None:
     """Chromium with a name server of its own: the page works below /fgrpo; another name for this machine shows nothing."""
-    playwright, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
-    if not chromium:
-        pytest.skip("needs chromium")
     flags = [
         "--no-sandbox",
         "--disable-gpu",
@@ -299,9 +303,10 @@ def test_a_browser_behind_a_proxy_and_one_that_was_rebound(server: Server, proxi
         "--host-resolver-rules=MAP * 127.0.0.1",
     ]
     port = int(re.findall(r":(\d+)", proxied.url)[0])
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=flags)
-        page, problems = browser.new_page(), []
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    own = browser.browser_type.launch(executable_path=path, args=flags)
+    try:
+        page, problems = own.new_page(), []
         page.on("response", lambda answer: problems.append(answer.url) if answer.status >= 400 else None)
         page.on(
             "request", lambda request: problems.append(request.url) if "class.example.org" not in request.url else None
@@ -311,7 +316,8 @@ def test_a_browser_behind_a_proxy_and_one_that_was_rebound(server: Server, proxi
         assert not [url for url in problems if not url.startswith(("data:", "blob:"))], problems
         page.goto(f"http://evil.example:{server.url.rpartition(':')[2]}/config")
         assert page.locator("body").inner_text().startswith("The app does not answer to the name 'evil.example'")
-        browser.close()
+    finally:
+        own.close()
 
 
 def test_a_full_space_is_reported(server: Server) -> None:
