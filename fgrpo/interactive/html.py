@@ -16,8 +16,9 @@ from ..prompt import PHASE_SLATE
 from ..rewards import Rewards
 from ..rollout import Rollouts
 from ..runs.trace import Traced
+from ..study.plots import PHASES
 
-PHASE_COLORS = {"slate": "#0072B2", "rank": "#E69F00"}
+PHASE_COLORS = {name.split()[0]: color for name, color, _ in PHASES.values()}
 """the line under a token: the phase it belongs to, as in every figure"""
 PRAISE, BLAME = (27, 120, 55), (118, 42, 131)
 """ends of the scale of advantages: green and purple, which the colour-blind can distinguish; the number is there too"""

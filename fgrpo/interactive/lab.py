@@ -47,7 +47,7 @@ from ..study.report import reading, write_report
 from ..tasks import DATA, load_task, resolved
 from ..tasks.atomic import write_text
 from ..tasks.jsonl import check_pool, example_of, to_json
-from ..tasks.reading import Notes
+from ..tasks.reading import Faults, Notes
 from ..trainer import fit, sampling_of
 from . import html
 from .group import Sampled
@@ -95,15 +95,16 @@ def lab(
         task = _written(task, where / "data")
     config = resolved(run_with({"task": str(task), **_named(fields)}, recipe))
     check_credit(config.rl)
-    notes = Notes()
-    splits, items = load_task(config, [] if config.skip_bad else None, notes)
+    notes, bad = Notes(), Faults() if config.skip_bad else None
+    splits, items = load_task(config, bad, notes)
+    remarks = [*notes.sentences(), *([f"skipped {bad.total:,} broken lines: {bad}"] if bad else [])]
     check_pools(splits.train, config)
     key = hashlib.sha256(repr((made_by(config), config.seed, digest_of(splits.train))).encode()).hexdigest()[:8]
     name = Path(str(task)).stem if Path(str(task)).suffix else str(task)
     place = Path(folder) if folder else where / "lab" / f"{slug(name)}-{key}"
     if start is not None and not policy_folder(start).is_dir():
         raise KitError(f"start {str(start)!r}: no such folder; name a run or a policy.")
-    return Lab(config, splits, items, place, None if start is None else Path(start), tuple(notes.sentences()))
+    return Lab(config, splits, items, place, None if start is None else Path(start), tuple(remarks))
 
 
 def _named(fields: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from .jsonl import SUFFIXES, doubts, read_jsonl, with_own_ids
 from .lastfm import lastfm_task, load_lastfm
 from .movielens import load_movielens, load_movielens_loo
 from .multihop import load_hotpotqa, load_musique
-from .reading import Notes, catalogue, counted, split_by_position
+from .reading import Faults, Notes, catalogue, counted, split_by_position
 from .recbole import load_recbole
 from .retrieval import LAYOUTS as RETRIEVAL
 from .retrieval import load_retrieval
@@ -72,7 +72,11 @@ def load(task: str = "lab-rec", data: str | Path = "", **fields: Any) -> Splits:
     if unknown:
         raise KitError(f"field {unknown[0]!r} is not known; a task has the fields {', '.join(USED_BY)}, skip_bad.")
     config = Config(task=task, data=str(data), **fields)
-    return load_task(resolved(config), [] if config.skip_bad else None)[0]
+    bad = Faults() if config.skip_bad else None
+    splits, _ = load_task(resolved(config), bad)
+    if bad:
+        print(f"skipped {bad.total:,} broken lines: {bad}", file=sys.stderr)
+    return splits
 
 
 def load_task(config: Config, bad: list[str] | None = None, notes: Notes | None = None) -> tuple[Splits, list[str]]:

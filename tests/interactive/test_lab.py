@@ -182,6 +182,16 @@ def test_own_data_as_list_dictionaries_frame_or_file(tmp_path: Path, monkeypatch
     assert own.reads(limit=3).caption
 
 
+def test_rows_that_are_skipped_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "mine.jsonl", toy())
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.write('{"id": "broken"}\n')
+    own = lab(str(tmp_path / "mine.jsonl"), folder=tmp_path / "lab", skip_bad=True, slate_size=3, rank_size=2)
+    assert any(note.startswith("skipped 1 broken lines: ") for note in own.notes) and "skipped 1" in own._repr_html_()
+    fgrpo.tasks.load(str(tmp_path / "mine.jsonl"), skip_bad=True)
+    assert "skipped 1 broken lines: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
