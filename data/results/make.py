@@ -362,8 +362,8 @@ def traces():
         folder = CHECKPOINTS / name
         config = read_config(folder)
         config = replace(config, rl=with_credit(replace(config.rl, group=8), "nested"))
-        test = load_task(config)[0].test[:512]  # of all 2,048 a trace would have 1.6 MB
-        groups = trace_policy(load_policy(folder), test, config, 24, seed=config.seed)
+        test = load_task(config)[0].test[:200]  # with eight rollouts each a trace has 1.3 MB
+        groups = trace_policy(load_policy(folder), test, config, len(test), seed=config.seed)
         write_trace(folder / "trace.jsonl", trace_of(name, config, groups))
 
 
