@@ -30,9 +30,13 @@ GENERATED = "yours: playground"
 """name of the trace that was generated last"""
 RAW: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 """options of events that take any value: one that is out of range gets a message of ours, not an error of gradio"""
-CLICKS = """element.addEventListener('click', (e) => {
-  const button = e.target.closest('button[data-rollout], button[data-fate], button[data-query]');
+CLICKS = """const go = (e) => {
+  const button = e.target.closest('[data-rollout], [data-fate], [data-query], [data-go]');
   if (button) trigger('click', {...button.dataset});
+};
+element.addEventListener('click', go);
+element.addEventListener('keydown', (e) => {  // points of figures are no buttons of HTML
+  if (e.target.matches('[role=button]') && (e.key === 'Enter' || e.key === ' ')) { e.preventDefault(); go(e); }
 });"""
 
 
@@ -46,7 +50,7 @@ def presets() -> dict[str, Example]:
 class Playground:
     """The components of the tab and their events."""
 
-    def __init__(self, library: Library, own: gr.State, folder: Path, methods: tuple[gr.Radio, gr.Radio]):
+    def __init__(self, library: Library, own: gr.State, folder: Path, methods: tuple[gr.Dropdown, gr.Dropdown]):
         """`own`: the visitor's traces; `folder`: where new ones are written; `methods`: the two credit methods."""
         self.library, self.folder = library, folder
         first = next(iter(presets().values()), Example("", "", (), (), frozenset()))
@@ -118,8 +122,8 @@ class Playground:
         try:
             if made is not True:
                 return gr.skip()
-            trace = self.library.trace(GENERATED, own.traces).trace
-            return self._result(trace.groups[0], trace.config, str(method), str(against), True)
+            opened = self.library.trace(GENERATED, own.traces)
+            return self._result(next(opened.groups()), opened.config, str(method), str(against), True)
         except KitError as error:
             return message(told(error), "problem")
 
@@ -167,7 +171,7 @@ class Playground:
         )
         parts = [
             message(free) if broken and config.rl.decoding == "free" else Markup(""),
-            views.strip_panel(tokens_of(group.example, group.greedy), "log-prob", (method, method)),
+            views.strip_panel([("", tokens_of(group.example, group.greedy))], "log-prob"),
             views.pool_table(
                 group.example, group.greedy.output, config.grammar, "Pool, with the lists of the greedy rollout"
             ),

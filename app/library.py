@@ -23,8 +23,9 @@ from fgrpo.lm.text import TextPolicy
 from fgrpo.policy import Policy
 from fgrpo.runs.policies import load_policy, policy_folder
 from fgrpo.runs.run import read_config, read_metrics
-from fgrpo.runs.trace import Group, Trace, parse_trace
+from fgrpo.runs.trace import Group, Trace, group_of, parse_trace
 from fgrpo.tasks import DATA
+from fgrpo.tasks.reading import read_object
 
 from .markup import printable
 
@@ -43,29 +44,72 @@ LIST_SECONDS = 1.0
 """age at which the list of runs is read again"""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A query of a trace: where its line begins in the file (bytes), and what lists need to know without reading it.
+
+    `same`: equal for queries with the same id and pool. `sampled`: number of sampled rollouts.
+    """
+
+    position: int
+    id: str
+    same: int
+    step: int | None
+    sampled: int
+    greedy: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A trace and a short name for each of its queries, used in lists and links."""
+    """A trace whose queries are read from its file one at a time, and a short name for each, used in lists and links.
 
+    trace: without groups. keys: number of each query by its name. marks: of each query, by number.
+    """
+
+    path: Path
     trace: Trace
     keys: dict[str, int]
+    marks: list[Mark]
 
     @property
     def config(self) -> Config:
         """Configuration of the run that the trace comes from."""
         return self.trace.config
 
-    def group(self, key: str) -> Group:
-        """The query with this name. Raises KitError if there is none."""
+    def mark(self, key: str) -> Mark:
+        """What is known of the query with this name. Raises KitError if there is none."""
         if key not in self.keys:
             trace = printable(self.trace.name, 60)
             raise KitError(f"query {printable(key, 60)!r} is not in {trace}; choose one from the list.")
-        return self.trace.groups[self.keys[key]]
+        return self.marks[self.keys[key]]
+
+    def group(self, key: str) -> Group:
+        """The query with this name. Raises KitError if there is none, and if the file has changed or is gone."""
+        mark, name = self.mark(key), printable(self.trace.name, 60)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(mark.position)
+                group = group_of(read_object(file.readline(LINE_BYTES)))
+        except OSError as error:
+            raise KitError(f"{name}: its trace cannot be read ({error.strerror}).") from None
+        except KitError:
+            raise KitError(f"{name}: its trace has changed meanwhile; choose the run again.") from None
+        _check_size(group, name)
+        return group
+
+    def groups(self) -> Iterator[Group]:
+        """All queries, one at a time: a file may be larger than memory."""
+        return (self.group(key) for key in self.keys)
 
     def find(self, example: Example) -> Group | None:
         """The last group with the same query and pool, or None."""
-        same = (g for g in reversed(self.trace.groups) if g.example.id == example.id)
-        return next((g for g in same if g.example.candidates == example.candidates), None)
+        same = identity(example)
+        return next((self.group(k) for k, n in reversed(self.keys.items()) if self.marks[n].same == same), None)
+
+
+def identity(example: Example) -> int:
+    """A number that queries with the same id and pool share, in this process."""
+    return hash((example.id, example.candidates))
 
 
 class Library:
@@ -125,14 +169,17 @@ class Library:
         """Path of the trace of a listed run, or of one of the visitor's own traces (`own`: name to file)."""
         return Path(own[name]) if name in own else self.folder(name) / "trace.jsonl"
 
-    def trace(self, name: str, own: Mapping[str, str]) -> Opened:
-        """The trace with this name. Raises KitError if it is missing, invalid, of a newer version or too large."""
+    def trace(self, name: str, own: Mapping[str, str], bad: list[str] | None = None) -> Opened:
+        """The trace with this name. Raises KitError if it is missing, invalid, of a newer version or too large.
+
+        `bad` gets the invalid lines of one of the visitor's own, if it is read now.
+        """
         path = self.path(name, own)
         try:
             status = bounded(path, f"{name}: its trace", TRACE_BYTES)
             stamp = (str(path), status.st_mtime_ns, status.st_size)
-            bad: list[str] | None = [] if name in own else None  # broken lines were reported at the upload
-            return self._traces.get(stamp, lambda: open_trace(path, name, bad), status.st_size)
+            left_out = (bad if bad is not None else []) if name in own else None
+            return self._traces.get(stamp, lambda: open_trace(path, name, left_out), status.st_size)
         except OSError as error:
             problem = "was deleted: upload or generate it again" if name in own else "cannot be read"
             raise KitError(f"{name}: its trace {problem} ({error.strerror}).") from None
@@ -243,16 +290,21 @@ def _step(name: str, step: float) -> int:
 
 
 def open_trace(path: Path, name: str, bad: list[str] | None = None) -> Opened:
-    """Read a trace and name its queries: by id, by id and step where ids repeat, else by number."""
-    with path.open("rb") as file:
-        trace = parse_trace(_lines(file, name, bad), name, bad)
-    keys: dict[str, int] = {}
-    for number, group in enumerate(trace.groups):
-        _check_size(group, f"{name}, query {number + 1}")
-        names = (group.example.id, f"{group.example.id}@{group.step}", f"#{number + 1}")
+    """Read a trace once and name its queries: by id, by id and step where ids repeat, else by number."""
+    keys, marks = dict[str, int](), list[Mark]()
+
+    def keep(group: Group, position: int) -> None:
+        number, example = len(marks) + 1, group.example
+        _check_size(group, f"{name}, query {number}")
+        names = (example.id, f"{example.id}@{group.step}", f"#{number}")
         fits = (n for n in names if n not in keys and len(n) <= 80 and printable(n) == n)
-        keys[next(fits, f"#{number + 1}")] = number
-    return Opened(trace, keys)
+        keys[next(fits, f"#{number}")] = number - 1
+        sampled, greedy = len(group.rollouts), group.greedy is not None
+        marks.append(Mark(position, example.id[:80], identity(example), group.step, sampled, greedy))
+
+    with path.open("rb") as file:
+        trace = parse_trace(_lines(file, name, bad), name, bad, keep)
+    return Opened(path, trace, keys, marks)
 
 
 def _lines(file: BinaryIO, name: str, bad: list[str] | None) -> Iterator[bytes]:

@@ -21,6 +21,8 @@ from .library import Opened
 METHODS = tuple(CREDITS)
 METRICS = ("ndcg@5", "ndcg@1", "recall@5", "hit@5", "slate_recall", "slate_length")
 PHASE_NAMES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
+BATCH = 256
+"""number of queries of a trace that are held at a time"""
 CELLS = 20_000_000
 """maximum size of a batch of queries in `measure_in_batches`: slate places x candidates, which bounds its memory"""
 FATE_WORDS = {
@@ -79,6 +81,48 @@ def flips(group: Group, one: GroupCredit, other: GroupCredit) -> list[tuple[int,
     return found
 
 
+@dataclass(frozen=True)
+class QueryRow:
+    """One query in the list of a trace: means over its sampled rollouts, and its errors.
+
+    slate, rank: mean rewards. spread: standard deviation of their sum over the group. flips: tokens whose advantages under
+    two credit methods have opposite signs. None where there are fewer than two rollouts or a method does not apply.
+    errors: of the greedy rollout, or of the first. titles: the relevant candidates.
+    """
+
+    key: str
+    rollouts: int
+    slate: float | None
+    rank: float | None
+    spread: float | None
+    flips: int | None
+    errors: str
+    titles: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def query_rows(opened: Opened, credit: str, against: str, limit: int) -> list[QueryRow]:
+    """A row for each of the first `limit` queries of a trace."""
+    return [_query_row(opened, key, credit, against) for key in list(opened.keys)[:limit]]
+
+
+def _query_row(opened: Opened, key: str, credit: str, against: str) -> QueryRow:
+    group = opened.group(key)
+    slate = rank = spread = flipped = None
+    try:
+        one, other = (group_credit(group, opened.config, method) for method in (credit, against))
+        rewards = one.rewards
+        slate, rank = float(rewards.slate.mean()), float(rewards.rank.mean())
+        spread = float((rewards.slate + rewards.rank).std(correction=0))
+        flipped = sum(map(sum, flips(group, one, other)))
+    except KitError:
+        pass  # too few rollouts, or a method that needs others: the page says so where the query is shown
+    first = group.greedy or next(iter(group.rollouts), None)
+    errors = error_counts(group.example, first.output, opened.config.grammar) if first else ""
+    titles = tuple(group.example.candidates[i] for i in sorted(group.example.relevant))
+    return QueryRow(key, len(group.rollouts), slate, rank, spread, flipped, errors, titles)
+
+
 def scores(example: Example, output: Output, config: Config) -> dict[str, float]:
     """The rewards of one output, as in training."""
     gains = pool_gains([example])
@@ -97,6 +141,15 @@ def fate_of(example: Example, output: Output, grammar: GrammarConfig) -> dict[in
     slate, rank = pad([output.slate], sizes.slate_size), pad([output.rank], sizes.rank_size)
     found = fates(slate, rank, torch.tensor([bool(output.error)]), pool_gains([example], dtype=torch.float64))[0]
     return {i: FATES[code] for i, code in enumerate(found.tolist()) if code >= 0}
+
+
+def error_counts(example: Example, output: Output, grammar: GrammarConfig) -> str:
+    """The types of error in one output and how many relevant candidates they met, as in "slate miss 1, rank drop 2"."""
+    if output.error:
+        return f"format error ({output.error})"
+    fate = list(fate_of(example, output, grammar).values())
+    counts = {name.replace("_", " "): fate.count(name) for name in FATES if name != "right"}
+    return ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
 
 
 def error_words(example: Example, output: Output, grammar: GrammarConfig) -> list[str]:
@@ -141,29 +194,27 @@ class Comparison:
         return [key for key, found in zip(keys, self.fates[run], strict=True) if fate in found]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def compare_traces(a: Opened, b: Opened) -> Comparison:
-    """Compare the greedy rollouts of two traces. Raises KitError if they share no query that has some."""
-    groups_of_b = ((key, b.trace.groups[number]) for key, number in b.keys.items())
-    named = {(g.example.id, g.example.candidates): (key, g) for key, g in groups_of_b if g.greedy}
-    keys, others, examples = [], [], []
-    outputs: tuple[list[Output], list[Output]] = ([], [])
-    for key, number in a.keys.items():
-        mine = a.trace.groups[number]
-        other, theirs = named.get((mine.example.id, mine.example.candidates), ("", None))
-        if mine.greedy and theirs and theirs.greedy:
-            keys.append(key)
-            others.append(other)
-            examples.append(mine.example)
-            outputs[0].append(mine.greedy.output)
-            outputs[1].append(theirs.greedy.output)
-    if not keys:
+    """Compare the greedy rollouts of two traces, read a few queries at a time. Raises KitError if they share none."""
+    named = {mark.same: key for key in b.keys if (mark := b.mark(key)).greedy}
+    both = [(key, named[mark.same]) for key in a.keys if (mark := a.mark(key)).greedy and mark.same in named]
+    if not both:
         raise KitError("these two runs have no greedy rollouts on the same query and pool: choose runs of one task.")
-    values = [measure_in_batches(some, examples, fitting(a.config.grammar, some, examples)) for some in outputs]
-    groups = [example.group for example in examples]
+    groups, parts = [], ([], [])  # type: tuple[list[str], tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]
+    for start in range(0, len(both), BATCH):
+        pairs = [(a.group(k), b.group(other)) for k, other in both[start : start + BATCH]]
+        examples = [mine.example for mine, _ in pairs]
+        groups += [example.group for example in examples]
+        for run, opened in enumerate((a, b)):
+            outputs = [traced.output for pair in pairs if (traced := pair[run].greedy)]
+            fits = fitting(opened.config.grammar, outputs, examples)
+            parts[run].append(measure_in_batches(outputs, examples, fits))
+    values = [{name: torch.cat([p[name] for p in part]) for name in (*METRICS, *FATES)} for part in parts]
     rows = [_row(metric, values[0][metric], values[1][metric], groups) for metric in METRICS]
-    met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(keys))] for v in values]
+    met = [[{fate for fate in FATES if v[fate][q] > 0} for q in range(len(both))] for v in values]
     shares = [{fate: float(v[fate].mean()) for fate in FATES} for v in values]
+    keys, others = map(list, zip(*both, strict=True))
     return Comparison(keys, others, rows, (met[0], met[1]), (shares[0], shares[1]))
 
 

@@ -13,13 +13,20 @@
     const order = (a, b) => a[0] - b[0] || a[1] - b[1] || a[2].localeCompare(b[2]);
     [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b))).forEach((row) => body.append(row));
   });
+  const search = (input) => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean), box = input.closest(".prose, div");
+    const rows = [...box.querySelectorAll("table.sortable tbody tr")];
+    rows.forEach((row) => (row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word))));
+    box.querySelector(".found").textContent = words.length ? `${rows.filter((row) => !row.hidden).length} found` : "";
+  };
+  document.addEventListener("input", (e) => { if (e.target.matches("input[data-filter]")) search(e.target); });
   const name = () => document.querySelectorAll("fieldset:not([aria-label])").forEach((set) => {
     const title = set.querySelector("[data-testid=block-info]");  // the visible title, for screen readers
     if (title) set.setAttribute("aria-label", title.innerText.trim());
   });
   const read = (token) => {
-    const out = token.closest("[data-strip]").nextElementSibling, text = token.getAttribute("aria-label");
-    if (out && out.classList.contains("readout") && out.textContent !== text) out.textContent = text;
+    const out = token.closest(".completion")?.querySelector(".readout"), text = token.getAttribute("aria-label");
+    if (out && out.textContent !== text) out.textContent = text;
   };
   new MutationObserver(() => {
     name();
@@ -62,6 +69,7 @@
     if (first) shown = { tab: url.searchParams.get("tab") || "inspect", ...shown };
     for (const [name, value] of Object.entries(shown))
       value ? url.searchParams.set(name, value) : url.searchParams.delete(name);
+    if (shown.tab) document.body.dataset.tab = shown.tab;
     if (shown.tab && shown.tab !== "files") view = shown.tab;
     if (ready && url.href !== location.href) history[first ? "replaceState" : "pushState"]({}, "", url);
   };

@@ -1,10 +1,10 @@
 """What each part of the page shows for the state of the controls. Errors become sentences on the page."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TypeVar
 
 from markupsafe import Markup
@@ -14,16 +14,18 @@ from fgrpo.interactive.page import build_page
 from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
 
-from . import charts, views
+from . import charts, story, views
 from .library import Library, Opened
 from .markup import escaped, join, message, number, printable, tag, told
-from .measures import METHODS, GroupCredit, compare_traces, group_credit
+from .measures import METHODS, GroupCredit, compare_traces, group_credit, query_rows
 from .token_strip import COLOURS, tokens_of
 
 FIRST, SECOND = "lab-rec-fgrpo", "lab-rec-grpo"
 """the run that the page opens on, and the one compared with it"""
+OPENING = ("test-81", "4")
+"""query and rollout of FIRST that the page opens on: joint credit blames a slate that holds every relevant film"""
 QUERIES_LISTED = 1000
-"""maximum number of queries in the list; a link opens any other by its name"""
+"""maximum number of queries in the table; any other opens by its name"""
 
 T = TypeVar("T")
 Own = Mapping[str, str]
@@ -32,7 +34,7 @@ Own = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The state of the controls; their names are the parameters of a link."""
+    """The state of the controls; their names are the parameters of a link. `runs`: names, one per line."""
 
     run: str
     query: str = ""
@@ -42,28 +44,39 @@ class Chosen:
     against: str = "grpo"
     a: str = ""
     b: str = ""
+    runs: str = ""
 
 
 @dataclass
 class Page:
-    """What to show: the corrected state of the controls, the lists to choose from, HTML by slot, and messages."""
+    """What to show: the corrected state of the controls, the rollouts to choose from, HTML by slot, and messages.
+
+    `place`: number of the query (from 1), and how many there are. `drawn`: what each view of DEEP shows now, as a key.
+    """
 
     chosen: Chosen
-    queries: list[tuple[str, str]] = field(default_factory=list)
+    place: tuple[int, int] = (0, 0)
     rollouts: list[tuple[str, str]] = field(default_factory=list)
     html: dict[str, Markup] = field(default_factory=dict)
     problems: list[Markup] = field(default_factory=list)
+    drawn: dict[str, str] = field(default_factory=dict)
 
 
-SLOTS = ("query", "pool", "errors", "advantages", "strip", "group", "plane", "side", "metrics", "bars")
+LIGHT = ("reading", "strip", "words", "query", "pool", "errors", "advantages", "group", "plane")
+"""slots of the tabs Inspect and Group, which every answer fills"""
+DEEP = {"queries": ("table",), "compare": ("side", "metrics", "bars"), "try": ("try",)}
+"""slots of the tabs that are drawn when they are open: they take longer"""
+HEAVY = ("queries", "compare")
+"""those that read whole traces"""
+SLOTS = (*LIGHT, *(slot for slots in DEEP.values() for slot in slots))
 
 
-def show(library: Library, chosen: Chosen, own: Own) -> Page:
-    """Everything that the tabs Inspect, Group and Compare show. Never raises, whatever is chosen.
+def show(library: Library, chosen: Chosen, own: Own, view: str = "", drawn: Mapping[str, str] | None = None) -> Page:
+    """What the tabs Inspect and Group show, and the tab `view` unless `drawn` has it. Never raises, whatever is chosen.
 
     In place of a run that cannot be opened, the first that can is shown: after a restart, a deletion or a wrong link.
     """
-    page = Page(chosen, html=dict.fromkeys(SLOTS, Markup("")))
+    page = Page(chosen, html=dict.fromkeys(LIGHT, Markup("")), drawn=dict(drawn or {}))
     opened = _try(page, lambda: library.trace(chosen.run, own))
     if not opened:
         names = library.having("trace.jsonl")
@@ -73,35 +86,35 @@ def show(library: Library, chosen: Chosen, own: Own) -> Page:
         if opened:
             page.problems.append(message(f"Showing {first} in its place."))
     if opened:
+        found = opened
         page.problems += [message(note) for note in opened.trace.notes]
-        page.chosen = chosen = _corrected(page, chosen, opened)
-        group = opened.group(chosen.query)
-        _try(page, lambda: _inspect(page, opened, group))
-        _try(page, lambda: _compare(page, library, group, own))
+        group = _try(page, lambda: _corrected(page, chosen, found))
+        if group:
+            _try(page, lambda: _inspect(page, found, group))
+            if view in DEEP:
+                _deep(page, library, found, group, own, view)
     return page
 
 
-def _corrected(page: Page, chosen: Chosen, opened: Opened) -> Chosen:
-    """The choice, with what does not exist replaced by a default and reported on the page."""
+def _corrected(page: Page, chosen: Chosen, opened: Opened) -> Group:
+    """The query; in `page` the choice, with what does not exist replaced by a default and reported on the page."""
     keys = list(opened.keys)
-    offered = keys[:QUERIES_LISTED]
-    if len(keys) > QUERIES_LISTED:
-        how = "add query=NAME to the address to open any other"
-        page.problems.append(message(f"The list has the first {QUERIES_LISTED:,} of {len(keys):,} queries; {how}."))
-    first = next((k for k in keys if opened.group(k).rollouts), keys[0])
-    query = _known(page, chosen.query, opened.keys, first, "query")
-    page.queries = [(_label(k, opened.group(k)), k) for k in (offered if query in offered else [query, *offered])]
+    opening = OPENING[0] if chosen.run == FIRST and not chosen.query else ""
+    rolled = (key for key in keys if opened.mark(key).sampled)
+    query = _known(page, chosen.query or opening, opened.keys, next(rolled, keys[0]), "query")
+    page.place = (opened.keys[query] + 1, len(keys))
     group = opened.group(query)
     page.rollouts = [("greedy", views.GREEDY)] * bool(group.greedy)
     page.rollouts += [(_rollout_label(n, r), str(n)) for n, r in enumerate(group.rollouts, start=1)]
     names = [name for _, name in page.rollouts]
-    default = "1" if group.rollouts else names[0] if names else ""
-    return Chosen(
+    default = OPENING[1] if query == opening else "1" if group.rollouts else names[0] if names else ""
+    page.chosen = Chosen(
         chosen.run, query, _known(page, chosen.rollout, names, default, "rollout"),
         _known(page, chosen.colour, COLOURS, "advantage", "colour"),
         _known(page, chosen.credit, METHODS, "fgrpo", "credit"), _known(page, chosen.against, METHODS, "grpo", "against"),
-        chosen.a, chosen.b,
+        chosen.a, chosen.b, chosen.runs,
     )  # fmt: skip
+    return group
 
 
 def _known(page: Page, name: str, names: object, default: str, what: str) -> str:
@@ -114,9 +127,13 @@ def _known(page: Page, name: str, names: object, default: str, what: str) -> str
     return default
 
 
-def _label(key: str, group: Group) -> str:
-    rollouts = f" \N{MIDDLE DOT} {len(group.rollouts)} rollouts" if group.rollouts else ""
-    return f"{printable(key, 60)}{rollouts} \N{MIDDLE DOT} {printable(group.example.query, 50)}"
+def neighbour(library: Library, chosen: Chosen, own: Own, step: int) -> str:
+    """The name of the next query of the run (step 1), or the one before (-1); after the last comes the first."""
+    try:
+        keys = list(library.trace(chosen.run, own).keys)
+        return keys[(keys.index(chosen.query) + step) % len(keys)]
+    except (KitError, ValueError):
+        return ""
 
 
 def _rollout_label(number: int, traced: Traced) -> str:
@@ -126,11 +143,12 @@ def _rollout_label(number: int, traced: Traced) -> str:
 def _inspect(page: Page, opened: Opened, group: Group) -> None:
     chosen, config, html = page.chosen, opened.config, page.html
     html["query"] = views.query_panel(group.example)
+    html["words"] = story.glossary(chosen.credit, chosen.against)
     one, other = credits_of(page, opened, group)
     if one and other:
         html["group"] = views.credit_note(one.method) + views.group_panel(group, config, one, other)
         slate, rank = (tuple(x[0].tolist()) for x in (one.rewards.slate, one.rewards.rank))
-        html["plane"] = plane(slate, rank)
+        html["plane"] = charts.reward_plane(slate, rank)
     if not chosen.rollout:
         html["strip"] = message("This query has no rollouts; generate some in the tab Playground.")
         return
@@ -140,17 +158,22 @@ def _inspect(page: Page, opened: Opened, group: Group) -> None:
     assert traced is not None
     html["pool"] = views.pool_table(group.example, traced.output, config.grammar)
     html["errors"] = views.errors_panel(group.example, traced, config)
-    rows: list[list[float] | None] = [None, None]
+    credits = [] if greedy else [c for c in (other, one) if c][-2 if chosen.credit != chosen.against else -1 :]
     if greedy:
         html["advantages"] = message(
             "The greedy rollout is not used in training: choose a sampled rollout to see advantages."
         )
-    else:
-        credits = [c for c in (one, other) if c]
-        rows = [c.row(number) if c else None for c in (one, other)]
-        html["advantages"] = views.advantage_panel(group, number, credits[: 1 + (chosen.credit != chosen.against)])
-    tokens = tokens_of(group.example, traced, *rows)
-    html["strip"] = views.strip_panel(tokens, chosen.colour, (chosen.credit, chosen.against))
+    elif one and other:
+        html["reading"] = story.reading(group, number, one, other)
+        html["advantages"] = views.advantage_panel(group, number, credits)
+    rows = [c.row(number) for c in credits]
+    strips = [
+        (c.method, tokens_of(group.example, traced, row, rows[1 - n] if len(rows) > 1 else row))
+        for n, (c, row) in enumerate(zip(credits, rows, strict=True))
+    ]
+    if chosen.colour != "advantage":
+        strips = strips[-1:]  # the colours of both would be the same
+    html["strip"] = views.strip_panel(strips or [("", tokens_of(group.example, traced))], chosen.colour)
 
 
 def credits_of(page: Page, opened: Opened, group: Group) -> tuple[GroupCredit | None, GroupCredit | None]:
@@ -158,20 +181,38 @@ def credits_of(page: Page, opened: Opened, group: Group) -> tuple[GroupCredit | 
     try:
         if not group.rollouts:
             raise KitError(
-                "this query has no sampled rollouts in the trace; the list of queries shows which have some."
+                "this query has no sampled rollouts in the trace; the table of queries shows which have some."
             )
         return tuple(group_credit(group, opened.config, m) for m in (page.chosen.credit, page.chosen.against))  # type: ignore[return-value]
     except KitError as error:
-        page.html["group"] = message(f"No advantages: {error}")
+        page.html["group"] = page.html["reading"] = message(f"No advantages: {error}")
         return None, None
 
 
-@lru_cache(maxsize=64)
-def plane(slate: tuple[float, ...], rank: tuple[float, ...]) -> Markup:
-    """The group's rewards as a figure."""
-    points = "; ".join(f"{n}: {s:.2f}, {r:.2f}" for n, (s, r) in enumerate(zip(slate, rank, strict=True), start=1))
-    alt = f"Slate reward against rank reward of {len(slate)} rollouts. {points}"
-    return views.picture(charts.reward_plane(slate, rank), alt, "slate-against-rank.png")
+def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, view: str) -> None:
+    """Draw a view, unless it is drawn already for this choice and these files."""
+    c = page.chosen
+    depends = {
+        "queries": [c.run, c.credit, c.against, library.stamp(c.run, own)],
+        "compare": [c.run, c.query, c.a, c.b, *(library.stamp(name, own) for name in (c.run, c.a, c.b))],
+        "try": [c.run, c.query, library.stamp(c.run, own)],
+    }  # fmt: skip
+    key = json.dumps(depends[view])
+    if page.drawn.get(view) == key:
+        return
+    page.html |= dict.fromkeys(DEEP[view], Markup(""))
+    draw = {"queries": lambda: _queries(page, opened), "compare": lambda: _compare(page, library, group, own),
+            "try": lambda: _try_it(page, opened, group)}  # fmt: skip
+    problems = len(page.problems)
+    _try(page, draw[view])
+    if len(page.problems) == problems:
+        page.drawn[view] = key
+
+
+def _queries(page: Page, opened: Opened) -> None:
+    c = page.chosen
+    rows = query_rows(opened, c.credit, c.against, QUERIES_LISTED)
+    page.html["table"] = views.query_table(rows, c.run, c.credit, c.against, len(opened.keys))
 
 
 def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
@@ -189,6 +230,19 @@ def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
         html["metrics"], html["bars"] = views.metrics_table(found, names), views.fate_bars(found, names)
     except KitError as error:
         html["metrics"] = message(str(error))
+
+
+def _try_it(page: Page, opened: Opened, group: Group) -> None:
+    """The group as a page that computes rewards and credit itself, in a frame without access to the app; its download."""
+    c = page.chosen
+    found = build_page(replace(opened.trace, groups=[group], notes=()))
+    name = re.sub(r"[^\w.-]+", "-", f"{printable(c.run, 40)}-{printable(c.query, 40)}").strip("-.") or "group"
+    page.html["try"] = tag(
+        '<p>Move candidates between pool, slate and ranking: rewards and advantages follow. '
+        '<button type="button" data-save="{}.html">Download this page (HTML)</button></p>'
+        '<iframe class="explorable" title="Try it: query {} of {}" sandbox="allow-scripts" srcdoc="{}"></iframe>',
+        name, c.query, c.run, escaped(found.html),
+    )  # fmt: skip
 
 
 def _lists(opened: Opened, group: Group, name: str) -> Output:
@@ -214,25 +268,6 @@ def queries_of_bar(library: Library, a: str, b: str, own: Own, run: str, fate: s
     return _try(page, found) or join(page.problems)
 
 
-def explorable(library: Library, run: str, query: str, own: Own) -> Markup:
-    """The group as a page that computes rewards and credit itself, in a frame without access to the app; its download."""
-    page = Page(Chosen(""))
-
-    def framed() -> Markup:
-        opened = library.trace(run, own)
-        group = opened.group(query)
-        found = build_page(replace(opened.trace, groups=[group], notes=()))
-        name = re.sub(r"[^\w.-]+", "-", f"{printable(run, 40)}-{printable(query, 40)}").strip("-.") or "group"
-        return tag(
-            '<p>Move candidates between pool, slate and ranking: rewards and advantages follow. '
-            '<button type="button" data-save="{}.html">Download this page (HTML)</button></p>'
-            '<iframe class="explorable" title="Try it: query {} of {}" sandbox="allow-scripts" srcdoc="{}"></iframe>',
-            name, query, run, escaped(found.html),
-        )  # fmt: skip
-
-    return _try(page, framed) or join(page.problems)
-
-
 def training(library: Library, name: str) -> Markup:
     """The training curves of a run, up to its last step so far."""
     page = Page(Chosen(""))
@@ -245,8 +280,7 @@ def training(library: Library, name: str) -> Markup:
         steps = library.config(name).rl.steps if "reward/slate" in last else library.config(name).sft.sft_steps
         values = ", ".join(f"{printable(k, 40)} {number(v, '.3g')}" for k, v in last.items() if k != "step")
         text = f"Step {last['step']:,} of {steps:,}. Last values: {values}."
-        alt = f"Training curves of {name}, running means over 10 steps. {text}"
-        return tag("<p>{}</p>{}", text, views.picture(charts.training_curves(rows), alt, "training.png"))
+        return tag("<p>{}</p>{}", text, charts.training_curves(rows))
 
     return _try(page, curves) or join(page.problems)
 

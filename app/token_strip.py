@@ -17,6 +17,8 @@ WHITE, GREY = (255, 255, 255), (64, 64, 64)
 PHASE_COLOURS = {"slate": (207, 227, 245), "rank": (251, 227, 184)}
 SATURATION = 0.5
 """share of the colour at the end of a scale: black text on it has a contrast above 4.5"""
+ENDS = {"advantage": 1.0, "log-prob": 5.0, "entropy": 3.0}
+"""ends of the colour scales, the same in every view: what lies beyond has the colour of the end"""
 
 
 @dataclass(frozen=True)
@@ -61,37 +63,25 @@ def tokens_of(
     ]  # fmt: skip
 
 
-def strip(
-    tokens: Sequence[Token], colour: str, names: tuple[str, str], title: str, end: float = 0.0, compact: bool = False
-) -> Markup:
-    """The strip as HTML. `names`: the two credit methods; `end`: end of the colour scale (0: largest value of `tokens`)."""
-    end = end or span(tokens, colour)
-    cells = join(_cell(t, i, len(tokens), colour, names, end, compact) for i, t in enumerate(tokens))
+def strip(tokens: Sequence[Token], colour: str, names: tuple[str, str], title: str, compact: bool = False) -> Markup:
+    """The strip as HTML. `names`: the two credit methods."""
+    cells = join(_cell(t, i, len(tokens), colour, names, compact) for i, t in enumerate(tokens))
     if not tokens:
         cells = tag("<p>No tokens: this trace has parsed lists only, and this output could not be parsed.</p>")
-    readout = Markup("") if compact else Markup('<p class="readout" aria-live="polite">Point at a token, or use the '
-                                                "arrow keys, to read its values.</p>")  # fmt: skip
-    return tag('<div class="strip{}" role="group" aria-label="{}" data-strip>{}</div>{}',
-               " compact" if compact else "", title, cells, readout)  # fmt: skip
+    return tag('<div class="strip{}" role="group" aria-label="{}" data-strip>{}</div>',
+               " compact" if compact else "", title, cells)  # fmt: skip
 
 
-def span(tokens: Sequence[Token], colour: str) -> float:
-    """Largest absolute value that a colouring shows, 0 if there are none."""
-    return max((abs(v) for t in tokens if (v := t.value(colour)) is not None), default=0.0)
-
-
-def legend(colour: str, end: float) -> Markup:
-    """The colour scale, which ends at `end`."""
+def legend(colour: str) -> Markup:
+    """The colour scale, the same in every view."""
     if colour == "phase":
         chips = join(
             tag('<span class="chip" style="background:{}">{} phase</span>', css(c), n) for n, c in PHASE_COLOURS.items()
         )
         return tag('<p class="legend">Colour: {}</p>', chips)
-    unit = {"advantage": "units of reward", "log-prob": "nats", "entropy": "nats"}[colour]
-    if end == 0:
-        return tag('<p class="legend">{}: all values are 0 or not recorded.</p>', colour)
+    unit, end = {"advantage": "units of reward", "log-prob": "nats", "entropy": "nats"}[colour], ENDS[colour]
     low, high = {"advantage": (-end, end), "log-prob": (-end, 0.0), "entropy": (0.0, end)}[colour]
-    stops = ", ".join(css(paint(low + (high - low) * i / 8, colour, end)) for i in range(9))
+    stops = ", ".join(css(paint(low + (high - low) * i / 16, colour)) for i in range(17))
     ends = ("blame ", " praise") if colour == "advantage" else ("", "")
     return tag(
         '<p class="legend">{} ({}): <span>{}{}</span><span class="ramp" style="background:linear-gradient(90deg, {})">'
@@ -99,12 +89,12 @@ def legend(colour: str, end: float) -> Markup:
     )  # fmt: skip
 
 
-def paint(value: float | None, colour: str, end: float) -> tuple[int, int, int]:
-    """RGB colour of a value on a scale that ends at `end`."""
-    if value is None or end == 0:
+def paint(value: float | None, colour: str) -> tuple[int, int, int]:
+    """RGB colour of a value. It grows with the root of the value, so that small advantages are seen too."""
+    if value is None:
         return WHITE
     full = GREY if colour != "advantage" else PRAISE if value > 0 else BLAME
-    share = SATURATION * min(1.0, abs(value) / end)
+    share = SATURATION * min(1.0, abs(value) / ENDS[colour]) ** 0.5
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(WHITE, full, strict=True))
     return red, green, blue
 
@@ -114,15 +104,11 @@ def css(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _cell(
-    token: Token, place: int, count: int, colour: str, names: tuple[str, str], end: float, compact: bool
-) -> Markup:
+def _cell(token: Token, place: int, count: int, colour: str, names: tuple[str, str], compact: bool) -> Markup:
     value = token.value(colour)
-    back = PHASE_COLOURS[token.phase] if colour == "phase" else paint(value, colour, end)
+    back = PHASE_COLOURS[token.phase] if colour == "phase" else paint(value, colour)
     small = token.phase if colour == "phase" else "not recorded" if value is None else signed(value)
-    name = (
-        token.candidate.split(" ")[0] if compact and token.candidate else printable(token.candidate or token.text, 40)
-    )
+    name = _short(token.candidate.partition("] ")[2] or token.text, 16 if compact else 40)
     flips = Markup('<span class="flip">\N{RIGHTWARDS ARROW OVER LEFTWARDS ARROW} flips</span>') if token.flips else ""
     return tag(
         '<button type="button" class="token {}" style="background:{}" tabindex="{}" aria-label="{}" title="{}">'
@@ -130,6 +116,11 @@ def _cell(
         token.phase + (" flipped" if token.flips else ""), css(back), 0 if place == 0 else -1,
         *[_words(token, place, count, names)] * 2, "\N{BLACK STAR} " if token.relevant else "", name, small, flips,
     )  # fmt: skip
+
+
+def _short(text: str, limit: int) -> str:
+    """A title that fits into a token; the whole one is read out."""
+    return printable(text) if len(text) <= limit else printable(text[: limit - 1]) + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _words(token: Token, place: int, count: int, names: tuple[str, str]) -> str:

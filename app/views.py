@@ -1,27 +1,33 @@
 """The parts of the page as HTML: pure functions of traces and numbers."""
 
-import base64
-import io
 from collections.abc import Sequence
-from threading import Lock
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from fgrpo.config import Config, GrammarConfig
-from fgrpo.credit import CREDITS, JOINT
+from fgrpo.credit import JOINT
 from fgrpo.data import Example
 from fgrpo.evaluate import FATES
 from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
 
 from .markup import html_table, join, message, number, printable, signed, tag
-from .measures import FATE_WORDS, PHASE_NAMES, Comparison, GroupCredit, error_words, fate_of, flips, scores, zero_phases
-from .token_strip import Token, legend, span, strip, tokens_of
+from .measures import (
+    FATE_WORDS,
+    PHASE_NAMES,
+    Comparison,
+    GroupCredit,
+    QueryRow,
+    error_words,
+    fate_of,
+    flips,
+    scores,
+    zero_phases,
+)
+from .story import credit_words, most_flipped
+from .token_strip import Token, legend, strip, tokens_of
 
-GREEDY = "greedy"
-DRAWING = Lock()
-"""matplotlib draws one figure at a time"""
+GREEDY, EMPTY = "greedy", "\N{EN DASH}"
 
 
 def numbered(items: Sequence[int]) -> dict[int, int]:
@@ -41,23 +47,28 @@ def query_panel(example: Example) -> Markup:
 
 
 def pool_table(example: Example, output: Output, grammar: GrammarConfig, caption: str = "Pool") -> Markup:
-    """Every candidate: position in the slate, rank, relevance, gain, and the fate of the relevant ones."""
+    """Every candidate: position in the slate, rank, relevance, gain, and the fate of the relevant ones.
+
+    Ranked candidates come first, in their order, then those of the slate, then the rest of the pool.
+    """
     slate, rank, fate = numbered(output.slate), numbered(output.rank), fate_of(example, output, grammar)
     gains = example.gains or [float(i in example.relevant) for i in range(len(example.candidates))]
+    last = len(example.candidates)
+    order = sorted(range(last), key=lambda i: (rank.get(i, last + 1), slate.get(i, last + 1), i))
     rows = [
         (
-            str(i + 1), printable(text), _position(slate.get(i)), _position(rank.get(i)),
+            str(i + 1), printable(example.candidates[i]), _position(slate.get(i)), _position(rank.get(i)),
             "\N{BLACK STAR} relevant" if i in example.relevant else "no", number(gains[i], "g"),
             fate[i].replace("_", " ") if i in fate else "",
         )
-        for i, text in enumerate(example.candidates)
+        for i in order
     ]  # fmt: skip
     head = ("#", "Candidate", "Slate", "Rank", "Relevant", "Gain", "Fate")
     return html_table(caption, head, rows, sortable=True)
 
 
 def _position(position: int | None) -> str:
-    return "\N{EN DASH}" if position is None else str(position)
+    return EMPTY if position is None else str(position)
 
 
 def errors_panel(example: Example, traced: Traced, config: Config) -> Markup:
@@ -80,15 +91,21 @@ def _range(limits: tuple[float, float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def strip_panel(tokens: Sequence[Token], colour: str, names: tuple[str, str]) -> Markup:
-    """One completion, with the colour scale above it."""
-    return tag("<h2>Completion, token by token</h2>{}{}", legend(colour, span(tokens, colour)),
-               strip(tokens, colour, names, f"Tokens of the completion, coloured by {colour}"))  # fmt: skip
+def strip_panel(shown: Sequence[tuple[str, Sequence[Token]]], colour: str) -> Markup:
+    """One completion: a strip for each credit method, one above the other, or a single one without a name."""
+    names = [name for name, _ in shown]
+    strips = []
+    for n, (name, tokens) in enumerate(shown):
+        title = f"Tokens of the completion, coloured by {colour}" + (f" under {name}" if name else "")
+        head = tag("<h3>{} <small>{}</small></h3>", name, credit_words(name)) if name else ""
+        strips.append(tag("{}{}", head, strip(tokens, colour, (name, names[1 - n] if len(names) > 1 else name), title)))
+    return tag('<div class="completion">{}{}<p class="readout" aria-live="polite">Point at a token, or use the arrow keys, '
+               "to read its values.</p></div>", legend(colour), join(strips))  # fmt: skip
 
 
 def credit_note(method: str) -> Markup:
-    """What the method does, the first sentence of its docstring, and how the app differs from training, if it does."""
-    words = " ".join((CREDITS[method].__doc__ or "").split("\n\n")[0].split())
+    """What the method does, and how the app differs from training, if it does."""
+    words = credit_words(method)
     if method == "gdpo":
         words += " It divides by a standard deviation over the whole batch; here the batch is this one query."
     return message(f"{method}: {words}")
@@ -103,15 +120,14 @@ def group_panel(group: Group, config: Config, one: GroupCredit, other: GroupCred
     tokens = [
         tokens_of(group.example, r, one.row(n), other.row(n)) for n, r in enumerate(group.rollouts)
     ]  # fmt: skip
-    end = max((span(t, "advantage") for t in tokens), default=0.0)  # one colour scale for all rollouts
     strips = join(
         tag('<div class="row"><span>{}</span>{}</div>', n + 1,
-            strip(t, "advantage", (one.method, other.method), f"Rollout {n + 1}", end, compact=True))
+            strip(t, "advantage", (one.method, other.method), f"Rollout {n + 1}", compact=True))
         for n, t in enumerate(tokens)
     )  # fmt: skip
     return tag("{}{}{}<h2>Advantage of every token under {}</h2>{}{}", _flip_note(flipped, one, other), _zero_note(one),
                html_table(f"{len(rows)} rollouts, credit {one.method}", head, rows, sortable=True), one.method,
-               legend("advantage", end), tag('<div class="strips">{}</div>', strips))  # fmt: skip
+               legend("advantage"), tag('<div class="strips">{}</div>', strips))  # fmt: skip
 
 
 def _group_row(group: Group, n: int, one: GroupCredit, flipped: tuple[int, int]) -> list[object]:
@@ -150,6 +166,30 @@ def _zero_note(one: GroupCredit) -> Markup:
     return message(f"Zero variance in the {' and the '.join(zero)} reward: it is the same for all rollouts.")
 
 
+def query_table(rows: Sequence[QueryRow], run: str, credit: str, against: str, total: int) -> Markup:
+    """The queries of a trace, those with the most flips first; the page sorts and searches them."""
+    head = ("Query", "Relevant", "Slate reward", "Rank reward", "Spread", "Flips", "Errors", "Rollouts")
+    cells = []
+    for row in most_flipped(list(rows)):
+        button = tag('<button type="button" data-run="{}" data-query="{}">{}</button>', run, row.key, row.key)
+        numbers = [EMPTY if x is None else number(x) for x in (row.slate, row.rank, row.spread)]
+        flips = EMPTY if row.flips is None else str(row.flips)
+        cells.append((button, "; ".join(printable(t, 40) for t in row.titles[:6]), *numbers, flips, row.errors,
+                      str(row.rollouts)))  # fmt: skip
+    caption = (
+        f"{total:,} queries of {run}. Rewards: means over a query's sampled rollouts; spread: the standard deviation of "
+        f"their sum; flips: tokens that one of {against} and {credit} praises and the other blames; errors: of the greedy "
+        "rollout."
+    )
+    more = message(f"The first {len(rows):,} queries are listed; type the name of any other above.")
+    search = Markup(
+        '<p><label>Search <input type="search" data-filter placeholder="a title, an error, a name"></label> '
+        '<span role="status" class="found"></span></p>'
+    )
+    table = html_table(caption, head, cells, sortable=True)
+    return join([more if len(rows) < total else Markup(""), search, table])
+
+
 # --- two runs side by side --------------------------------------------------------------------------------------------
 
 
@@ -158,9 +198,13 @@ def side_by_side(
 ) -> Markup:
     """Two outputs on one pool: candidates that only one of them has, or at another rank, are marked in words."""
     slates, ranks = [numbered(o.slate) for o in (a, b)], [numbered(o.rank) for o in (a, b)]
-    rows = []
-    for i, text in enumerate(example.candidates):
-        found = [x.get(i) for x in (*slates, *ranks)]
+    last, rows = len(example.candidates) + 1, []
+
+    def best(i: int) -> tuple[int, int, int]:
+        return min(r.get(i, last) for r in ranks), min(s.get(i, last) for s in slates), i
+
+    for i in sorted(range(len(example.candidates)), key=best):
+        text, found = example.candidates[i], [x.get(i) for x in (*slates, *ranks)]
         rows.append((
             str(i + 1), printable(text) + (" \N{BLACK STAR}" if i in example.relevant else ""), *map(_position, found),
             _difference(found[0], found[1], "slate", moved=False), _difference(found[2], found[3], "rank", moved=True),
@@ -228,18 +272,3 @@ def query_list(found: Comparison, run: int, fate: str, name: str, limit: int = 2
     return tag(
         '<div class="queries" role="region" aria-label="Queries" aria-live="polite"><p>{}</p>{}</div>', text, buttons
     )
-
-
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
-def picture(figure: Figure, alt: str, file: str) -> Markup:
-    """A figure as PNG inside the page, with a text alternative and a link to download it."""
-    buffer = io.BytesIO()
-    with DRAWING:
-        figure.savefig(buffer, format="png", dpi=110)
-    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Markup(  # base64 needs no escaping
-        '<figure><img src="{}" alt="{}"><figcaption><a href="{}" download="{}">Download this figure (PNG)</a></figcaption>'
-        "</figure>"
-    ).format(Markup(data), alt, Markup(data), file)

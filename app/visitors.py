@@ -18,6 +18,8 @@ WAITING = 8
 """maximum number of events of one visitor that wait for their turn: each holds one of the server's 40 places"""
 WORKERS = anyio.CapacityLimiter(4)
 """page events at work at the same time, of all visitors"""
+HEAVY = anyio.CapacityLimiter(1)
+"""uploads and what reads whole traces, beside them: one at a time, so that their memory and work are bounded"""
 KNOWN: "WeakValueDictionary[str, Visitor]" = WeakValueDictionary()
 """every visitor by ticket, as long as one of their sessions holds them"""
 
@@ -57,18 +59,23 @@ def remove_files(paths: list[str]) -> None:
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
-def in_turn(work: Callable[..., Any]) -> Callable[..., Any]:
-    """An event with a Visitor among its inputs, which waits for the earlier ones of this visitor and for no other's."""
+def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: False) -> Callable[..., Any]:
+    """An event with a Visitor among its inputs, which waits for the earlier ones of this visitor and for no other's.
+
+    Where `heavy` is true of the inputs after the visitor, it waits for other heavy work, and nobody else waits for it.
+    """
 
     @wraps(work)
     async def event(*values: Any) -> Any:
-        visitor = next(v for v in values if isinstance(v, Visitor))
+        place = next(i for i, v in enumerate(values) if isinstance(v, Visitor))
+        visitor = values[place]
         if visitor.waiting >= WAITING:
             raise gr.Error("Too many clicks at once: wait for the answers.", print_exception=False)
         visitor.waiting += 1
         try:
             async with visitor.turn:
-                return await anyio.to_thread.run_sync(work, *values, limiter=WORKERS)
+                limiter = HEAVY if heavy(*values[place + 1 :]) else WORKERS
+                return await anyio.to_thread.run_sync(work, *values, limiter=limiter)
         finally:
             visitor.waiting -= 1
 

@@ -1,9 +1,10 @@
 """The page: its components, and which event updates which of them. The contents come from show.py, which never raises."""
 
-import json
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,21 @@ import gradio as gr
 
 from fgrpo.config import KitError
 
+from . import story
 from .form import CLICKS, GENERATED, RAW, Playground
-from .library import Library, open_trace
+from .library import Library
 from .markup import join, message, printable, told
 from .measures import METHODS
-from .show import FIRST, SECOND, SLOTS, Chosen, Page, explorable, queries_of_bar, show, training
+from .show import DEEP, FIRST, HEAVY, SECOND, SLOTS, Chosen, Page, neighbour, queries_of_bar, show, training
 from .token_strip import COLOURS
-from .visitors import KNOWN, Visitor, in_turn
+from .visitors import KNOWN, Visitor, in_turn, remove_files
 
 LINKED = tuple(Chosen.__dataclass_fields__)
 """Parameters of a link, in the order of the controls."""
-TABS = ("inspect", "group", "compare", "try", "playground", "training", "files")
+TABS = ("inspect", "group", "queries", "compare", "try", "playground", "training", "files")
 # JavaScript; page.js has the functions
 BACK = """window.addEventListener('popstate', () => trigger('click', Object.fromEntries(new URL(location).searchParams)))"""
-TICKET = "(own, explored, ticket) => [own, explored, sessionStorage.getItem('visitor') ?? '']"
+TICKET = "(...values) => [...values.slice(0, -1), sessionStorage.getItem('visitor') ?? '']"
 OPENED = "(shown, ticket) => { sessionStorage.setItem('visitor', ticket); app.address(shown, true); }"
 TO_URL = "(shown) => app.address(shown)"
 TO_INSPECT = "() => ({__type__: 'update', selected: 'inspect'})"
@@ -48,6 +50,11 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def drawn_of(value: object) -> dict[str, str]:
+    """What the deep views show, from the state of the page."""
+    return dict(value) if isinstance(value, dict) else {}
+
+
 def theme() -> gr.themes.Base:
     """System fonts (nothing is downloaded), and text with a contrast of at least 4.5 in light and dark mode."""
     return gr.themes.Default(
@@ -69,31 +76,40 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         title="F-GRPO: subsets, rankings, credit", analytics_enabled=False, delete_cache=(600, 7200)
     ) as page:
         own = gr.State(Visitor(), time_to_live=7200)
-        ticket, explored = gr.Textbox(visible=False), gr.State("")
+        ticket, drawn = gr.Textbox(visible=False), gr.State({})
+        view = gr.Textbox("inspect", visible=False)  # the tab that is open
         back = gr.HTML(js_on_load=BACK, elem_id="at-back")
         busy = gr.HTML('<p role="status">Working \N{HORIZONTAL ELLIPSIS}</p>', elem_id="at-busy")
-        gr.HTML("<h1>F-GRPO: inspect subsets, rankings and credit</h1>")
-        with gr.Row():
-            run = gr.Dropdown([], label="Run", info="or a trace of your own (tab Files)")
-            query = gr.Dropdown([], label="Query", info="type to search", scale=2)
-        with gr.Row():
-            method = gr.Radio(METHODS, value="fgrpo", label="Credit method")
-            against = gr.Radio(METHODS, value="grpo", label="Compared with")
+        gr.HTML("<h1>F-GRPO: who is to blame for a bad list?</h1>", elem_id="at-title")
+        with gr.Row(elem_id="at-bar"):
+            run = gr.Dropdown([], label="Run", scale=3, min_width=140)
+            before = gr.Button("\N{BLACK LEFT-POINTING TRIANGLE} Previous", size="sm", scale=1, min_width=90)
+            query = gr.Textbox(label="Query", max_lines=1, max_length=200, scale=2, min_width=110)
+            after = gr.Button("Next \N{BLACK RIGHT-POINTING TRIANGLE}", size="sm", scale=1, min_width=70)
+            method = gr.Dropdown(METHODS, value="fgrpo", label="Credit method", filterable=False, scale=2, min_width=120,
+                                 elem_id="at-method")  # fmt: skip
+            against = gr.Dropdown(METHODS, value="grpo", label="Compared with", filterable=False, scale=2, min_width=120,
+                                  elem_id="at-against")  # fmt: skip
         problems = gr.HTML(elem_id="at-problems")
         shown = gr.JSON(visible=False)  # the state that the page shows: controls may already be ahead of it
         html: dict[str, gr.HTML] = {}
 
-        def slot(name: str) -> None:
-            html[name] = gr.HTML(js_on_load=CLICKS, elem_id=f"at-{name}")
+        def slot(name: str, value: str = "") -> None:
+            html[name] = gr.HTML(value, js_on_load=CLICKS, elem_id=f"at-{name}")
 
         named: dict[str, gr.Tab] = {}
         with gr.Tabs() as tabs:
             with gr.Tab("Inspect", id="inspect") as named["inspect"]:
-                with gr.Row():
-                    rollout = gr.Dropdown([], label="Rollout")
-                    colour = gr.Radio(COLOURS, value="advantage", label="Colour tokens by")
+                slot("intro", story.intro())
+                for name in ("reading", "strip"):
+                    slot(name)
+                with gr.Row(elem_id="at-choice"):
+                    rollout = gr.Dropdown([], label="Rollout", filterable=False, min_width=140)
+                    colour = gr.Dropdown(COLOURS, value="advantage", label="Colour tokens by", filterable=False,
+                                         min_width=140)  # fmt: skip
+                slot("next", story.next_steps())
+                slot("words")
                 slot("query")
-                slot("strip")
                 with gr.Row():
                     with gr.Column(scale=2, min_width=300):
                         slot("pool")
@@ -103,10 +119,12 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             with gr.Tab("Group", id="group") as named["group"]:
                 slot("group")
                 slot("plane")
+            with gr.Tab("Queries", id="queries") as named["queries"]:
+                slot("table")
             with gr.Tab("Compare", id="compare") as named["compare"]:
                 with gr.Row():
                     a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
-                for name in ("side", "metrics", "bars", "queries"):
+                for name in ("side", "metrics", "bars", "listed"):
                     slot(name)
             with gr.Tab("Try it", id="try") as named["try"]:
                 slot("try")
@@ -126,23 +144,24 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 copy = gr.Button("Copy a link to this view")
                 link, copied = gr.Textbox(label="Link", interactive=False), gr.HTML(elem_id="at-copied")
 
-        controls: list[Any] = [run, query, rollout, colour, method, against, a, b]
-        everything = [*controls, own, explored, shown, problems, save, html["try"], *(html[name] for name in SLOTS)]
-        opening = [ticket, tabs, followed, *form.linked, form.source]
-        inputs = [own, explored, *controls]
+        runs = gr.Textbox(visible=False)
+        controls: list[Any] = [run, query, rollout, colour, method, against, a, b, runs]
+        everything = [*controls, own, drawn, shown, problems, save, *(html[name] for name in SLOTS)]
+        opening = [ticket, tabs, view, followed, *form.linked, form.source]
+        inputs = [own, drawn, view, *controls]
 
-        def refresh(mine: Visitor, seen: object, *values: object, **changed: str) -> list[Any]:
+        def refresh(mine: Visitor, seen: object, at: object, *values: object, **changed: str) -> list[Any]:
             sent = Chosen(*map(text_of, values))
-            return parts(show(library, replace(sent, **changed), mine.traces), mine, seen, sent)
+            return parts(show(library, replace(sent, **changed), mine.traces, text_of(at), drawn_of(seen)), mine, sent)
 
-        def parts(found: Page, mine: Visitor, seen: object, sent: Chosen | None = None) -> list[Any]:
+        def parts(found: Page, mine: Visitor, sent: Chosen | None = None) -> list[Any]:
             """Updates for `everything`. A control whose value is still the one that was `sent` is not updated: the visitor
             may have changed it in the meantime, and a late answer must not undo that. A value that is no longer in a list
             is cleared."""
             c, traces = found.chosen, [*library.having("trace.jsonl"), *mine.traces]
             file = library.download(c.run, mine.traces, folder)
-            lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces)
-            lists |= {"query": found.queries, "rollout": found.rollouts}
+            lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces) | {"rollout": found.rollouts}
+            number, count = found.place
 
             def value_of(name: str) -> str:
                 value = getattr(c, name)
@@ -151,24 +170,23 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
             def control(name: str) -> Any:
                 changes: dict[str, Any] = {"choices": lists[name]} if name in lists else {}
+                if name == "query":
+                    changes["label"] = f"Query {number:,} of {count:,}"
                 if sent is None or values[name] != getattr(sent, name):
                     changes["value"] = values[name] or None
                 return gr.update(**changes)
 
             values = {name: value_of(name) for name in LINKED}
-            group = json.dumps([c.run, c.query, library.stamp(c.run, mine.traces)])
-            # what the visitor moved in the explorable stays until another group is chosen
-            frame = gr.skip() if group == seen else explorable(library, c.run, c.query, mine.traces)
             return [
-                *(control(name) for name in LINKED), mine, group, values, join(found.problems),
-                gr.update(value=str(file) if file else None, interactive=bool(file)), frame,
-                *(found.html[n] for n in SLOTS),
+                *(control(name) for name in LINKED), mine, found.drawn, values, join(found.problems),
+                gr.update(value=str(file) if file else None, interactive=bool(file)),
+                *(found.html.get(name, gr.skip()) for name in SLOTS),
             ]  # fmt: skip
 
-        def open_page(mine: Visitor, seen: object, given: object, request: gr.Request) -> list[Any]:
+        def open_page(mine: Visitor, given: object, request: gr.Request) -> list[Any]:
             """The page as a link says. A page that is loaded again has its ticket, and so its visitor's traces."""
             mine = KNOWN.get(text_of(given)) or mine
-            return opened_by(dict(request.query_params), mine, seen, new=True)
+            return opened_by(dict(request.query_params), mine, {}, new=True)
 
         def go_back(event: gr.EventData, mine: Visitor, seen: object) -> list[Any]:
             """The page as the address says to which the visitor has gone back or forward."""
@@ -179,15 +197,15 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             logs, models, traces = library.having("metrics.jsonl"), library.with_policy(), library.having("trace.jsonl")
             first, second = (next((t for t in (wanted, *traces) if t in traces), "") for wanted in (FIRST, SECOND))
             chosen = replace(Chosen(first, a=second, b=first), **{n: asked[n] for n in LINKED if n in asked})
-            found = show(library, chosen, mine.traces)
+            at = asked["tab"] if asked.get("tab") in TABS else "inspect"
+            found = show(library, chosen, mine.traces, at, drawn_of(seen))
             filled, problem = form.opened(asked.get("form", ""), models)
             found.problems += [message(problem, "problem")] if problem else []
             if new and "form" not in asked:
                 filled[0] = gr.update(value=first if first in models else next(iter(models), None))
             wanted = asked.get("follow", first if new else "")
             return [
-                *parts(found, mine, seen), mine.ticket,
-                gr.Tabs(selected=asked["tab"]) if asked.get("tab") in TABS else gr.skip(),
+                *parts(found, mine), mine.ticket, gr.Tabs(selected=at) if asked.get("tab") in TABS else gr.skip(), at,
                 gr.update(choices=logs) | ({"value": wanted} if wanted in logs else {}),
                 gr.update(choices=models) | filled[0], *filled[1:],
             ]  # fmt: skip
@@ -205,15 +223,32 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 changed = {"run": data["run"], "query": data["query"], "rollout": ""}
             return refresh(mine, *values, **changed)
 
+        def follow_step(event: gr.EventData, mine: Visitor, seen: object, at: object, *values: object) -> list[Any]:
+            """A button that sets controls, and opens a tab."""
+            data = clicked(event)
+            to = data["tab"] if data.get("tab") in TABS else "inspect"
+            changed = {name: data[name] for name in LINKED if name in data}
+            return [*refresh(mine, seen, to, *values, **changed), gr.Tabs(selected=to), to]
+
+        def beside(step: int) -> Callable[..., list[Any]]:
+            """The next query of the run, or the one before."""
+
+            def go(mine: Visitor, *values: object) -> list[Any]:
+                chosen = Chosen(*map(text_of, values[2:]))
+                key = neighbour(library, chosen, mine.traces, step)
+                return refresh(mine, *values, query=key, rollout="" if key != chosen.query else chosen.rollout)
+
+            return in_turn(go)
+
         def click_generated(event: gr.EventData, mine: Visitor, *values: object) -> list[Any]:
             """A rollout in the result of the Playground."""
             return refresh(mine, *values, run=GENERATED, query="", rollout=clicked(event).get("rollout", ""))
 
         def open_generated(mine: Visitor, *values: object) -> list[Any]:
             """The result of the Playground, in Compare beside a run that has the same query, if there is one."""
-            a = text_of(values[1 + LINKED.index("a")])
+            a = text_of(values[2 + LINKED.index("a")])
             try:
-                example = library.trace(GENERATED, mine.traces).trace.groups[0].example
+                example = next(library.trace(GENERATED, mine.traces).groups()).example
                 names = [a, *library.having("trace.jsonl"), a]
                 a = next(n for n in names if n != GENERATED and library.trace(n, mine.traces).find(example))
             except (KitError, StopIteration):
@@ -231,17 +266,16 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             if not path:
                 return [gr.skip()] * 2
             name, bad = f"yours: {printable(Path(path).name, 60)}", list[str]()
+            kept = folder / uuid.uuid4().hex / "upload.jsonl"  # gradio has one copy for all who upload the same file
             try:
-                library.room(folder, Path(path).stat().st_size)  # for the copy
-                opened = open_trace(Path(path), name, bad)
-                kept = (
-                    folder / uuid.uuid4().hex / "upload.jsonl"
-                )  # gradio has one copy for all who upload the same file
+                library.room(folder, Path(path).stat().st_size)
                 kept.parent.mkdir()
                 shutil.copyfile(path, kept)
+                opened = library.trace(name, {name: str(kept)}, bad)
             except (KitError, OSError) as error:
+                remove_files([str(kept)])
                 return [message(told(error), "problem", bad[:3]), ""]
-            messages = [message(f"{name}: {len(opened.trace.groups)} queries. Select it as Run, A or B.")]
+            messages = [message(f"{name}: {len(opened.keys)} queries. Select it as Run, A or B.")]
             if bad:
                 more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
                 messages.append(message(f"{len(bad)} invalid lines were left out:", "problem", [*bad[:10], *more]))
@@ -280,29 +314,38 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         # events of one visitor are answered in their order (in_turn), those of different visitors side by side
         shows: dict[str, Any] = RAW | {"show_progress": "minimal", "show_progress_on": [busy]}
         whole: dict[str, Any] = shows | {"concurrency_id": "page", "concurrency_limit": None}
-        address(gr.on(
-            [c.input for c in controls], in_turn(refresh), inputs, everything, trigger_mode="always_last", **whole,
-        ))  # fmt: skip
+        turn = partial(in_turn, heavy=lambda seen, at, *_: text_of(at) in HEAVY)
+        changes = [c.submit if c is query else c.input for c in controls]
+        for name, one in named.items():
+            one.select(None, None, [view], js=f"() => {{ app.address({{tab: '{name}'}}); return '{name}'; }}")
+        address(gr.on(changes, turn(refresh), inputs, everything, trigger_mode="always_last", **whole))
+        for name in DEEP:
+            now = f"(...values) => {{ values[{inputs.index(view)}] = '{name}'; return values; }}"
+            named[name].select(turn(refresh), inputs, everything, js=now, trigger_mode="always_last", **whole)
+        address(before.click(beside(-1), inputs, everything, **whole))
+        address(after.click(beside(1), inputs, everything, **whole))
         gr.on([method.input, against.input], in_turn(form.redrawn), [own, form.made, method, against], [form.result],
               trigger_mode="always_last", **whole)  # fmt: skip
-        loaded = page.load(in_turn(open_page), [own, explored, ticket], [*everything, *opening], js=TICKET, **whole)
-        gone_back = back.click(in_turn(go_back), [own, explored], [*everything, *opening], **whole)
+        loaded = page.load(in_turn(open_page), [own, ticket], [*everything, *opening], js=TICKET, **whole)
+        gone_back = back.click(in_turn(go_back), [own, drawn], [*everything, *opening], **whole)
         for done in (loaded, gone_back):
             done.then(None, [shown, ticket], None, js=OPENED)
-        for opener in (html["group"], form.result, form.inspect):
+        for opener in (html["group"], html["plane"], form.result, form.inspect):
             opener.click(None, None, [tabs], js=TO_INSPECT)  # at once: a late answer leaves the visitor where they are
-        address(again.click(in_turn(refresh_lists), inputs, [*everything, followed, form.model], **whole))
-        for name in ("group", "queries"):
-            address(html[name].click(in_turn(click), inputs, everything, **whole))
-        address(form.result.click(in_turn(click_generated), inputs, everything, **whole))
-        address(form.inspect.click(in_turn(open_generated), inputs, everything, **whole))
-        html["bars"].click(in_turn(list_queries), [own, a, b], [html["queries"]], **whole)
-        read = upload.upload(in_turn(open_upload), [upload, own], [uploaded, opened], **whole | {"preprocess": True})
-        address(read.then(in_turn(show_upload), [opened, *inputs], everything, **whole))
+        address(again.click(turn(refresh_lists), inputs, [*everything, followed, form.model], **whole))
+        for name in ("group", "plane", "listed", "table"):
+            address(html[name].click(turn(click), inputs, everything, **whole))
+        address(html["next"].click(turn(follow_step), inputs, [*everything, tabs, view], **whole))
+        address(form.result.click(turn(click_generated), inputs, everything, **whole))
+        address(form.inspect.click(turn(open_generated), inputs, everything, **whole))
+        html["bars"].click(in_turn(list_queries), [own, a, b], [html["listed"]], **whole)
+        heavily = partial(in_turn, heavy=lambda *_: True)
+        read = upload.upload(heavily(open_upload), [upload, own], [uploaded, opened], **whole | {"preprocess": True})
+        address(read.then(turn(show_upload), [opened, *inputs], everything, **whole))
         copy.click(None, form.linked, [link, copied], js="(...form) => app.copy(form)")
 
         form.run.click(None, form.linked, None, js="(...form) => { app.form(form); }")
-        done = form.going.then(in_turn(refresh), inputs, everything, **whole)
+        done = form.going.then(turn(refresh), inputs, everything, **whole)
         done.then(in_turn(form.redrawn), [own, form.made, method, against], [form.result], **whole)
         form.take.click(
             in_turn(take), [own, run, query], [form.query, form.history, form.pool, form.source, form.status], **whole
@@ -312,6 +355,4 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         followed.input(None, [followed], None, js="(follow) => app.address({follow})")
         timer.tick(follow, [followed, seen], [curves, seen], **quiet)
         tabs.select(watch, None, [timer], **quiet)
-        for name, one in named.items():
-            one.select(None, None, None, js=f"() => app.address({{tab: '{name}'}})")
     return page

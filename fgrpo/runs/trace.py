@@ -13,7 +13,7 @@ lists for any credit method (`credit_of`).
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -221,10 +221,18 @@ def read_trace(path: str | Path, name: str = "") -> Trace:
         return parse_trace(file, name or str(path))
 
 
-def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None) -> Trace:
-    """Like `read_trace`, from lines. `name`: of the file, for messages. Broken lines are appended to `bad`, if given."""
-    trace, groups, notes = Trace(name, Config(), [], {}), [], []
+def parse_trace(
+    lines: Iterable[bytes], name: str, bad: list[str] | None = None, each: Callable[[Group, int], object] | None = None
+) -> Trace:
+    """Like `read_trace`, from lines. `name`: of the file, for messages. Broken lines are appended to `bad`, if given.
+
+    `each` gets every group and the position of its line in bytes, as it is read; the trace then holds no groups, and a file
+    may be larger than memory.
+    """
+    trace, groups, notes, count, position = Trace(name, Config(), [], {}), list[Group](), [], 0, 0
+    each = each or (lambda group, position: groups.append(group))
     for number, line in enumerate(lines, start=1):
+        start, position = position, position + len(line)
         if not line.strip():
             continue
         where, row = f"{name}, line {number}", dict[str, object]()
@@ -235,15 +243,16 @@ def parse_trace(lines: Iterable[bytes], name: str, bad: list[str] | None = None)
                     raise KitError("a second header; one file holds one trace")
                 trace = _header(row, name)
             else:
-                groups.append(Group(example_of(row)) if "candidates" in row else _group(row))
+                each(group_of(row), start)
+                count += 1
         except KitError as error:
-            if groups and not line.endswith(b"\n") and str(error).startswith("not a JSON object"):
-                notes.append(f"{where}: the last line is cut short and was left out; {len(groups)} queries are read.")
+            if count and not line.endswith(b"\n") and str(error).startswith("not a JSON object"):
+                notes.append(f"{where}: the last line is cut short and was left out; {count} queries are read.")
                 break
             if bad is None or "trace" in row:
                 raise KitError(f"{where}: {error}") from None
             bad.append(f"{where}: {error}")
-    if not groups:
+    if not count:
         raise KitError(f"{name}: no query in the file; a trace has a header line and then one line per query.")
     return replace(trace, groups=groups, notes=tuple(notes))
 
@@ -261,7 +270,10 @@ def _header(row: dict[str, object], default: str) -> Trace:
     return Trace(name or default, Config.from_dict(config, "field 'config'"), [], made)
 
 
-def _group(row: dict[str, object]) -> Group:
+def group_of(row: dict[str, object]) -> Group:
+    """The group of a line: of a trace, or an example alone. Raises KitError naming the field."""
+    if "candidates" in row:
+        return Group(example_of(row))
     query, step, rankings, rows = row.get("query"), row.get("step"), row.get("rankings", 1), row.get("rollouts", [])
     if not isinstance(query, dict):
         raise KitError("field 'query' must be an object: an example, as in a task file")

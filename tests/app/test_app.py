@@ -17,24 +17,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.charts import training_curves
 from app.library import TRACE_BYTES, Cache, Library, open_trace
 from app.markup import html_table, message, number, printable, signed, tag, told
 from app.measures import (
     METHODS,
     METRICS,
     compare_traces,
+    error_counts,
     error_words,
     flips,
     group_credit,
     measure_in_batches,
+    query_rows,
     scores,
     zero_phases,
 )
 from app.playground import Form, config_of, example_from, form_of, generate, typed
-from app.show import SLOTS, Chosen, explorable, queries_of_bar, show, training
+from app.show import DEEP, FIRST, LIGHT, OPENING, Chosen, neighbour, queries_of_bar, show, training
+from app.story import NEXT
 from app.token_strip import COLOURS, PHASE_COLOURS, css, paint, tokens_of
-from app.views import errors_panel, fate_bars, group_panel, metrics_table, pool_table, query_list, side_by_side
+from app.views import (
+    errors_panel,
+    fate_bars,
+    group_panel,
+    metrics_table,
+    pool_table,
+    query_list,
+    query_table,
+    side_by_side,
+)
 from fgrpo.config import Config, GrammarConfig, KitError, LMConfig
 from fgrpo.data import Example
 from fgrpo.evaluate import evaluate, greedy, measure_outputs
@@ -42,8 +53,7 @@ from fgrpo.interactive.page import build_page
 from fgrpo.lm import text
 from fgrpo.policy import Policy, Sampling
 from fgrpo.prompt import Output
-from fgrpo.runs.run import read_metrics
-from fgrpo.runs.trace import Group, Trace, credit_of, from_lists, write_trace
+from fgrpo.runs.trace import Group, Trace, credit_of, from_lists, read_trace, write_trace
 from tests.lm.test_text import made
 from tests.lm.test_text import words as vectors
 
@@ -98,14 +108,12 @@ def luminance(colour: str) -> float:
 
 def test_tokens_can_be_read_on_every_colour() -> None:
     colours = [css(c) for c in PHASE_COLOURS.values()]
-    colours += [css(paint(v, c, 1.0)) for c in COLOURS[1:] for v in (-2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 5.0)]
+    colours += [css(paint(v, c)) for c in COLOURS[1:] for v in (-2.0, -1.0, -0.3, 0.0, 0.6, 1.0, 5.0)]
     assert all((luminance(c) + 0.05) / (luminance("#111111") + 0.05) >= 4.5 for c in colours)
-    assert css(paint(1.0, "advantage", 1.0)) != css(paint(-1.0, "advantage", 1.0)) != css(paint(None, "advantage", 1.0))
-    praise, blame = (paint(v, "advantage", 1.0) for v in (1.0, -1.0))
+    assert css(paint(1.0, "advantage")) != css(paint(-1.0, "advantage")) != css(paint(None, "advantage"))
+    praise, blame = (paint(v, "advantage") for v in (1.0, -1.0))
     assert praise[1] == max(praise) and blame[1] == min(blame)  # green and purple, as in a notebook
-    assert all(
-        len(set(paint(0.7, c, 1.0))) == 1 for c in ("log-prob", "entropy")
-    )  # grey: no praise, no blame, no phase
+    assert all(len(set(paint(0.7, c))) == 1 for c in ("log-prob", "entropy"))  # grey: no praise, no blame, no phase
 
 
 # --- runs and traces --------------------------------------------------------------------------------------------------
@@ -195,7 +203,7 @@ def test_invalid_lines_are_listed_and_the_rest_is_kept(tmp_path) -> None:
     lines = (ROOT / "data/checkpoints/lab-rec/trace.jsonl").read_bytes().splitlines(keepends=True)[:4]
     path, bad = tmp_path / "t.jsonl", []
     path.write_bytes(b"".join([lines[0], lines[1], b"[]\n", lines[2], b'{"query": {}}\n']))
-    assert len(open_trace(path, "t", bad).trace.groups) == 2
+    assert len(list(open_trace(path, "t", bad).groups())) == 2
     assert [b.split(":")[0] for b in bad] == ["t, line 3", "t, line 5"]
     with pytest.raises(KitError, match="t, line 3"):
         open_trace(path, "t")
@@ -258,7 +266,7 @@ def test_what_there_was_no_room_for_is_no_error() -> None:
 
 def test_scores_are_those_of_training(library) -> None:
     opened = library.trace("lab-rec-fgrpo", {})
-    group = opened.trace.groups[0]
+    group = opened.group("test-0")
     rewards, _ = credit_of(group, opened.config)
     for n, traced in enumerate(group.rollouts):
         slate, rank, form = scores(group.example, traced.output, opened.config).values()
@@ -272,7 +280,7 @@ def test_scores_are_those_of_training(library) -> None:
 
 def test_signs_flip_where_joint_credit_follows_the_other_phase(library) -> None:
     opened = library.trace("lab-rec-fgrpo", {})
-    group = opened.trace.groups[0]
+    group = opened.group("test-0")
     one, other = (group_credit(group, opened.config, m) for m in ("fgrpo", "grpo"))
     slate, rank = one.rewards.slate[0], one.rewards.rank[0]
     own, joint = [x - x.mean() for x in (slate, rank)], slate + rank - (slate + rank).mean()
@@ -291,10 +299,10 @@ def test_signs_flip_where_joint_credit_follows_the_other_phase(library) -> None:
     assert "No token&#39;s advantage has opposite signs under grpo and fgrpo." in panel and "blames" not in panel
 
 
-def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
+def test_two_traces_compare_as_evaluation_does(library, lab, tmp_path) -> None:
     a, b = (library.trace(name, {}) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
     found = compare_traces(a, b)
-    assert len(found.keys) == 512 and [row[0] for row in found.rows] == list(METRICS)
+    assert len(found.keys) == 200 and [row[0] for row in found.rows] == list(METRICS)
     measured = evaluate(library.policy("lab-rec-fgrpo"), lab.test[:64], b.config)
     part = compare_traces(cut(a, 64), cut(b, 64))
     assert {row[0]: row[2] for row in part.rows}["ndcg@5"] == pytest.approx(float(measured["ndcg@5"].mean()))
@@ -310,14 +318,15 @@ def test_two_traces_compare_as_evaluation_does(library, lab) -> None:
     assert part.with_fate(1, "rank_drop") and set(part.with_fate(1, "rank_drop")) <= set(renamed.keys)
     assert set(part.with_fate(0, "rank_drop")) <= set(a.keys)
     assert 'data-run="x" data-query="b' in query_list(part, 1, "rank_drop", "x")
-    other = replace(b, trace=replace(b.trace, groups=[Group(EXAMPLE)]), keys={"q": 0})
+    write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE)], {}))
+    other = open_trace(tmp_path / "t.jsonl", "t")
     with pytest.raises(KitError, match="choose runs of one task"):
         compare_traces(a, other)
 
 
 def test_metrics_in_batches_are_those_of_the_whole(library) -> None:
     opened = library.trace("lab-rec-fgrpo", {})
-    groups, grammar = opened.trace.groups[:40], opened.config.grammar
+    groups, grammar = list(opened.groups())[:40], opened.config.grammar
     outputs, examples = [g.greedy.output for g in groups], [g.example for g in groups]
     whole = measure_outputs(outputs, examples, grammar)
     for cells in (1, 10 * 20 * 7, 10**9):
@@ -326,8 +335,7 @@ def test_metrics_in_batches_are_those_of_the_whole(library) -> None:
 
 
 def cut(opened, count):
-    return replace(opened, trace=replace(opened.trace, groups=opened.trace.groups[:count]),
-                   keys=dict(list(opened.keys.items())[:count]))  # fmt: skip
+    return replace(opened, keys=dict(list(opened.keys.items())[:count]))
 
 
 def test_differences_of_two_outputs_are_marked() -> None:
@@ -344,10 +352,70 @@ def test_differences_of_two_outputs_are_marked() -> None:
 def test_the_page_shows_something_for_every_method_and_colour(library) -> None:
     for method in METHODS:
         for colour in COLOURS:
-            page = show(
-                library, Chosen("lab-rec", "test-1", "2", colour, method, "grpo", "lab-rec", "lab-rec-grpo"), {}
-            )
-            assert not page.problems and set(page.html) == set(SLOTS) and all(page.html[p] for p in SLOTS)
+            chosen = Chosen("lab-rec", "test-1", "2", colour, method, "grpo", "lab-rec", "lab-rec-grpo")
+            page = show(library, chosen, {})
+            assert not page.problems and set(page.html) == set(LIGHT) and all(page.html.values())
+    for view, slots in DEEP.items():
+        page = show(library, chosen, {}, view)
+        assert not page.problems and set(page.html) == {*LIGHT, *slots} and all(page.html.values())
+        again = show(library, replace(chosen, rollout="3"), {}, view, page.drawn)
+        assert set(again.html) == set(LIGHT) and again.drawn == page.drawn  # on the page already
+        other = show(library, replace(chosen, run="lab-rec-grpo"), {}, view, page.drawn)
+        assert set(slots) <= set(other.html) and other.drawn != page.drawn
+
+
+def test_the_page_opens_on_a_perfect_slate_that_joint_credit_blames(library) -> None:
+    page = show(library, Chosen(FIRST), {})
+    assert (page.chosen.query, page.chosen.rollout) == OPENING and not page.problems
+    words = page.html["reading"]
+    assert "its slate reward is 1.00, above the mean of the group" in words
+    assert "grpo blames its slate tokens (\N{MINUS SIGN}" in words and "fgrpo praises them (+" in words
+    assert page.html["strip"].count("data-strip") == 2
+    assert page.html["strip"].index(">grpo <small>") < page.html["strip"].index(">fgrpo <small>")
+    step = NEXT[0][1]
+    other = show(library, Chosen(**{k: v for k, v in step.items() if k in Chosen.__dataclass_fields__}), {})
+    assert (
+        "below the mean" in other.html["reading"].split(";")[1]
+        and "grpo praises its rank tokens" in other.html["reading"]
+    )
+
+
+def test_the_table_of_queries_has_what_a_group_has(library) -> None:
+    opened = library.trace("lab-rec-fgrpo", {})
+    rows = {row.key: row for row in query_rows(opened, "fgrpo", "grpo", 5)}
+    assert list(rows) == [f"test-{n}" for n in range(5)]
+    group = opened.group("test-1")
+    one, other = (group_credit(group, opened.config, m) for m in ("fgrpo", "grpo"))
+    row = rows["test-1"]
+    assert row.slate == pytest.approx(float(one.rewards.slate.mean())) and row.rollouts == 8
+    assert row.flips == sum(map(sum, flips(group, one, other))) > 0
+    assert row.titles == tuple(group.example.candidates[i] for i in sorted(group.example.relevant))
+    assert row.errors == error_counts(group.example, group.greedy.output, opened.config.grammar)
+    table = query_table(list(rows.values()), "<run>", "fgrpo", "grpo", 9)
+    assert table.index('data-query="test-1"') < table.index('data-query="test-0"') and "The first 5 queries" in table
+    assert 'data-run="&lt;run&gt;"' in table
+    assert all(r.flips is None for r in query_rows(opened, "fgrpo", "nosuch", 2))
+
+
+def test_next_and_previous_go_round(library) -> None:
+    chosen = Chosen("lab-rec", "test-199")
+    assert neighbour(library, chosen, {}, 1) == "test-0" and neighbour(library, chosen, {}, -1) == "test-198"
+    assert neighbour(library, Chosen("nosuch", "x"), {}, 1) == neighbour(library, Chosen("lab-rec", "x"), {}, 1) == ""
+
+
+def test_a_query_is_read_from_where_its_line_is(library, tmp_path) -> None:
+    opened = library.trace("lab-rec-fgrpo", {})
+    whole = read_trace(ROOT / "data/checkpoints/lab-rec-fgrpo/trace.jsonl").groups
+    assert list(opened.groups()) == whole and not opened.trace.groups
+    path = tmp_path / "t.jsonl"
+    path.write_bytes((ROOT / "data/checkpoints/lab-rec/trace.jsonl").read_bytes())
+    mine = open_trace(path, "mine")
+    path.write_bytes(b"x" * 1_000_000)
+    with pytest.raises(KitError, match="its trace has changed meanwhile; choose the run again"):
+        mine.group("test-9")
+    path.unlink()
+    with pytest.raises(KitError, match="its trace cannot be read"):
+        mine.group("test-9")
 
 
 JUNK = st.sampled_from(["", "lab-rec", "test-3", "greedy", "9", "-1", "nested", "../..", "\x00", "a" * 2000]) | st.text(
@@ -355,11 +423,13 @@ JUNK = st.sampled_from(["", "lab-rec", "test-3", "greedy", "9", "-1", "nested", 
 )
 
 
-@given(st.lists(JUNK, min_size=8, max_size=8), st.sampled_from(["lab-rec", ""]))
+@given(
+    st.lists(JUNK, min_size=9, max_size=9), st.sampled_from(["lab-rec", ""]), st.sampled_from([*DEEP, "inspect", "x"])
+)
 @settings(max_examples=60, deadline=None)
-def test_no_choice_raises(library, names, run) -> None:
-    page = show(library, Chosen(run or names[0], *names[1:]), {})
-    assert page.problems or all(page.html.values())
+def test_no_choice_raises(library, names, run, view) -> None:
+    page = show(library, Chosen(run or names[0], *names[1:]), {}, view)
+    assert page.problems or any(page.html.values())
     assert queries_of_bar(library, names[0], names[1], {}, "0", "slate_miss")
     assert training(library, names[0])
 
@@ -371,8 +441,8 @@ def test_a_run_that_cannot_be_opened_is_replaced_and_named(library, tmp_path) ->
         assert "Showing lab-rec-fgrpo in its place" in page.problems[1]
 
 
-def test_the_explorable_is_shut_in_its_frame(library) -> None:
-    shown = explorable(library, "lab-rec-fgrpo", "test-1", {})
+def test_the_explorable_is_shut_in_its_frame(library, tmp_path) -> None:
+    shown = show(library, Chosen("lab-rec-fgrpo", "test-1"), {}, "try").html["try"]
     assert (
         shown.count("<iframe") == 1
         and 'sandbox="allow-scripts"' in shown
@@ -383,8 +453,9 @@ def test_the_explorable_is_shut_in_its_frame(library) -> None:
     group = library.trace("lab-rec-fgrpo", {}).group("test-1")
     trace = replace(library.trace("lab-rec-fgrpo", {}).trace, groups=[group], notes=())
     assert html.unescape(inner) == build_page(trace).html
-    assert "no query has two rollouts" in explorable(library, "lab-rec-fgrpo", "test-400", {})
-    assert "was not found" in explorable(library, "nosuch", "test-1", {})
+    write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE)], {}))
+    page = show(library, Chosen("mine"), {"mine": str(tmp_path / "t.jsonl")}, "try")
+    assert "no query has two rollouts" in page.problems[0] and "try" not in page.drawn
 
 
 def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> None:
@@ -397,12 +468,7 @@ def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> N
 
 
 def test_training_draws_what_was_logged(library) -> None:
-    assert "Step 300 of 300" in training(library, "lab-rec-fgrpo") and "image/png" in training(library, "lab-rec")
-    rows = read_metrics(ROOT / "data/checkpoints/lab-rec-grpo")
-    for some in (rows[:1], rows):
-        figure = training_curves(some)
-        assert figure.axes[0].get_title() == "reward"
-        assert len(figure.axes[0].lines) == 2 and len(figure.axes[0].lines[0].get_xdata()) == max(1, len(some) - 9)
+    assert "Step 300 of 300" in training(library, "lab-rec-fgrpo") and "<svg" in training(library, "lab-rec")
 
 
 # --- the playground ---------------------------------------------------------------------------------------------------
@@ -543,8 +609,8 @@ def run_with(runs: Path, **files: bytes) -> Library:
         (b'{"step": 1, "reward/slate": "x", "loss": [1], "tokens": null}\n', "must be a number; delete the line"),
         (b'{"step": 1, "loss": 1.5}\n{"step": 2, "loss": Infin', "Step 1 of 1,000"),
         (b'{"step": 1, "loss": NaN}\n{"step": 2, "loss": 2.0, "<b>": 1e29}\n', "&lt;b&gt; 1e+29"),
-        (b'{"step": 1, "loss": 1e308}\n{"step": 2, "loss": -Infinity, "reward/rank": 0.5}\n', "image/png"),
-        (b'{"step": 1, "loss": 1' + b"0" * 400 + b', "slate_length": 3}\n', "image/png"),
+        (b'{"step": 1, "loss": 1e308}\n{"step": 2, "loss": -Infinity, "reward/rank": 0.5}\n', "<svg"),
+        (b'{"step": 1, "loss": 1' + b"0" * 400 + b', "slate_length": 3}\n', "<svg"),
         (b'{"step": 1000000000000000000, "loss": 1}\n', "a step that is not the number of a step"),
         (b'{"step": -1, "loss": 1}\n', "a step that is not the number of a step"),
         (b'{"step": 1' + b"0" * 400 + b', "loss": 1}\n', "a step that is not the number of a step"),
@@ -610,7 +676,7 @@ def test_sizes_of_a_header_change_no_number(library) -> None:
         assert all(row[3:] == (0.0, 0.0, 0.0) for row in found.rows)
 
 
-def test_queries_of_one_group_count_as_one_in_an_interval(library) -> None:
+def test_queries_of_one_group_count_as_one_in_an_interval(library, tmp_path) -> None:
     """Each query four times: the interval is that of the queries once, if their group says so, else about half as wide."""
     names = ("lab-rec-grpo", "lab-rec-fgrpo")
 
@@ -618,11 +684,11 @@ def test_queries_of_one_group_count_as_one_in_an_interval(library) -> None:
         runs = []
         for opened in (cut(library.trace(name, {}), 40) for name in names):
             groups = [
-                replace(g, example=replace(g.example, id=f"{n}-{c}", group=str(n) if grouped else ""))
-                for n, g in enumerate(opened.trace.groups) for c in range(copies)
+                replace(g, example=replace(g.example, id=f"{n}-{c}", group=str(n) if grouped else ""), rollouts=())
+                for n, g in enumerate(opened.groups()) for c in range(copies)
             ]  # fmt: skip
-            keys = {g.example.id: n for n, g in enumerate(groups)}
-            runs.append(replace(opened, trace=replace(opened.trace, groups=groups), keys=keys))
+            write_trace(tmp_path / "t.jsonl", replace(opened.trace, groups=groups))
+            runs.append(open_trace((tmp_path / "t.jsonl").rename(tmp_path / f"{len(runs)}-{copies}{grouped}"), "t"))
         *_, low, high = compare_traces(*runs).rows[0]
         return high - low
 

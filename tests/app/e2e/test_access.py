@@ -10,7 +10,7 @@ from .conftest import tab
 from .test_app import at, choose, radio, until, values
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-TABS = ("Inspect", "Group", "Compare", "Try it", "Playground", "Training", "Files")
+TABS = ("Inspect", "Group", "Queries", "Compare", "Try it", "Playground", "Training", "Files")
 
 
 def open_tab(page, name: str) -> None:
@@ -32,12 +32,12 @@ def test_axe_finds_nothing_serious(visit, scheme, width) -> None:
         open_tab(page, name)
         if name == "Compare":
             page.get_by_role("button", name="slate miss \N{MIDDLE DOT} B").click()
-            page.locator("#at-queries button").first.wait_for()
+            page.locator("#at-listed button").first.wait_for()
         if name == "Playground":
             page.get_by_role("button", name="Generate").click()
             page.locator("#at-status", has_text="the greedy one").wait_for()
         if name == "Training":
-            page.locator("#at-curves img").wait_for()
+            page.locator("#at-curves svg").first.wait_for()
         time.sleep(0.3)
         for v in page.evaluate("axe.run()")["violations"]:
             if v["impact"] in ("serious", "critical"):
@@ -76,13 +76,10 @@ def test_the_keyboard_is_enough(visit) -> None:
                 return
         raise AssertionError(f"{wanted} is not reached by Tab")
 
-    press_to("fieldset[aria-label='Credit method'] input[value='grpo']")
-    page.keyboard.press("Space")
-    until(lambda: "credit=grpo" in at(page))
-    press_to("input[aria-label=Rollout]")
-    page.keyboard.press("ArrowDown")
+    press_to("input[aria-label='Credit method']")
+    page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
-    until(lambda: "rollout=1" not in at(page))
+    until(lambda: "credit=gdpo" in at(page))
     press_to("#at-strip .token")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -136,7 +133,7 @@ def test_the_address_names_what_the_page_shows(visit, monkeypatch) -> None:
     until(lambda: "rollout=1" in at(page))
     page.evaluate(RECORD)
     slow_answers(monkeypatch, 1.5)
-    radio(page, "Credit method", "grpo")
+    choose(page, "Credit method", "grpo")
     choose(page, "Rollout", "sampled 2")
     until(lambda: "rollout=2" in at(page) and len(page.evaluate("window.seen")) > 1)
     seen = page.evaluate("window.seen")
@@ -148,7 +145,7 @@ def test_a_late_answer_keeps_the_place_in_the_strip(visit, monkeypatch) -> None:
     page = visit(rollout="1")
     until(lambda: "rollout=1" in at(page))
     slow_answers(monkeypatch, 1)
-    radio(page, "Credit method", "grpo")
+    choose(page, "Credit method", "grpo")
     page.locator("#at-strip .token").first.focus()
     page.keyboard.press("ArrowRight")
     readout = page.locator(".readout").first
