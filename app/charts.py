@@ -124,7 +124,7 @@ class Axes:
 def svg(content: Markup, height: float, alt: str, opens: bool = False) -> Markup:
     """A panel of WIDTH x `height` units, as wide as there is room for."""
     return tag(
-        '<svg class="chart" role="{}" aria-label="{}" style="width:100%;max-width:34rem;height:auto;display:block" '
+        '<svg class="chart" role="{}" aria-label="{}" style="width:100%;max-width:28rem;height:auto;display:block" '
         'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {:.0f}" font-size="12" font-family="system-ui, sans-serif" '
         'fill="currentColor">{}</svg>', "group" if opens else "img", alt, WIDTH, height, content,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def figure(panels: Sequence[Markup], alt: str, file: str) -> Markup:
     )  # fmt: skip
     drawn = ONLY_PAGE.sub("", whole).replace("currentColor", INK)
     link = "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
-    columns = "display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr))"
+    columns = "display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))"
     return Markup(
         '<figure aria-label="{}"><div style="{}">{}</div><figcaption><a href="{}" download="{}">'
         "Download this figure (SVG)</a></figcaption></figure>"
@@ -257,25 +257,45 @@ def reward_plane(slate: Sequence[float], rank: Sequence[float]) -> Markup:
     at: dict[tuple[float, float], list[int]] = {}
     for n, place in enumerate(zip(slate, rank, strict=True), start=1):
         at.setdefault((round(place[0], 4), round(place[1], 4)), []).append(n)
+    taken = [(axes.x(s) - 4, axes.y(r) - 4, 8.0, 8.0) for s, r in at]
     for (s, r), numbers in at.items():
-        lines = [numbers[i : i + 5] for i in range(0, len(numbers), 5)]
-        x, y, down = axes.x(s), axes.y(r), 13 if r > 0.5 else -13
+        texts = [f"{n}{',' if n != numbers[-1] else ''}" for n in numbers]
+        lines = [list(zip(numbers[i : i + 5], texts[i : i + 5], strict=True)) for i in range(0, len(numbers), 5)]
+        wide, high = max(sum(map(_advance, line)) for line in lines), 13.0 * len(lines)
+        x, y = _free(axes, axes.x(s), axes.y(r), wide, high, taken)
+        taken.append((x, y, wide, high))
         for row, line in enumerate(lines):
-            texts = [f"{n}{',' if n != numbers[-1] else ''}" for n in line]
-            wide = TEXT * sum(len(t) + 0.7 for t in texts)
-            left = x + 7 if x + 7 + wide < WIDTH else x - 7 - wide
-            for n, text in zip(line, texts, strict=True):
+            for i, (n, text) in enumerate(line):
                 words = f"Open rollout {n}: slate reward {number(s, '.2f')}, rank reward {number(r, '.2f')}"
                 parts.append(tag(
                     '<g role="button" tabindex="0" data-rollout="{}" aria-label="{}" style="cursor:pointer">'
                     '<title>{}</title><circle cx="{:.1f}" cy="{:.1f}" r="4.5"/><text x="{:.1f}" y="{:.1f}">{}</text></g>',
-                    n, words, words, x, y, left, y - 6 + down * row, text,
+                    n, words, words, axes.x(s), axes.y(r), x + sum(map(_advance, line[:i])), y + 11 + 13 * row, text,
                 ))  # fmt: skip
-                left += TEXT * (len(text) + 0.7)
     words = f"Slate reward against rank reward of {len(slate)} rollouts; " + ", ".join(
         f"{name} {number(mean, '.2f')}" for name, mean, _, _ in means
     )
     return figure([axes.panel(join(parts), words, opens=True)], words, "slate-against-rank.svg")
+
+
+def _advance(entry: tuple[int, str]) -> float:
+    """Width of a rollout's number in a label."""
+    return TEXT * (len(entry[1]) + 0.7)
+
+
+def _free(
+    axes: Axes, x: float, y: float, wide: float, high: float, taken: Sequence[tuple[float, float, float, float]]
+) -> tuple[float, float]:
+    """Left and top of a label near a point: of places beside it the one that overlaps least with what is there."""
+    places = [(left, y + dy) for dy in (-14, 2 - high / 2, -high, 3) for left in (x + 7, x - 6 - wide)]
+    places = [(min(left, WIDTH - wide), max(axes.top - 8, min(top, axes.bottom - high))) for left, top in places]
+
+    def overlap(place: tuple[float, float]) -> float:
+        ends = [(min(place[0] + wide, a + w) - max(place[0], a), min(place[1] + high, b + h) - max(place[1], b))
+                for a, b, w, h in taken]  # fmt: skip
+        return sum(max(0.0, dx) * max(0.0, dy) for dx, dy in ends)
+
+    return min(places, key=overlap)
 
 
 def panels(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, dict[str, int]]]:
@@ -293,7 +313,7 @@ def training_curves(rows: Sequence[Mapping[str, float]], window: int = 10) -> Ma
             name, colour = PHASES[phase][:2] if phase in PHASES else (key, "currentColor")
             lines.append(replace(smooth(rows, key, window), name=name, colour=colour,
                                  dash="6 4" if phase == PHASE_RANK else ""))  # fmt: skip
-        drawn.append(curves(lines, title, ""))
+        drawn.append(curves(lines, title, "", legend=len(lines) > 1))
     return figure(drawn, f"Training curves, running means over {window} steps", "training.svg")
 
 
@@ -325,10 +345,11 @@ def key_of(series: Sequence[Series], title: str = "Runs") -> Markup:
 
 
 def ink(colour: str, where: str = "stroke") -> Markup:
-    """A colour of the palette, mixed with that of the text: darker on white, lighter on black."""
+    """A colour of the palette, mixed with that of the text, so that its contrast is 3 on white and on dark grounds."""
     if colour in ("currentColor", "#000000"):
         return tag(' {}="currentColor"', where)
-    return tag(' {0}="{1}" style="{0}:color-mix(in srgb, {1} 70%, currentColor)"', where, colour)
+    share = 60 if sum(bytes.fromhex(colour[1:])) < 260 else 80  # dark ones need more of the text's colour in dark mode
+    return tag(' {0}="{1}" style="{0}:color-mix(in srgb, {1} {2}%, currentColor)"', where, colour, share)
 
 
 def _sample(x: float, y: float, name: str, colour: str, dash: str) -> Markup:

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ from .library import Cache, Library, Opened
 from .markup import html_table, join, message, number, printable, signed, tag
 from .measures import fitting, measure_in_batches, scores
 
-MOST_RUNS, MOST_QUERIES, MOST_POINTS, MOST_STEPS = 12, 500, 1000, 200
-"""maximum number of runs, of a run's queries with sampled rollouts, of points of a scatter plot, of steps of a query"""
+MOST_RUNS, MOST_QUERIES, MOST_TOKENS, MOST_POINTS, MOST_STEPS = 12, 500, 1_000_000, 1000, 200
+"""maximum number of runs; of a run's queries with sampled rollouts, and of their tokens; of points; of steps of a query"""
 BATCH = 64
 """number of queries of a trace that are in memory at a time"""
 METRICS = {"ndcg@5": "NDCG@5", "ndcg@1": "NDCG@1", "recall@5": "Recall@5", "slate_recall": "slate recall",
@@ -38,8 +39,8 @@ LOGGED = {"reward/slate": "slate reward", "reward/rank": "rank reward", "slate_l
           "format_errors": "share of format errors"}  # fmt: skip
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 2 1 2 1 2")
 """line styles of the seeds of a method"""
-UNREAD = ("seed", "device", "data", "lm.date", "lm.micro")
-"""options that do not tell methods apart"""
+UNREAD = ("seed", "device", "data", "lm.date", "lm.micro", "rl.credit")
+"""options that do not tell runs of one credit method apart"""
 
 Own = Mapping[str, str]
 Identity = tuple[str, bytes]
@@ -48,10 +49,11 @@ Identity = tuple[str, bytes]
 
 @dataclass(frozen=True)
 class Labelled:
-    """A run with its method, seed and warm start ("" if that is not known), and a line style."""
+    """A run with its method, whether RL trained it, its seed and warm start ("" if not known), and a line style."""
 
     name: str
     method: str
+    trained: bool
     seed: int
     start: str
     config: Config
@@ -68,6 +70,7 @@ class Query:
     values: tuple[float, ...]
 
 
+_signed = partial(signed, digits=3)
 MEASURED = Cache(2 * MOST_RUNS)
 """dict[Identity, Query] by trace"""
 
@@ -86,16 +89,13 @@ def overview(library: Library, names: Sequence[str], own: Own) -> Markup:
     if len({run.config.grammar.full for run in runs}) > 1:
         full = ", ".join(printable(run.name, 60) for run in runs if run.config.grammar.full)
         notes.append(f"Lists are filled in {full} only: length alone may make a difference.")
-    rows = [
-        [
-            run.name,
-            run.method,
-            str(run.seed),
-            run.start or "not known",
-            *(number(float(x)) for x in values[run.name].mean(1)),
-        ]
-        for run in runs
-    ]
+    if differ := varied([run.config for run in runs if run.trained]):
+        names = ", ".join(name.rpartition(".")[2] for name in differ)
+        notes.append(f"Besides the credit method, runs differ in {names}: differences between methods may be theirs.")
+    rows = []
+    for run in runs:
+        start = run.start or "not known" if run.trained else "\N{EN DASH}"
+        rows.append([run.name, run.method, str(run.seed), start, *(number(float(x)) for x in values[run.name].mean(1))])
     head = ("Run", "Method", "Seed", "Warm start", *METRICS.values())
     try:
         methods = _methods(runs, values, [q.group for q in found[runs[0]]])
@@ -112,8 +112,8 @@ def _methods(runs: Sequence[Labelled], values: Mapping[str, Tensor], groups: Seq
         if first is not run:
             both = f"{printable(first.name, 60)} and {printable(run.name, 60)}"
             raise KitError(f"{both} are both {run.method} with seed {run.seed}: choose one of them to compare methods.")
-    trained = [m for m in by_method if m != WARM_START]
-    baseline = baseline_of(trained) if trained else WARM_START
+    trained = list(dict.fromkeys(run.method for run in runs if run.trained))
+    baseline = baseline_of(trained or list(by_method))
     differences = {m: difference(some, by_method[baseline], values, groups)
                    for m, some in by_method.items() if m != baseline}  # fmt: skip
     tested = [m for m in trained if m != baseline]
@@ -126,9 +126,9 @@ def _methods(runs: Sequence[Labelled], values: Mapping[str, Tensor], groups: Seq
         cells = [number(float(values[some[s].name][0].mean())) if s in some else "\N{EN DASH}" for s in seeds]
         cells.append(f"{number(mean.mean)} {_bracket(mean.interval(), number)}")
         diff, count = differences.get(method, (None, 0))
-        cells.append(f"{signed(diff.mean, 3)} {_bracket(diff.interval())}" if diff else "")
+        cells.append(f"{_signed(diff.mean)} {_bracket(diff.interval(), _signed)}" if diff else "")
         enough = method in adjusted and count >= LEAST_SEEDS and diff is not None
-        cells.append(_bracket(diff.simultaneous(len(tested))) if enough and diff else "")
+        cells.append(_bracket(diff.simultaneous(len(tested)), _signed) if enough and diff else "")
         cells.append(number(adjusted[method]) if enough else "")
         if method == baseline:
             words = "baseline"
@@ -141,7 +141,9 @@ def _methods(runs: Sequence[Labelled], values: Mapping[str, Tensor], groups: Seq
         rows.append([method, *cells, words])
     head = ("Method", *(f"seed {s}" for s in seeds), "mean [95 %]", f"difference to {baseline} [95 %]", "simultaneous",
             "p (Holm)", "verdict")  # fmt: skip
-    table = html_table(f"{METRICS[PRIMARY]} of methods x seeds", head, rows)
+    filled = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    columns = [[line[i] for i in filled] for line in (head, *rows)]
+    table = html_table(f"{METRICS[PRIMARY]} of methods x seeds", columns[0], columns[1:])
     return tag("{}<p>{}</p>", table, _reading(by_method, differences, tested))
 
 
@@ -156,6 +158,8 @@ def _reading(
         parts.append("Not every run's warm start is known, so runs count as independent.")
     elif len(starts) == 1:
         parts.append("All trained runs begin with one warm start, so the intervals speak about this start alone.")
+    elif len(starts) == 2:
+        parts.append("Two warm starts leave 1 degree of freedom, so the intervals are wide: use 1, or 3 and more.")
     few = [m for m in tested if differences[m][1] < LEAST_SEEDS]
     if few:
         parts.append(
@@ -177,8 +181,9 @@ def difference(
 
     A single warm start is taken for every seed of the baseline.
     """
-    if len(some) == 1 and next(iter(some.values())).method == WARM_START:
-        some = dict.fromkeys(base, next(iter(some.values())))
+    first = next(iter(some.values()))
+    if len(some) == 1 and not first.trained:
+        some = dict.fromkeys(base, first)
     seeds = sorted(some.keys() & base.keys())
     if not seeds:
         return None, 0
@@ -197,11 +202,9 @@ def _starts(labels: Sequence[str]) -> list[int] | None:
     return [list(dict.fromkeys(labels)).index(label) for label in labels] if all(labels) else None
 
 
-def _bracket(ends: tuple[float, float], show: object = None) -> str:
-    if not all(map(math.isfinite, ends)):
-        return ""
-    low, high = (number(x) if show else signed(x, 3) for x in ends)
-    return f"[{low}, {high}]"
+def _bracket(ends: tuple[float, float], show: Callable[[float], str]) -> str:
+    """An interval as text, "" where one query of one run leaves none."""
+    return f"[{show(ends[0])}, {show(ends[1])}]" if all(map(math.isfinite, ends)) else ""
 
 
 def overlaid(library: Library, names: Sequence[str]) -> Markup:
@@ -210,19 +213,18 @@ def overlaid(library: Library, names: Sequence[str]) -> Markup:
     Raises KitError if no run has logged one of them.
     """
     runs = labelled(library, names, {})
-    logs = {run: library.metrics(run.name) for run in runs}
-    keys = LOGGED | {key: key for rows in logs.values() for row in rows for key in row if "ndcg" in key}
-    panels, drawn = [], dict[str, Series]()
-    for key, title in list(keys.items())[: len(LOGGED) + 4]:
-        lines = [replace(smooth(rows, key), name=run.name, colour=run.colour, dash=run.dash)
-                 for run, rows in logs.items() if any(key in row for row in rows)]  # fmt: skip
-        if lines:
-            panels.append(curves(lines, title, "", legend=False))
-            drawn |= {line.name: line for line in lines}
-    if not panels:
-        raise KitError(
-            "none of these runs has logged rewards of RL: choose runs that `fgrpo train` has trained with RL."
-        )
+    lines: dict[str, list[Series]] = {key: [] for key in LOGGED}
+    for run in runs:
+        rows = library.metrics(run.name)
+        logged = {name for row in rows for name in row}
+        for key in [*LOGGED, *sorted(name for name in logged if "ndcg" in name)[:4]]:
+            if key in logged:
+                line = replace(smooth(rows, key), name=run.name, colour=run.colour, dash=run.dash)
+                lines.setdefault(key, []).append(line)
+    drawn = {line.name: line for some in lines.values() for line in some}
+    if not drawn:
+        raise KitError("none of these runs has logged rewards of RL: choose runs that fgrpo train has trained with RL.")
+    panels = [curves(some, LOGGED.get(key, key), "", legend=False) for key, some in lines.items() if some]
     without = [printable(run.name, 80) for run in runs if run.name not in drawn]
     note = message(f"Nothing of this is logged by {', '.join(without)}.") if without else ""
     words = "Running means over 10 steps; colours are methods, dashes are seeds."
@@ -277,7 +279,7 @@ def histograms(library: Library, names: Sequence[str], own: Own, method: str = "
             missing.append(printable(run.name, 80))
             continue
         if cut:
-            notes.append(message(f"{printable(run.name, 80)}: the first {MOST_QUERIES} queries with sampled rollouts."))
+            notes.append(message(f"{printable(run.name, 80)}: the first {cut} queries with sampled rollouts."))
         for panel, column in zip(drawn, columns, strict=True):
             panel.append(Series(run.name, column, colour=run.colour, dash=run.dash))
     if not drawn[0]:
@@ -291,16 +293,19 @@ def histograms(library: Library, names: Sequence[str], own: Own, method: str = "
     return tag("<p>{}</p>{}{}", text, join(notes), figure(panels, f"Histograms. {text}", "histograms.svg"))
 
 
-def _sampled(opened: Opened, run: Labelled, method: str) -> tuple[list[list[float]], bool]:
-    """Slate and rank reward and slate length of the sampled rollouts, advantages of slate and rank tokens; whether cut."""
+def _sampled(opened: Opened, run: Labelled, method: str) -> tuple[list[list[float]], int]:
+    """Slate and rank reward and slate length of sampled rollouts, advantages of slate and rank tokens.
+
+    Also the number of queries that these are of, if there are more; else 0.
+    """
     columns: list[list[float]] = [[] for _ in range(5)]
     config = replace(opened.config, rl=with_credit(opened.config.rl, method)) if method else opened.config
     seen = 0
     for group in (opened.group(key) for key in opened.keys):
         if len(group.rollouts) < 2:
             continue
-        if seen == MOST_QUERIES:
-            return columns, True
+        if seen == MOST_QUERIES or len(columns[3]) + len(columns[4]) > MOST_TOKENS:
+            return columns, seen
         seen += 1
         try:
             rewards, advantages = credit_of(group, config)
@@ -312,7 +317,7 @@ def _sampled(opened: Opened, run: Labelled, method: str) -> tuple[list[list[floa
         for traced, row in zip(group.rollouts, advantages.tolist(), strict=True):
             for column, phase in ((3, PHASE_SLATE), (4, PHASE_RANK)):
                 columns[column] += [x for x, p in zip(row, traced.phases, strict=False) if p == phase]
-    return columns, False
+    return columns, 0
 
 
 def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
@@ -329,9 +334,7 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
         best, drawn = ([group.greedy] if group.greedy else []), group.rollouts
         means = [_means(group, some, opened.config) for some in (best, drawn)]
         points.append((group.step, means[0], means[1]))
-        rows.append(
-            [str(group.step), *_lists(group), *(_pair(means, phase) for phase in ("slate", "rank")), _errors(group)]
-        )
+        rows.append([str(group.step), *_lists(group), *_numbers(means), _errors(group)])
     if len(points) < 2:
         at = f"at step {points[0][0]} alone" if points else "without a step"
         how = "fgrpo train traces its first validation queries at several steps"
@@ -345,8 +348,8 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
             if not all(map(math.isnan, values)):
                 steps = [float(point[0]) for point in points]
                 lines.append(Series(f"{phase} reward, {who}", values, steps, PHASES[code][1], dash))
-    head = ("Step", "Slate (greedy)", "Rank (greedy)", "Slate reward: greedy, mean of sampled",
-            "Rank reward: greedy, mean of sampled", "Errors")  # fmt: skip
+    rewards = [f"{phase} reward, {who}" for who in ("greedy", "mean of sampled") for phase in ("slate", "rank")]
+    head = ("Step", "Slate (greedy)", "Rank (greedy)", *rewards, "Errors")
     caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training (\N{BLACK STAR}: relevant)"
     return tag("{}{}", figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg"),
                html_table(caption, head, rows))  # fmt: skip
@@ -358,8 +361,8 @@ def _means(group: Group, some: Sequence[Traced], config: Config) -> dict[str, fl
     return dict(zip(("slate", "rank"), np.mean(found, axis=0).tolist(), strict=True)) if found else {}
 
 
-def _pair(means: Sequence[Mapping[str, float]], phase: str) -> str:
-    return ", ".join(number(m[phase]) if phase in m else "\N{EN DASH}" for m in means)
+def _numbers(means: Sequence[Mapping[str, float]]) -> list[str]:
+    return [number(m[phase]) if phase in m else "\N{EN DASH}" for m in means for phase in ("slate", "rank")]
 
 
 def _lists(group: Group) -> list[str]:
@@ -399,16 +402,22 @@ def labelled(library: Library, names: Sequence[str], own: Own) -> list[Labelled]
     runs = []
     for method in dict.fromkeys(m for _, m, _, _ in found):
         some = [(name, start, config) for name, m, start, config in found if m == method]
-        options = [{k: v for k, v in flat(config.to_dict()).items() if k not in UNREAD} for _, _, config in some]
-        varied = [k for k in options[0] if len({repr(o[k]) for o in options}) > 1 and not (
-            method == WARM_START and k.startswith("rl."))]  # fmt: skip
+        trained = method != WARM_START
+        differ = [k for k in varied([c for _, _, c in some]) if trained or not k.startswith("rl.")]
         counts: dict[str, int] = {}
-        for (name, start, config), option in zip(some, options, strict=True):
-            label = " ".join([method, *(f"{k.rpartition('.')[2]}={printable(str(option[k]), 30)}" for k in varied)])
-            dash = DASHES[counts.setdefault(label, 0) % len(DASHES)]
-            counts[label] += 1
-            runs.append(Labelled(name, label, config.seed, start, config, style_of(method)["color"], dash))
+        for name, start, config in some:
+            options = flat(config.to_dict())
+            label = " ".join([method, *(f"{k.rpartition('.')[2]}={printable(str(options[k]), 30)}" for k in differ)])
+            counts[label] = counts.get(label, 0) + 1
+            dash, colour = DASHES[(counts[label] - 1) % len(DASHES)], style_of(method)["color"]
+            runs.append(Labelled(name, label, trained, config.seed, start, config, colour, dash))
     return runs
+
+
+def varied(configs: Sequence[Config]) -> list[str]:
+    """Names of the options, dotted, in which configurations differ, besides those that say no more than the method."""
+    options = [flat(config.to_dict()) for config in configs]
+    return [k for k in (options[0] if options else {}) if k not in UNREAD and len({repr(o[k]) for o in options}) > 1]
 
 
 def shared(library: Library, runs: Sequence[Labelled], own: Own) -> tuple[list[Identity], dict[Labelled, list[Query]]]:
