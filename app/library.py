@@ -143,6 +143,10 @@ class Library:
         """Names of the runs that contain this file."""
         return [name for name, folder in self.folders().items() if (folder / file).is_file()]
 
+    def bundled(self) -> list[str]:
+        """Names of the shipped runs that have a trace."""
+        return [name for name in self.having("trace.jsonl") if not name.startswith("runs/")]
+
     def with_policy(self) -> list[str]:
         """Names of the runs whose policy can generate: of adapters those whose base model is on this machine."""
         policies = ((name, policy_folder(folder)) for name, folder in self.folders().items())

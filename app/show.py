@@ -14,7 +14,7 @@ from fgrpo.interactive.page import build_page
 from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
 
-from . import charts, story, views
+from . import charts, runs, story, views
 from .library import Library, Opened
 from .markup import escaped, join, message, number, printable, tag, told
 from .measures import METHODS, GroupCredit, compare_traces, group_credit, query_rows
@@ -64,9 +64,14 @@ class Page:
 
 LIGHT = ("reading", "strip", "words", "query", "pool", "errors", "advantages", "group", "plane")
 """slots of the tabs Inspect and Group, which every answer fills"""
-DEEP = {"queries": ("table",), "compare": ("side", "metrics", "bars"), "try": ("try",)}
+DEEP = {
+    "queries": ("table",),
+    "compare": ("side", "metrics", "scatter", "bars"),
+    "runs": ("overview", "overlaid", "histograms", "steps"),
+    "try": ("try",),
+}
 """slots of the tabs that are drawn when they are open: they take longer"""
-HEAVY = ("queries", "compare")
+HEAVY = ("queries", "compare", "runs")
 """those that read whole traces"""
 SLOTS = (*LIGHT, *(slot for slots in DEEP.values() for slot in slots))
 
@@ -192,17 +197,23 @@ def credits_of(page: Page, opened: Opened, group: Group) -> tuple[GroupCredit | 
 def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, view: str) -> None:
     """Draw a view, unless it is drawn already for this choice and these files."""
     c = page.chosen
+    names = [name for name in c.runs.split("\n") if name]
     depends = {
         "queries": [c.run, c.credit, c.against, library.stamp(c.run, own)],
         "compare": [c.run, c.query, c.a, c.b, *(library.stamp(name, own) for name in (c.run, c.a, c.b))],
+        "runs": [c.run, c.query, c.credit, c.runs, *(library.stamp(name, own) for name in (c.run, *names))],
         "try": [c.run, c.query, library.stamp(c.run, own)],
     }  # fmt: skip
     key = json.dumps(depends[view])
     if page.drawn.get(view) == key:
         return
     page.html |= dict.fromkeys(DEEP[view], Markup(""))
-    draw = {"queries": lambda: _queries(page, opened), "compare": lambda: _compare(page, library, group, own),
-            "try": lambda: _try_it(page, opened, group)}  # fmt: skip
+    draw = {
+        "queries": lambda: _queries(page, opened),
+        "compare": lambda: _compare(page, library, group, own),
+        "runs": lambda: _runs(page, library, group, own, names),
+        "try": lambda: _try_it(page, opened, group),
+    }
     problems = len(page.problems)
     _try(page, draw[view])
     if len(page.problems) == problems:
@@ -228,8 +239,24 @@ def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
     try:
         found = compare_traces(a, b)
         html["metrics"], html["bars"] = views.metrics_table(found, names), views.fate_bars(found, names)
+        html["scatter"] = runs.per_query(library, *names, own)
     except KitError as error:
         html["metrics"] = message(str(error))
+
+
+def _runs(page: Page, library: Library, group: Group, own: Own, names: list[str]) -> None:
+    """Each part by itself: what one cannot show, the others may."""
+    c = page.chosen
+    for slot, draw in (
+        ("overview", lambda: runs.overview(library, names, own)),
+        ("overlaid", lambda: runs.overlaid(library, [name for name in names if name not in own])),
+        ("histograms", lambda: runs.histograms(library, names, own, c.credit)),
+        ("steps", lambda: runs.over_steps(library, c.run, group.example.id, own)),
+    ):
+        try:
+            page.html[slot] = draw()
+        except KitError as error:
+            page.html[slot] = message(told(error))
 
 
 def _try_it(page: Page, opened: Opened, group: Group) -> None:

@@ -17,13 +17,14 @@ from .form import CLICKS, GENERATED, RAW, Playground
 from .library import Library
 from .markup import join, message, printable, told
 from .measures import METHODS
+from .runs import MOST_RUNS
 from .show import DEEP, FIRST, HEAVY, SECOND, SLOTS, Chosen, Page, neighbour, queries_of_bar, show, training
 from .token_strip import COLOURS
 from .visitors import KNOWN, Visitor, in_turn, remove_files
 
 LINKED = tuple(Chosen.__dataclass_fields__)
 """Parameters of a link, in the order of the controls."""
-TABS = ("inspect", "group", "queries", "compare", "try", "playground", "training", "files")
+TABS = ("inspect", "group", "queries", "compare", "runs", "try", "playground", "training", "files")
 # JavaScript; page.js has the functions
 BACK = """window.addEventListener('popstate', () => trigger('click', Object.fromEntries(new URL(location).searchParams)))"""
 TICKET = "(...values) => [...values.slice(0, -1), sessionStorage.getItem('visitor') ?? '']"
@@ -46,7 +47,9 @@ def uploaded_path(file: Any) -> str | None:
 
 
 def text_of(value: object) -> str:
-    """The value of a control, which a visitor may make anything, as a text."""
+    """The value of a control, which a visitor may make anything, as a text; of a list, one line each."""
+    if isinstance(value, list):
+        return "\n".join(x for x in value if isinstance(x, str))
     return value if isinstance(value, str) else ""
 
 
@@ -124,7 +127,12 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             with gr.Tab("Compare", id="compare") as named["compare"]:
                 with gr.Row():
                     a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
-                for name in ("side", "metrics", "bars", "listed"):
+                for name in ("side", "metrics", "scatter", "bars", "listed"):
+                    slot(name)
+            with gr.Tab("Runs", id="runs") as named["runs"]:
+                runs = gr.Dropdown([], label="Runs to compare", info=f"up to {MOST_RUNS}: methods and their seeds",
+                                   multiselect=True, max_choices=MOST_RUNS)  # fmt: skip
+                for name in ("overview", "overlaid", "histograms", "steps"):
                     slot(name)
             with gr.Tab("Try it", id="try") as named["try"]:
                 slot("try")
@@ -144,7 +152,6 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 copy = gr.Button("Copy a link to this view")
                 link, copied = gr.Textbox(label="Link", interactive=False), gr.HTML(elem_id="at-copied")
 
-        runs = gr.Textbox(visible=False)
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b, runs]
         everything = [*controls, own, drawn, shown, problems, save, *(html[name] for name in SLOTS)]
         opening = [ticket, tabs, view, followed, *form.linked, form.source]
@@ -160,11 +167,13 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             is cleared."""
             c, traces = found.chosen, [*library.having("trace.jsonl"), *mine.traces]
             file = library.download(c.run, mine.traces, folder)
-            lists: dict[str, Any] = dict.fromkeys(("run", "a", "b"), traces) | {"rollout": found.rollouts}
+            lists: dict[str, Any] = dict.fromkeys(("run", "a", "b", "runs"), traces) | {"rollout": found.rollouts}
             number, count = found.place
 
             def value_of(name: str) -> str:
                 value = getattr(c, name)
+                if name == "runs":
+                    return "\n".join(x for x in dict.fromkeys(value.split("\n")) if x in traces)
                 offered = [x if isinstance(x, str) else x[1] for x in lists.get(name, [value])]
                 return value if value in offered else ""
 
@@ -173,7 +182,9 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 if name == "query":
                     changes["label"] = f"Query {number:,} of {count:,}"
                 if sent is None or values[name] != getattr(sent, name):
-                    changes["value"] = values[name] or None
+                    changes["value"] = (
+                        values[name].split("\n") if name == "runs" and values[name] else values[name] or None
+                    )
                 return gr.update(**changes)
 
             values = {name: value_of(name) for name in LINKED}
@@ -196,7 +207,10 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             asked = {name: str(text)[: 20_000 if name == "form" else 1000] for name, text in asked.items() if text}
             logs, models, traces = library.having("metrics.jsonl"), library.with_policy(), library.having("trace.jsonl")
             first, second = (next((t for t in (wanted, *traces) if t in traces), "") for wanted in (FIRST, SECOND))
-            chosen = replace(Chosen(first, a=second, b=first), **{n: asked[n] for n in LINKED if n in asked})
+            chosen = replace(
+                Chosen(first, a=second, b=first, runs="\n".join(library.bundled())),
+                **{n: asked[n] for n in LINKED if n in asked},
+            )
             at = asked["tab"] if asked.get("tab") in TABS else "inspect"
             found = show(library, chosen, mine.traces, at, drawn_of(seen))
             filled, problem = form.opened(asked.get("form", ""), models)
@@ -333,7 +347,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         for opener in (html["group"], html["plane"], form.result, form.inspect):
             opener.click(None, None, [tabs], js=TO_INSPECT)  # at once: a late answer leaves the visitor where they are
         address(again.click(turn(refresh_lists), inputs, [*everything, followed, form.model], **whole))
-        for name in ("group", "plane", "listed", "table"):
+        for name in ("group", "plane", "listed", "table", "scatter", "steps"):
             address(html[name].click(turn(click), inputs, everything, **whole))
         address(html["next"].click(turn(follow_step), inputs, [*everything, tabs, view], **whole))
         address(form.result.click(turn(click_generated), inputs, everything, **whole))

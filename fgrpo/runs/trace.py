@@ -13,6 +13,7 @@ lists for any credit method (`credit_of`).
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -295,14 +296,13 @@ def _rollout(row: object, pool: int, field: str) -> Traced:
     if not isinstance(row, dict):
         raise KitError(f"field '{field}' must be an object")
 
-    def column(name: str, kind: type | tuple[type, ...], what: str) -> tuple:
+    def column(name: str, kinds: set[type], what: str) -> tuple:
         value = row.get(name, []) if isinstance(row, dict) else []
-        good = isinstance(value, list) and all(isinstance(x, kind) and not isinstance(x, bool) for x in value)
-        if not good or not all(isinstance(x, str) or abs(x) < 1e300 for x in value):
+        if not isinstance(value, list) or not set(map(type, value)) <= kinds or not (str in kinds or _moderate(value)):
             raise KitError(f"field '{field}.{name}' must be a list of {what}")
         return tuple(value)
 
-    slate, rank = (column(name, int, "indices into 'candidates'") for name in ("slate", "rank"))
+    slate, rank = (column(name, {int}, "indices into 'candidates'") for name in ("slate", "rank"))
     for name, part in (("slate", slate), ("rank", rank)):
         if len(set(part)) < len(part) or not all(0 <= i < pool for i in part):
             raise KitError(f"field '{field}.{name}' must hold distinct indices into the {pool} candidates")
@@ -311,14 +311,19 @@ def _rollout(row: object, pool: int, field: str) -> Traced:
         raise KitError(f"field '{field}.error' must be one of {', '.join(ERRORS[1:])}, or empty")
     if not set(rank) <= set(slate) or (error != "") == bool(rank):
         raise KitError(f"field '{field}.rank' must hold candidates of the slate, and be empty with an error only")
-    output, tokens = Output(slate, rank, error), column("tokens", str, "strings")
+    output, tokens = Output(slate, rank, error), column("tokens", {str}, "strings")
     if not tokens:
         return from_lists(output, pool)
-    items, phases = column("items", int, "indices"), column("phases", int, "phases")
-    logprobs, entropy = (column(name, (int, float), "numbers") for name in ("logprobs", "entropy"))
+    items, phases = column("items", {int}, "indices"), column("phases", {int}, "phases")
+    logprobs, entropy = (column(name, {int, float}, "numbers") for name in ("logprobs", "entropy"))
     for name, part in (("items", items), ("phases", phases), ("logprobs", logprobs), ("entropy", entropy)):
         if len(part) != len(tokens) and (part or name in ("items", "phases")):
             raise KitError(f"field '{field}.{name}' has {len(part)} entries for {len(tokens)} tokens")
     if not all(-1 <= i < pool for i in items) or not set(phases) <= {PHASE_SLATE, PHASE_RANK}:
         raise KitError(f"field '{field}': 'items' must be candidates or -1, 'phases' 1 (slate) or 2 (rank)")
     return Traced(output, tokens, items, phases, logprobs, entropy)
+
+
+def _moderate(numbers: list[float]) -> bool:
+    """Whether all are below 1e300 in absolute value, and none is nan."""
+    return max(map(abs, numbers), default=0) < 1e300 and not math.isnan(sum(numbers))

@@ -7,7 +7,7 @@ import axe_playwright_python
 import pytest
 
 from .conftest import tab
-from .test_app import at, choose, radio, until, values
+from .test_app import at, choose, until, values
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 TABS = ("Inspect", "Group", "Queries", "Compare", "Try it", "Playground", "Training", "Files")
@@ -145,12 +145,12 @@ def test_a_late_answer_keeps_the_place_in_the_strip(visit, monkeypatch) -> None:
     page = visit(rollout="1")
     until(lambda: "rollout=1" in at(page))
     slow_answers(monkeypatch, 1)
-    choose(page, "Credit method", "grpo")
+    choose(page, "Credit method", "item")
     page.locator("#at-strip .token").first.focus()
     page.keyboard.press("ArrowRight")
     readout = page.locator(".readout").first
-    assert "advantage under fgrpo" in readout.inner_text()
-    until(lambda: "credit=grpo" in at(page))
-    assert readout.inner_text().startswith("token 2 of") and "advantage under grpo" in readout.inner_text()
+    assert "under fgrpo" in readout.inner_text()
+    until(lambda: "credit=item" in at(page))
+    assert readout.inner_text().startswith("token 2 of") and "under item" in readout.inner_text()
     page.keyboard.press("ArrowRight")
     assert readout.inner_text().startswith("token 3 of")
