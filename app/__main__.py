@@ -196,6 +196,7 @@ def launch(
         del os.environ[name]  # the app calls itself only, which no proxy can
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
     try:
+        import torch
         from starlette.middleware import Middleware
 
         from fgrpo.config import LMConfig
@@ -209,6 +210,7 @@ def launch(
     here = Path(__file__).parent
     if not BUNDLED.is_dir():
         raise KitError(f"the app runs from a clone, where its traces are; {BUNDLED} is missing: {CLONE}.")
+    torch.set_num_threads(1)  # visitors are served side by side; threads that wait for each other slow all of them
     base = LMConfig(model=model, gguf_file=gguf_file) if model else None
     library, folder = Library(runs, base, space), folder.resolve()
     guard = [Middleware(Guard, names, host_name(host), (lambda more: library.room(folder, more)) if space else None)]

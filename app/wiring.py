@@ -15,6 +15,7 @@ from fgrpo.config import KitError
 from . import story
 from .form import CLICKS, GENERATED, RAW, Playground
 from .library import Library
+from .live_tab import START, Live
 from .markup import join, message, printable, told
 from .measures import METHODS
 from .runs import MOST_RUNS
@@ -24,7 +25,7 @@ from .visitors import KNOWN, Visitor, in_turn, remove_files
 
 LINKED = tuple(Chosen.__dataclass_fields__)
 """Parameters of a link, in the order of the controls."""
-TABS = ("inspect", "group", "queries", "compare", "runs", "try", "playground", "training", "files")
+TABS = ("inspect", "group", "queries", "compare", "runs", "try", "live", "playground", "training", "files")
 # JavaScript; page.js has the functions
 BACK = """window.addEventListener('popstate', () => trigger('click', Object.fromEntries(new URL(location).searchParams)))"""
 TICKET = "(...values) => [...values.slice(0, -1), sessionStorage.getItem('visitor') ?? '']"
@@ -136,6 +137,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                     slot(name)
             with gr.Tab("Try it", id="try") as named["try"]:
                 slot("try")
+            with gr.Tab("Live", id="live") as named["live"]:
+                live = Live(library)
             with gr.Tab("Playground", id="playground") as named["playground"]:
                 form = Playground(library, own, folder, (method, against))
             with gr.Tab("Training", id="training") as named["training"]:
@@ -154,7 +157,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b, runs]
         everything = [*controls, own, drawn, shown, problems, save, *(html[name] for name in SLOTS)]
-        opening = [ticket, tabs, view, followed, *form.linked, form.source]
+        opening = [ticket, tabs, view, followed, live.model, *form.linked, form.source]
         inputs = [own, drawn, view, *controls]
 
         def refresh(mine: Visitor, seen: object, at: object, *values: object, **changed: str) -> list[Any]:
@@ -221,13 +224,14 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             return [
                 *parts(found, mine), mine.ticket, gr.Tabs(selected=at) if asked.get("tab") in TABS else gr.skip(), at,
                 gr.update(choices=logs) | ({"value": wanted} if wanted in logs else {}),
+                gr.update(choices=models) | ({"value": START if START in models else first} if new else {}),
                 gr.update(choices=models) | filled[0], *filled[1:],
             ]  # fmt: skip
 
         def refresh_lists(mine: Visitor, *values: object) -> list[Any]:
             """Read the folder of runs again; the choices stay."""
             logs, models = library.having("metrics.jsonl"), library.with_policy()
-            return [*refresh(mine, *values), gr.update(choices=logs), gr.update(choices=models)]
+            return [*refresh(mine, *values), gr.update(choices=logs), *[gr.update(choices=models)] * 2]
 
         def click(event: gr.EventData, mine: Visitor, *values: object) -> list[Any]:
             """A button inside the page's HTML: a rollout of the group, or a query of a list, with the run that it is of."""
@@ -346,7 +350,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             done.then(None, [shown, ticket], None, js=OPENED)
         for opener in (html["group"], html["plane"], form.result, form.inspect):
             opener.click(None, None, [tabs], js=TO_INSPECT)  # at once: a late answer leaves the visitor where they are
-        address(again.click(turn(refresh_lists), inputs, [*everything, followed, form.model], **whole))
+        address(again.click(turn(refresh_lists), inputs, [*everything, followed, form.model, live.model], **whole))
         for name in ("group", "plane", "listed", "table", "scatter", "steps"):
             address(html[name].click(turn(click), inputs, everything, **whole))
         address(html["next"].click(turn(follow_step), inputs, [*everything, tabs, view], **whole))
@@ -356,6 +360,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         heavily = partial(in_turn, heavy=lambda *_: True)
         read = upload.upload(heavily(open_upload), [upload, own], [uploaded, opened], **whole | {"preprocess": True})
         address(read.then(turn(show_upload), [opened, *inputs], everything, **whole))
+        live.wire(own, (run, query), (method, against), whole)
         copy.click(None, form.linked, [link, copied], js="(...form) => app.copy(form)")
 
         form.run.click(None, form.linked, None, js="(...form) => { app.form(form); }")

@@ -61,7 +61,7 @@ def test_opens_on_a_bundled_trace(visit) -> None:
     page = visit()
     assert page.locator("#at-pool tbody tr").count() == 20
     assert "rank drop: 2 of 2 relevant candidates" in page.locator("#at-errors").inner_text()
-    assert "query=test-81" in at(page) and "run=lab-rec-fgrpo" in at(page)
+    assert "query=test-147" in at(page) and "run=lab-rec-fgrpo" in at(page)
     grpo, fgrpo = (page.locator("#at-strip [data-strip]").nth(n).locator("small").all_inner_texts() for n in (0, 1))
     assert len(grpo) == len(fgrpo) > 10 and len(set(grpo)) == 1 and len(set(fgrpo)) == 2
     assert grpo[0].startswith("\N{MINUS SIGN}") and fgrpo[0].startswith("+")  # a perfect slate, blamed by joint credit
