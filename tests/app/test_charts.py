@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -50,7 +51,7 @@ def test_ticks_are_round_and_few(low, length, count) -> None:
     found = ticks(low, low + length, count)
     assert 1 <= len(found) <= count + 1
     assert all(low - 1e-6 * length <= t <= low + (1 + 1e-6) * length for t in found)
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(found)]
     for step in steps:
         digits = step / 10 ** math.floor(math.log10(step) + 1e-6)
         assert min(abs(digits - d) for d in (1, 2, 5)) < 1e-3
