@@ -350,9 +350,11 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
                 lines.append(Series(f"{phase} reward, {who}", values, steps, PHASES[code][1], dash))
     rewards = [f"{phase} reward, {who}" for who in ("greedy", "mean of sampled") for phase in ("slate", "rank")]
     head = ("Step", "Slate (greedy)", "Rank (greedy)", *rewards, "Errors")
-    caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training (\N{BLACK STAR}: relevant)"
-    return tag("{}{}", figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg"),
-               html_table(caption, head, rows))  # fmt: skip
+    caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training"
+    text = "Candidates are numbered as in the tab Inspect; \N{BLACK STAR}: relevant."
+    text += f" The first {MOST_STEPS} groups of this query are shown." * (len(rows) == MOST_STEPS)
+    drawn = figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg")
+    return tag("{}<p>{}</p>{}", drawn, text, html_table(caption, head, rows))
 
 
 def _means(group: Group, some: Sequence[Traced], config: Config) -> dict[str, float]:
@@ -444,9 +446,8 @@ def _task(config: Config) -> str:
 
 def measured(library: Library, name: str, own: Own) -> dict[Identity, Query]:
     """METRICS of the greedy rollouts of a trace, cached; of a query that it has at several steps, of the last one."""
-    opened = library.trace(name, own)
     stamp = (str(library.path(name, own)), library.stamp(name, own))
-    found: dict[Identity, Query] = MEASURED.get(stamp, lambda: _measured(opened))
+    found: dict[Identity, Query] = MEASURED.get(stamp, lambda: _measured(library.trace(name, own)))
     return found
 
 
