@@ -349,7 +349,8 @@ def ink(colour: str, where: str = "stroke") -> Markup:
     """A colour of the palette, mixed with that of the text, so that its contrast is 3 on white and on dark grounds."""
     if colour in ("currentColor", "#000000"):
         return tag(' {}="currentColor"', where)
-    share = 60 if sum(bytes.fromhex(colour[1:])) < 260 else 80  # dark ones need more of the text's colour in dark mode
+    red, green, blue = bytes.fromhex(colour[1:])
+    share = 60 if 2 * red + 5 * green + blue < 600 else 80  # dark ones need more of the text's colour in dark mode
     return tag(' {0}="{1}" style="{0}:color-mix(in srgb, {1} {2}%, currentColor)"', where, colour, share)
 
 

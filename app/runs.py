@@ -38,7 +38,8 @@ PRIMARY = next(iter(METRICS))
 LOGGED = {"reward/slate": "slate reward", "reward/rank": "rank reward", "slate_length": "slate length",
           "format_errors": "share of format errors"}  # fmt: skip
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 2 1 2 1 2")
-"""line styles of the seeds of a method"""
+UNTRAINED = "1 2"
+"""line styles of the seeds of a method, and of warm starts"""
 UNREAD = ("seed", "device", "data", "lm.date", "lm.micro", "rl.credit")
 """options that do not tell runs of one credit method apart"""
 
@@ -411,8 +412,8 @@ def labelled(library: Library, names: Sequence[str], own: Own) -> list[Labelled]
             options = flat(config.to_dict())
             label = " ".join([method, *(f"{k.rpartition('.')[2]}={printable(str(options[k]), 30)}" for k in differ)])
             counts[label] = counts.get(label, 0) + 1
-            dash, colour = DASHES[(counts[label] - 1) % len(DASHES)], style_of(method)["color"]
-            runs.append(Labelled(name, label, trained, config.seed, start, config, colour, dash))
+            dash = DASHES[(counts[label] - 1) % len(DASHES)] if trained else UNTRAINED
+            runs.append(Labelled(name, label, trained, config.seed, start, config, style_of(method)["color"], dash))
     return runs
 
 
