@@ -354,8 +354,8 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
     caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training"
     text = "Candidates are numbered as in the tab Inspect; \N{BLACK STAR}: relevant."
     text += f" The first {MOST_STEPS} groups of this query are shown." * (len(rows) == MOST_STEPS)
-    drawn = figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg")
-    return tag("{}<p>{}</p>{}", drawn, text, html_table(caption, head, rows))
+    shown = figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg")
+    return tag("{}<p>{}</p>{}", shown, text, html_table(caption, head, rows))
 
 
 def _means(group: Group, some: Sequence[Traced], config: Config) -> dict[str, float]:
