@@ -27,9 +27,9 @@ CURVES = (
     ("share of format errors", {"format_errors": 0}),
 )
 WIDTH, HEIGHT = 360, 250
-"""size of a panel in its own units: small, so that text of 12 units can be read on a screen of 320 pixels"""
-TEXT = 6.6
-"""width of a character of 12 units"""
+"""size of a panel in its own units: small, so that text can be read on a screen of 320 pixels"""
+FONT, TEXT = 13, 7.1
+"""size of the text, and the width of a character"""
 POINTS, MARKERS = 240, 12
 """maximum number of points of a curve, and of those that have a marker"""
 INK, PAPER = "#222222", "#ffffff"
@@ -85,7 +85,7 @@ class Axes:
     ):  # fmt: skip
         self.xlim, self.ylim, self.xlabel, self.ylabel, self.title = x, y, xlabel, ylabel, title
         self.xticks, self.yticks = ticks(*x, whole=whole), ticks(*y)
-        self.left = 26 + TEXT * max(len(_tick(t)) for t in self.yticks)
+        self.left = (26 if ylabel else 12) + TEXT * max(len(_tick(t)) for t in self.yticks)
         self.right, self.top, self.bottom = WIDTH - 12.0, 28.0 if title else 10.0, HEIGHT - 40.0
 
     def x(self, value: float) -> float:
@@ -107,17 +107,17 @@ class Axes:
         parts = [
             tag('<path d="M{:.1f} {:.1f}V{:.1f}H{:.1f}" fill="none" stroke="currentColor"/>',
                 self.left, self.top, self.bottom, self.right),
-            _text(middle, HEIGHT - 6, "middle", printable(self.xlabel, 52)),
-            _text(0, 0, "middle", printable(self.ylabel, 36), turned),
+            _text(middle, HEIGHT - 5, "middle", short(self.xlabel, 40)),
+            _text(0, 0, "middle", short(self.ylabel, 24), turned) if self.ylabel else Markup(""),
         ]  # fmt: skip
         for t in self.xticks:
             parts.append(_line(self.x(t), self.top, self.x(t), self.bottom))
-            parts.append(_text(self.x(t), self.bottom + 15, "middle", _tick(t)))
+            parts.append(_text(self.x(t), self.bottom + 16, "middle", _tick(t)))
         for t in self.yticks:
             parts.append(_line(self.left, self.y(t), self.right, self.y(t)))
             parts.append(_text(self.left - 5, self.y(t) + 4, "end", _tick(t)))
         if self.title:
-            parts.append(tag('<text x="4" y="15" font-weight="600">{}</text>', printable(self.title, 52)))
+            parts.append(tag('<text x="4" y="15" font-weight="600">{}</text>', short(self.title, 44)))
         return svg(join([*parts, content]), HEIGHT, alt, opens)
 
 
@@ -125,8 +125,8 @@ def svg(content: Markup, height: float, alt: str, opens: bool = False) -> Markup
     """A panel of WIDTH x `height` units, as wide as there is room for."""
     return tag(
         '<svg class="chart" role="{}" aria-label="{}" style="width:100%;max-width:28rem;height:auto;display:block" '
-        'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {:.0f}" font-size="12" font-family="system-ui, sans-serif" '
-        'fill="currentColor">{}</svg>', "group" if opens else "img", alt, WIDTH, height, content,
+        'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {:.0f}" font-size="{}" font-family="system-ui, sans-serif" '
+        'fill="currentColor">{}</svg>', "group" if opens else "img", alt, WIDTH, height, FONT, content,
     )  # fmt: skip
 
 
@@ -253,11 +253,11 @@ def reward_plane(slate: Sequence[float], rank: Sequence[float]) -> Markup:
     for n, ((name, mean, colour, dash), (x1, y1, x2, y2)) in enumerate(zip(means, ends, strict=True)):
         parts.append(tag('<path d="M{:.1f} {:.1f}L{:.1f} {:.1f}" stroke-width="1.8"{}{}><title>{}: {}</title></path>',
                          x1, y1, x2, y2, ink(colour), _dash(dash), name, number(mean, ".2f")))  # fmt: skip
-        parts.append(_sample(axes.left + 150 * n, 12, name, colour, dash))
+        parts.append(_sample(axes.left - 20 + 165 * n, 13, name, colour, dash))
     at: dict[tuple[float, float], list[int]] = {}
     for n, place in enumerate(zip(slate, rank, strict=True), start=1):
         at.setdefault((round(place[0], 4), round(place[1], 4)), []).append(n)
-    taken = [(axes.x(s) - 4, axes.y(r) - 4, 8.0, 8.0) for s, r in at]
+    buttons, taken = dict[int, Markup](), [(axes.x(s) - 4, axes.y(r) - 4, 8.0, 8.0) for s, r in at]
     for (s, r), numbers in at.items():
         texts = [f"{n}{',' if n != numbers[-1] else ''}" for n in numbers]
         lines = [list(zip(numbers[i : i + 5], texts[i : i + 5], strict=True)) for i in range(0, len(numbers), 5)]
@@ -267,14 +267,15 @@ def reward_plane(slate: Sequence[float], rank: Sequence[float]) -> Markup:
         for row, line in enumerate(lines):
             for i, (n, text) in enumerate(line):
                 words = f"Open rollout {n}: slate reward {number(s, '.2f')}, rank reward {number(r, '.2f')}"
-                parts.append(tag(
+                buttons[n] = tag(
                     '<g role="button" tabindex="0" data-rollout="{}" aria-label="{}" style="cursor:pointer">'
                     '<title>{}</title><circle cx="{:.1f}" cy="{:.1f}" r="4.5"/><text x="{:.1f}" y="{:.1f}">{}</text></g>',
                     n, words, words, axes.x(s), axes.y(r), x + sum(map(_advance, line[:i])), y + 11 + 13 * row, text,
-                ))  # fmt: skip
+                )  # fmt: skip
     words = f"Slate reward against rank reward of {len(slate)} rollouts; " + ", ".join(
         f"{name} {number(mean, '.2f')}" for name, mean, _, _ in means
     )
+    parts += [buttons[n] for n in sorted(buttons)]  # the order of the Tab key
     return figure([axes.panel(join(parts), words, opens=True)], words, "slate-against-rank.svg")
 
 
@@ -348,15 +349,20 @@ def ink(colour: str, where: str = "stroke") -> Markup:
     """A colour of the palette, mixed with that of the text, so that its contrast is 3 on white and on dark grounds."""
     if colour in ("currentColor", "#000000"):
         return tag(' {}="currentColor"', where)
-    share = 60 if sum(bytes.fromhex(colour[1:])) < 260 else 80  # dark ones need more of the text's colour in dark mode
+    red, green, blue = bytes.fromhex(colour[1:])
+    share = 60 if 2 * red + 5 * green + blue < 600 else 80  # dark ones need more of the text's colour in dark mode
     return tag(' {0}="{1}" style="{0}:color-mix(in srgb, {1} {2}%, currentColor)"', where, colour, share)
 
 
 def _sample(x: float, y: float, name: str, colour: str, dash: str) -> Markup:
     """An entry of a legend."""
-    text = name if len(name) <= 48 else f"{name[:22]}\N{HORIZONTAL ELLIPSIS}{name[-24:]}"
     return tag('<path d="M{:.1f} {:.1f}h24" stroke-width="2.2"{}{}/><text x="{:.1f}" y="{:.1f}">{}</text>',
-               x, y - 4, ink(colour), _dash(dash), x + 30, y, text)  # fmt: skip
+               x, y - 4, ink(colour), _dash(dash), x + 30, y, short(name, 40))  # fmt: skip
+
+
+def short(text: str, most: int) -> str:
+    """A text without its middle, if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}\N{HORIZONTAL ELLIPSIS}{text[1 - most + most // 2 :]}"
 
 
 def _dash(dash: str) -> Markup | str:

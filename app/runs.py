@@ -38,7 +38,8 @@ PRIMARY = next(iter(METRICS))
 LOGGED = {"reward/slate": "slate reward", "reward/rank": "rank reward", "slate_length": "slate length",
           "format_errors": "share of format errors"}  # fmt: skip
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 2 1 2 1 2")
-"""line styles of the seeds of a method"""
+UNTRAINED = "1 2"
+"""line styles of the seeds of a method, and of warm starts"""
 UNREAD = ("seed", "device", "data", "lm.date", "lm.micro", "rl.credit")
 """options that do not tell runs of one credit method apart"""
 
@@ -350,9 +351,11 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
                 lines.append(Series(f"{phase} reward, {who}", values, steps, PHASES[code][1], dash))
     rewards = [f"{phase} reward, {who}" for who in ("greedy", "mean of sampled") for phase in ("slate", "rank")]
     head = ("Step", "Slate (greedy)", "Rank (greedy)", *rewards, "Errors")
-    caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training (\N{BLACK STAR}: relevant)"
-    return tag("{}{}", figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg"),
-               html_table(caption, head, rows))  # fmt: skip
+    caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training"
+    text = "Candidates are numbered as in the tab Inspect; \N{BLACK STAR}: relevant."
+    text += f" The first {MOST_STEPS} groups of this query are shown." * (len(rows) == MOST_STEPS)
+    shown = figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg")
+    return tag("{}<p>{}</p>{}", shown, text, html_table(caption, head, rows))
 
 
 def _means(group: Group, some: Sequence[Traced], config: Config) -> dict[str, float]:
@@ -409,8 +412,8 @@ def labelled(library: Library, names: Sequence[str], own: Own) -> list[Labelled]
             options = flat(config.to_dict())
             label = " ".join([method, *(f"{k.rpartition('.')[2]}={printable(str(options[k]), 30)}" for k in differ)])
             counts[label] = counts.get(label, 0) + 1
-            dash, colour = DASHES[(counts[label] - 1) % len(DASHES)], style_of(method)["color"]
-            runs.append(Labelled(name, label, trained, config.seed, start, config, colour, dash))
+            dash = DASHES[(counts[label] - 1) % len(DASHES)] if trained else UNTRAINED
+            runs.append(Labelled(name, label, trained, config.seed, start, config, style_of(method)["color"], dash))
     return runs
 
 
@@ -444,9 +447,8 @@ def _task(config: Config) -> str:
 
 def measured(library: Library, name: str, own: Own) -> dict[Identity, Query]:
     """METRICS of the greedy rollouts of a trace, cached; of a query that it has at several steps, of the last one."""
-    opened = library.trace(name, own)
     stamp = (str(library.path(name, own)), library.stamp(name, own))
-    found: dict[Identity, Query] = MEASURED.get(stamp, lambda: _measured(opened))
+    found: dict[Identity, Query] = MEASURED.get(stamp, lambda: _measured(library.trace(name, own)))
     return found
 
 
