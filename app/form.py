@@ -24,6 +24,7 @@ from .markup import join, message, tag, told
 from .measures import group_credit
 from .playground import GROUP, Form, config_of, example_from, form_of, generate, typed
 from .token_strip import tokens_of
+from .viewer import catalogue_panel, make_viewer, toggled
 from .visitors import Visitor
 
 GENERATED = "yours: playground"
@@ -31,7 +32,7 @@ GENERATED = "yours: playground"
 RAW: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 """options of events that take any value: one that is out of range gets a message of ours, not an error of gradio"""
 CLICKS = """const go = (e) => {
-  const button = e.target.closest('[data-rollout], [data-fate], [data-query], [data-go]');
+  const button = e.target.closest('[data-rollout], [data-fate], [data-query], [data-go], [data-film]');
   if (button) trigger('click', {...button.dataset});
 };
 element.addEventListener('click', go);
@@ -60,6 +61,13 @@ class Playground:
             self.model = gr.Dropdown([], label="Model", info=info)
             self.preset = gr.Dropdown(list(presets()), value=next(iter(presets()), None), label="Preset")
             self.take = gr.Button("Use the query selected above")
+        with gr.Accordion("Make a viewer by choosing films", open=False):
+            self.search = gr.Textbox(
+                label="Search films", placeholder="a title, a genre, a tone, an era", max_length=100
+            )
+            self.films = gr.HTML(catalogue_panel(()), js_on_load=CLICKS, elem_id="at-films")
+            self.liked = gr.State(())
+            self.viewer = gr.Button("Put this viewer into the form")
         texts = typed(first)
         self.query = gr.Textbox(texts[0], label="Query", max_length=5000)
         with gr.Row():
@@ -87,6 +95,10 @@ class Playground:
         form = [self.query, self.history, self.pool, self.source]
         self.linked = [self.model, *values]
         self.preset.input(self._preset, [self.preset], form, show_progress="hidden", **RAW)
+        chosen = {"show_progress": "hidden", **RAW}
+        self.films.click(self._film, [self.liked, self.search], [self.liked, self.films, self.status], **chosen)
+        self.search.input(self._found, [self.liked, self.search], [self.films], trigger_mode="always_last", **chosen)
+        self.viewer.click(self._viewer, [self.liked, self.seed], [*form, self.status], **chosen)
         self.going = self.run.click(
             self._generate, [own, self.model, self.source, *methods, *values],
             [self.status, self.result, self.made, self.inspect, self.save],
@@ -126,6 +138,28 @@ class Playground:
             return self._result(next(opened.groups()), opened.config, str(method), str(against), True)
         except KitError as error:
             return message(told(error), "problem")
+
+    def _film(self, event: gr.EventData, liked: tuple[int, ...], search: object) -> list[Any]:
+        """A click on a film: it is chosen, or no longer."""
+        data = event._data if isinstance(event._data, dict) else {}
+        try:
+            film = str(data.get("film"))
+            liked = toggled(liked, int(film) if film.isdecimal() and len(film) < 9 else -1)
+            return [liked, self._found(liked, search), Markup("")]
+        except KitError as error:
+            return [liked, gr.skip(), message(told(error), "problem")]
+
+    def _found(self, liked: tuple[int, ...], search: object) -> Markup:
+        return catalogue_panel(liked, search[:100] if isinstance(search, str) else "")
+
+    def _viewer(self, liked: tuple[int, ...], seed: object) -> list[Any]:
+        try:
+            number = int(seed) if isinstance(seed, int | float) and 0 <= seed < 2**31 else 0
+            example = make_viewer(liked, seed=number)
+            words = f"A viewer who liked {len(liked)} films, with a pool drawn as the lab draws pools (seed {number})."
+            return [*self.form_of(example), message(words)]
+        except KitError as error:
+            return [*[gr.skip()] * 4, message(told(error), "problem")]
 
     def _preset(self, name: object) -> list[Any]:
         return self.form_of(presets()[name]) if isinstance(name, str) and name in presets() else [gr.skip()] * 4

@@ -211,7 +211,7 @@ def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, 
     draw = {
         "queries": lambda: _queries(page, opened),
         "compare": lambda: _compare(page, library, group, own),
-        "runs": lambda: _runs(page, library, group, own, names),
+        "runs": lambda: _runs(page, library, own, names),
         "try": lambda: _try_it(page, opened, group),
     }
     problems = len(page.problems)
@@ -244,14 +244,14 @@ def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
         html["metrics"] = message(str(error))
 
 
-def _runs(page: Page, library: Library, group: Group, own: Own, names: list[str]) -> None:
+def _runs(page: Page, library: Library, own: Own, names: list[str]) -> None:
     """Each part by itself: what one cannot show, the others may."""
     c = page.chosen
     for slot, draw in (
         ("overview", lambda: runs.overview(library, names, own)),
         ("overlaid", lambda: runs.overlaid(library, [name for name in names if name not in own])),
         ("histograms", lambda: runs.histograms(library, names, own, c.credit)),
-        ("steps", lambda: runs.over_steps(library, c.run, group.example.id, own)),
+        ("steps", lambda: runs.over_steps(library, c.run, c.query, own)),
     ):
         try:
             page.html[slot] = draw()
