@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from markupsafe import Markup
@@ -25,7 +26,7 @@ from fgrpo.runs.fields import with_fields
 from fgrpo.runs.trace import Group
 from fgrpo.study.check import LEAST_SEEDS
 from fgrpo.study.plots import OTHERS, STYLES
-from fgrpo.trainer import batch_of, make_optimizer, rl_stage, sampling_of, update
+from fgrpo.trainer import Logs, batch_of, make_optimizer, rl_stage, sampling_of, update
 
 from .markup import html_table, join, number, printable, signed, tag
 from .measures import fitting, scores
@@ -97,6 +98,7 @@ def take_step(
     if len(group.rollouts) < 2:
         raise KitError("a step compares the rollouts of one query, but this query has fewer than two in the trace.")
     configs = {m: _config_of(config, group, m, lr) for m in _checked(policy, methods)}
+    policy = deepcopy(policy)  # one that reads texts learns new words when it encodes
     rollouts = rollouts_of(policy, group, config)
     some = next(iter(configs.values()))
     rewards = score(rollouts, [group.example], some.rl)  # (1, G) each
@@ -372,14 +374,22 @@ SETTINGS: dict[str, dict[str, object]] = {
 """Options of a race, as flat fields; chosen on validation queries for 50 steps from the shipped warm start of the lab"""
 
 
+LOGGED = ("reward/slate", "reward/rank", "slate_length")
+"""what is kept of a step's logs, in the order of the fields of a point"""
+
+
 @dataclass(frozen=True)
 class Point:
-    """A method after `step` steps: mean sampled rewards of the steps since the last point (None before any), and NDCG@5."""
+    """A method after `step` steps: NDCG@5, and means over the steps since the last point (None before any).
+
+    `slate`, `rank`: sampled rewards; `length`: number of candidates in sampled slates.
+    """
 
     step: int
-    slate: float | None
-    rank: float | None
     ndcg: float
+    slate: float | None = None
+    rank: float | None = None
+    length: float | None = None
 
 
 @dataclass(frozen=True)
@@ -419,20 +429,20 @@ def race(
     stage = rl_stage(own)
     optimizers = {m: make_optimizer(copy, stage) for m, copy in copies.items()}
     chosen, seconds = splits.validation[:validation], dict.fromkeys(names, 0.0)
-    reference = policy if own.rl.beta > 0 else None
+    reference = deepcopy(policy) if own.rl.beta > 0 else None
     points: dict[str, tuple[Point, ...]] = dict.fromkeys(names, ())
-    rewards: dict[str, list[tuple[float, float]]] = {m: [] for m in names}
+    logged: dict[str, list[Logs]] = {m: [] for m in names}
 
     def state() -> RaceState:
         for m in names:
-            since, own_rewards = len(rewards[m]), rewards[m]
-            slate, rank = (sum(r[i] for r in own_rewards) / since if since else None for i in (0, 1))
+            rows = [[row[name] for name in LOGGED] for row in logged[m]]
+            means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
             ndcg = float(evaluate(copies[m], chosen, configs[m])["ndcg@5"].mean())
-            points[m] += (Point(number_done, slate, rank, ndcg),)
-            own_rewards.clear()
+            points[m] += (Point(done, ndcg, *means),)
+            logged[m].clear()
         return RaceState(own, steps, len(chosen), dict(points), dict(seconds))
 
-    number_done = 0
+    done = 0
     yield state()
     for step in range(steps):
         queries = batch_of(splits.train, stage.queries, step, seed, stage.use)
@@ -443,10 +453,10 @@ def race(
                 logs = stage.step(copies[m], optimizer, queries, configs[m], step, reference)
             except FloatingPointError as error:
                 raise KitError(f"{m}: not finite at step {step + 1} ({error}); choose a lower learning rate.") from None
-            rewards[m].append((logs["reward/slate"], logs["reward/rank"]))
+            logged[m].append(logs)
             seconds[m] += time.perf_counter() - began
-        number_done = step + 1
-        if number_done % every == 0 or number_done == steps:
+        done = step + 1
+        if done % every == 0 or done == steps:
             yield state()
 
 
@@ -459,29 +469,31 @@ def race_panel(state: RaceState, draw: Draw) -> Markup:
     rows = []
     for method, points in state.points.items():
         first, last = points[0], points[-1]
+        sampled = ["\N{EN DASH}" if x is None else number(x) for x in (last.slate, last.rank, last.length)]
         rows.append((
-            method, f"{last.step} of {state.steps}", _or_dash(last.slate), _or_dash(last.rank), number(first.ndcg),
-            number(last.ndcg), signed(last.ndcg - first.ndcg, 3), f"{state.seconds[method]:.1f}",
+            method, f"{last.step} of {state.steps}", number(first.ndcg), number(last.ndcg),
+            signed(last.ndcg - first.ndcg, 3), *sampled, f"{state.seconds[method]:.1f}",
         ))  # fmt: skip
-    head = ("Method", "Steps", "Sampled slate reward", "Sampled rank reward", "NDCG@5, start", "NDCG@5, now", "Change",
-            "Seconds of training")  # fmt: skip
-    caption = f"Rewards: mean since the last point. NDCG@5: greedy decoding on {state.queries:,} validation queries"
-    series: dict[str, Sequence[tuple[str, Sequence[int], Sequence[float], str]]] = {
-        name: [
-            (m, [p.step for p in points if value(p) is not None], [x for p in points if (x := value(p)) is not None],
-             STYLES.get(m, OTHERS[0])[0])
-            for m, points in state.points.items()
-        ]
-        for name, value in CURVES.items()
-    }  # fmt: skip
-    drawn = [draw(found, name, name) for name, found in series.items() if any(len(x) for _, x, _, _ in found)]
-    return join([tag("<p>{}</p>", " ".join(race_sentences(state))), html_table(caption, head, rows), *drawn])
+    head = ("Method", "Steps", "NDCG@5, start", "NDCG@5, now", "Change", "Sampled slate reward", "Sampled rank reward",
+            "Sampled slate length", "Seconds of training")  # fmt: skip
+    caption = f"NDCG@5: greedy decoding on {state.queries:,} validation queries. Sampled: mean since the last point"
+    drawn = []
+    for title, value in CURVES.items():
+        series = []
+        for m, points in state.points.items():
+            known = [(p.step, x) for p in points if (x := value(p)) is not None]
+            series.append((m, [step for step, _ in known], [x for _, x in known], STYLES.get(m, OTHERS[0])[0]))
+        if all(values for _, _, values, _ in series):
+            drawn.append(tag('<div style="flex:1 1 16rem">{}</div>', draw(series, title, title)))
+    row = tag('<div style="display:flex;flex-wrap:wrap;gap:1rem">{}</div>', join(drawn))
+    return join([tag("<p>{}</p>", " ".join(race_sentences(state))), html_table(caption, head, rows), row])
 
 
 CURVES: Mapping[str, Callable[[Point], float | None]] = {
     "NDCG@5, greedy": lambda p: p.ndcg,
     "sampled slate reward": lambda p: p.slate,
     "sampled rank reward": lambda p: p.rank,
+    "sampled slate length": lambda p: p.length,
 }
 
 
@@ -490,13 +502,12 @@ def race_sentences(state: RaceState) -> list[str]:
     rl, methods = state.config.rl, list(state.points)
     what = {"both": "", "slate": ", of which slate tokens alone learn", "rank": ", of which rank tokens alone learn"}
     noise = f", and noise of standard deviation {rl.slate_noise:g} is added to slate rewards" if rl.slate_noise else ""
-    return [
-        f"Each method ({', '.join(methods)}) trains a copy of the same policy on the same {rl.queries} queries a step, "
-        f"{rl.group} rollouts each{what[rl.learn]}{noise}.",
-        f"One seed of {state.steps} steps decides nothing between methods: fewer than {LEAST_SEEDS} seeds give no verdict, "
-        "and `python -m fgrpo compare` runs them.",
+    sentences = [
+        f"Each method ({', '.join(methods)}) trains a copy of the same policy on the same {rl.queries} queries a step of "
+        f"{printable(Path(state.config.task).name, 60)}, {rl.group} rollouts each{what[rl.learn]}{noise}.",
+        f"One seed of {state.steps} steps decides nothing between methods: fewer than {LEAST_SEEDS} seeds give no verdict; "
+        "for one, run python -m fgrpo compare.",
     ]
-
-
-def _or_dash(x: float | None) -> str:
-    return "\N{EN DASH}" if x is None else number(x)
+    if not state.config.grammar.full:
+        sentences.append("A policy that writes short lists gains by filling them, so look at the slate length too.")
+    return sentences

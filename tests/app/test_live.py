@@ -240,6 +240,7 @@ def test_a_race_is_the_kits_training(setting, policy, config, lab, tmp_path) -> 
         for point, some in zip(points[1:], (rows[:2], rows[2:4], rows[4:]), strict=True):
             assert point.slate == pytest.approx(sum(r["reward/slate"] for r in some) / len(some), abs=1e-3)
             assert point.rank == pytest.approx(sum(r["reward/rank"] for r in some) / len(some), abs=1e-3)
+            assert point.length == pytest.approx(sum(r["slate_length"] for r in some) / len(some), abs=1e-3)
         for point, of in ((points[0], policy), (points[-1], trained)):
             ndcg = float(evaluate(of, lab.validation[:16], own)["ndcg@5"].mean())
             assert point.ndcg == pytest.approx(ndcg, abs=1e-6)
@@ -285,8 +286,8 @@ def test_a_race_that_diverges_says_so(policy, config, lab) -> None:
 def test_the_panel_of_a_race() -> None:
     config = with_fields(Config(), **SETTINGS["control"])
     points = {
-        "grpo": (Point(0, None, None, 0.6), Point(5, 0.7, 0.5, 0.55)),
-        "<b>": (Point(0, None, None, 0.6), Point(5, 0.71, 0.52, 0.65)),
+        "grpo": (Point(0, 0.6), Point(5, 0.55, 0.7, 0.5, 9.0)),
+        "<b>": (Point(0, 0.6), Point(5, 0.65, 0.71, 0.52, 10.0)),
     }
     drawn = []
 
@@ -299,14 +300,18 @@ def test_the_panel_of_a_race() -> None:
         ("NDCG@5, greedy", [("grpo", [0, 5], [0.6, 0.55]), ("<b>", [0, 5], [0.6, 0.65])]),
         ("sampled slate reward", [("grpo", [5], [0.7]), ("<b>", [5], [0.71])]),
         ("sampled rank reward", [("grpo", [5], [0.5]), ("<b>", [5], [0.52])]),
+        ("sampled slate length", [("grpo", [5], [9.0]), ("<b>", [5], [10.0])]),
     ]
-    assert html.count("<svg>") == 3 and "<b>" not in html
+    assert html.count("<svg>") == 4 and "<b>" not in html
     assert "rank tokens alone learn, and noise of standard deviation" in html
     assert "One seed of 50 steps decides nothing between methods: fewer than 3 seeds give no verdict" in html
-    assert "<td>5 of 50</td><td>0.700</td><td>0.500</td><td>0.600</td><td>0.550</td><td>−0.050</td>" in html
+    cells = "<td>5 of 50</td><td>0.600</td><td>0.550</td><td>−0.050</td><td>0.700</td><td>0.500</td><td>9.000</td>"
+    assert cells in html and "slate length too" not in html
     start = RaceState(config, 50, 128, {"grpo": points["grpo"][:1]}, {"grpo": 0.0})
     drawn.clear()
-    assert "<td>0 of 50</td><td>–</td><td>–</td>" in race_panel(start, draw) and len(drawn) == 1
+    assert "<td>0.000</td><td>–</td><td>–</td><td>–</td>" in race_panel(start, draw) and len(drawn) == 1
+    assert "slate length too" in race_panel(replace(start, config=Config(task="/a/<i>.jsonl")), draw)
+    assert "of &lt;i&gt;.jsonl, 8 rollouts" in race_panel(replace(start, config=Config(task="/a/<i>.jsonl")), draw)
 
 
 def test_the_splits_of_a_file_can_be_raced_on(policy, config, lab) -> None:
