@@ -109,6 +109,6 @@ def splits_of(config: Config) -> Splits:
 
 
 def draw(series: Sequence[tuple[str, Sequence[int], Sequence[float], str]], title: str, ylabel: str) -> Markup:
-    """The curves of a race."""
+    """One panel of the curves of a race."""
     found = [charts.Series(name, values, steps, colour) for name, steps, values, colour in series]
-    return charts.figure([charts.curves(found, title, ylabel)], title, "race.svg")
+    return charts.curves(found, title, ylabel)
