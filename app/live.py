@@ -33,8 +33,8 @@ from .measures import fitting, scores
 
 CELLS = 4_000_000
 """maximum of tokens x candidates (at least 100) in one step, which bounds its memory and time"""
-METHODS_AT_ONCE, STEPS = 4, 500
-"""maximum number of methods, and of steps of a race"""
+METHODS_AT_ONCE, STEPS, ROLLOUTS = 4, 500, 256
+"""maximum number of methods, of steps of a race, and of rollouts in one of its steps"""
 SLIGHT = 0.005
 """change of a log-probability, in nats, below which a reading calls nothing more or less likely"""
 WORDS = {"slate": "slate", "rank": "ranking"}
@@ -275,7 +275,7 @@ def reading(result: StepResult) -> list[str]:
         good = [n for n, reward in enumerate(rewards) if reward > sum(rewards) / len(rewards) + 1e-6]
         counts = [f"{sum(xs[n] > SLIGHT for n in good)} under {m}" for m, xs in _changes(result, phase).items()]
         if good and (found is None or found.phase == phase):
-            some = f"Of the {len(good)} {WORDS[phase]}s with a reward above the mean"
+            some = f"Of the {len(good)} {WORDS[phase]}{'s' * (len(good) > 1)} with a reward above the mean"
             sentences.append(f"{some}, {' and '.join(counts)} became more likely.")
     return sentences
 
@@ -366,12 +366,20 @@ def _percent(x: float) -> str:
 
 # --- a race of credit methods -----------------------------------------------------------------------------------------
 
+SHARED: dict[str, object] = {"queries": 8, "group": 8, "lr_decay": "linear", "rank_noise": 0.0}
 SETTINGS: dict[str, dict[str, object]] = {
-    "full task": {"queries": 8, "group": 8, "lr": 4e-4},
-    # as fgrpo.study.control, where joint credit must fall and own credit rise; with more noise, to show it in fewer steps
-    "control": {"queries": 8, "group": 8, "lr": 4e-4, "learn": "rank", "slate_noise": 2.0, "full": True},
+    "full task": {**SHARED, "lr": 4e-4, "learn": "both", "slate_noise": 0.0, "full": False},
+    # as fgrpo.study.control, where joint credit must fall; with more noise and a higher rate, to show it in 50 steps
+    "control": {**SHARED, "lr": 5e-4, "learn": "rank", "slate_noise": 2.0, "full": True},
 }
 """Options of a race, as flat fields; chosen on validation queries for 50 steps from the shipped warm start of the lab"""
+
+
+def race_config(config: Config, setting: str) -> Config:
+    """The options of a run with those of one of SETTINGS. Raises KitError if there is none of this name."""
+    if setting not in SETTINGS:
+        raise KitError(f"setting {printable(setting, 40)!r} is not known; choose from {', '.join(SETTINGS)}.")
+    return with_fields(config, **SETTINGS[setting])
 
 
 LOGGED = ("reward/slate", "reward/rank", "slate_length")
@@ -419,6 +427,8 @@ def race(
     for name, value, most in (("number of steps", steps, STEPS), ("steps between points", every, steps)):
         if type(value) is not int or not 1 <= value <= most:
             raise KitError(f"{name}: enter a whole number between 1 and {most}.")
+    if config.rl.queries * config.rl.group > ROLLOUTS:
+        raise KitError(f"a step here has at most {ROLLOUTS} rollouts, queries times group: lower one of them.")
     if not splits.validation:
         raise KitError("this task has no validation queries to measure a race on: choose a run of another task.")
     names, own = _checked(policy, methods), with_fields(config, steps=steps, seed=seed)

@@ -26,9 +26,20 @@ def catalogue() -> tuple[Film, ...]:
     return lab_catalogue()
 
 
-def toggled(liked: Sequence[int], film: int) -> tuple[int, ...]:
-    """The chosen films after a click on one: it is added at the end, or taken out. Raises KitError if there is no room."""
-    _check(film)
+def film_number(value: object) -> int:
+    """The place of a film in the catalogue, from a number or from its digits, as a button sends them. Raises KitError."""
+    digits = str(value)
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 6 and int(digits) < len(lab_catalogue())):
+        raise KitError(f"film {printable(digits, 20)!r} is not in the catalogue of {len(lab_catalogue())} films.")
+    return int(digits)
+
+
+def toggled(liked: Sequence[int], value: object) -> tuple[int, ...]:
+    """The chosen films after a click on one: it is added at the end, or taken out.
+
+    `value`: see `film_number`. Raises KitError if the film is unknown, or if there is no room.
+    """
+    film = film_number(value)
     if film in liked:
         return tuple(x for x in liked if x != film)
     if len(liked) >= HISTORY:
@@ -45,14 +56,12 @@ def make_viewer(liked: Sequence[int], pool_size: int = 20, seed: int = 0) -> Exa
     """
     if not 1 <= len(liked) <= HISTORY:
         raise KitError(f"choose between 1 and {HISTORY} films; {len(liked)} are chosen.")
-    for film in liked:
-        _check(film)
-    if len(set(liked)) < len(liked):
+    watched, films = list(map(film_number, liked)), lab_catalogue()
+    if len(set(watched)) < len(watched):
         raise KitError("a film is chosen twice.")
     for name, value, (low, high) in (("pool size", pool_size, POOL_SIZES), ("seed", seed, SEEDS)):
         if type(value) is not int or not low <= value <= high:
             raise KitError(f"{name}: enter a whole number between {low} and {high:,}.")
-    watched, films = list(liked), lab_catalogue()
     random = np.random.default_rng([seed, *watched])  # whatever the pool's size
     pool, relevant = draw_pool(
         draw_appeal(watched, random),
@@ -67,11 +76,6 @@ def make_viewer(liked: Sequence[int], pool_size: int = 20, seed: int = 0) -> Exa
     hits = frozenset(np.flatnonzero(order < relevant).tolist())
     name = f"clicked {seed} {pool_size}: {' '.join(map(str, watched))}"
     return Example(name, LAB_QUERY, history, titles, hits, history_ids=history, candidate_ids=titles)
-
-
-def _check(film: object) -> None:
-    if type(film) is not int or not 0 <= film < len(lab_catalogue()):
-        raise KitError(f"film {printable(str(film), 20)} is not in the catalogue of {len(lab_catalogue())}.")
 
 
 @cache
@@ -132,21 +136,20 @@ def draw_pool(
 
 
 def catalogue_panel(liked: Sequence[int], search: str = "") -> Markup:
-    """The films as buttons to choose by, grouped by genre: those chosen, and those that have every word of the search."""
+    """The films as buttons to choose by, grouped by genre: those chosen, and those that have every word of the search.
+
+    A button has the film's place as `data-film`, and `aria-pressed`. Raises KitError on an unknown film.
+    """
     films, words = lab_catalogue(), search.casefold().split()
-
-    def wanted(number: int) -> bool:
-        film = films[number]
-        text = f"{film.title} {film.genre} {film.tone} {film.era}".casefold()
-        return number in liked or all(word in text for word in words)
-
-    shown = [n for n in range(len(films)) if wanted(n)]
+    texts = [f"{film.title} {film.genre} {film.tone} {film.era}".casefold() for film in films]
+    found = {n for n, text in enumerate(texts) if all(word in text for word in words)}
+    chosen = list(map(film_number, liked))
     groups = []
-    for genre, numbers in groupby(shown, key=lambda n: films[n].genre):
+    for genre, numbers in groupby(sorted(found.union(chosen)), key=lambda n: films[n].genre):
         some = list(numbers)
-        chosen = sum(n in liked for n in some)
-        buttons = join(_button(n, n in liked) for n in some)
-        count = f" ({chosen} chosen)" if chosen else ""
+        pressed = sum(n in chosen for n in some)
+        buttons = join(_button(n, n in chosen) for n in some)
+        count = f" ({pressed} chosen)" if pressed else ""
         groups.append(
             tag('<fieldset class="films"><legend>{}{}</legend>{}</fieldset>', genre.capitalize(), count, buttons)
         )
@@ -154,11 +157,9 @@ def catalogue_panel(liked: Sequence[int], search: str = "") -> Markup:
         f"Choose 1 to {HISTORY} films that a viewer has liked, the favourite first. The pool is then drawn as the lab draws "
         "pools: films that the same taste would like, others that resemble them, and others at random."
     )
-    names = ", ".join(films[n].title for n in liked)
-    state = f"{len(liked)} of {HISTORY} films chosen{': ' if names else '.'}{names}"
-    nothing = (
-        message(f"No film has every word of {printable(search, 60)!r}.") if len(shown) == len(liked) and words else ""
-    )
+    names = ", ".join(films[n].title for n in chosen)
+    state = f"{len(chosen)} of {HISTORY} films chosen{': ' if names else '.'}{names}"
+    nothing = "" if found else message(f"No film has every word of {printable(search, 60)!r}.")
     return tag('<p>{}</p><p role="status">{}</p>{}{}', help_text, state, nothing, join(groups))
 
 

@@ -17,6 +17,7 @@ from app.live import (
     contrast,
     likelihoods,
     race,
+    race_config,
     race_panel,
     reading,
     rollouts_of,
@@ -198,7 +199,7 @@ def test_the_reading_names_the_clearest_contrast() -> None:
     assert reading(result) == [
         "The slate of rollout 1, whose slate reward 1.000 is above the group's mean of 0.750, became less likely under grpo "
         "(advantage −0.10, log-probability −0.250) and more likely under fgrpo (advantage +0.25, log-probability +0.250).",
-        "Of the 1 slates with a reward above the mean, 0 under grpo and 1 under fgrpo became more likely.",
+        "Of the 1 slate with a reward above the mean, 0 under grpo and 1 under fgrpo became more likely.",
     ]
     alike = result_by_hand({"grpo": (-2.25, -2.9), "fgrpo": (-2.1, -3.25)}, rank)
     assert contrast(alike).rollout == 1  # a slate below the mean, which grpo praises
@@ -206,7 +207,7 @@ def test_the_reading_names_the_clearest_contrast() -> None:
     assert contrast(same) is None
     assert (
         reading(same)[0]
-        == "Of the 1 slates with a reward above the mean, 0 under grpo and 0 under fgrpo became more likely."
+        == "Of the 1 slate with a reward above the mean, 0 under grpo and 0 under fgrpo became more likely."
     )
 
 
@@ -227,7 +228,7 @@ def test_the_panel_marks_what_moves_apart_and_escapes_titles() -> None:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_race_is_the_kits_training(setting, policy, config, lab, tmp_path) -> None:
     """Rewards and NDCG@5 of each method are those of `fit` with the same seed."""
-    config = with_fields(config, **SETTINGS[setting] | {"queries": 3, "group": 4})
+    config = with_fields(race_config(config, setting), queries=3, group=4)
     start = {n: p.clone() for n, p in policy.model.named_parameters()}
     states = list(race(policy, config, lab, steps=5, every=2, seed=7, validation=16))
     assert [s.points["grpo"][-1].step for s in states] == [0, 2, 4, 5]
@@ -273,6 +274,10 @@ def test_what_allows_no_race_is_one_sentence(policy, config, lab) -> None:
     for policy_, splits, options, words in cases:
         with pytest.raises(KitError, match=words):
             list(race(policy_, config, splits, **options))
+    with pytest.raises(KitError, match="at most 256 rollouts"):
+        list(race(policy, with_fields(config, queries=100), lab))
+    with pytest.raises(KitError, match="setting '<b>' is not known"):
+        race_config(config, "<b>")
 
 
 def test_a_race_that_diverges_says_so(policy, config, lab) -> None:
@@ -284,7 +289,7 @@ def test_a_race_that_diverges_says_so(policy, config, lab) -> None:
 
 
 def test_the_panel_of_a_race() -> None:
-    config = with_fields(Config(), **SETTINGS["control"])
+    config = race_config(Config(), "control")
     points = {
         "grpo": (Point(0, 0.6), Point(5, 0.55, 0.7, 0.5, 9.0)),
         "<b>": (Point(0, 0.6), Point(5, 0.65, 0.71, 0.52, 10.0)),

@@ -89,7 +89,10 @@ def test_the_playground_keeps_its_catalogue_ids() -> None:
 def test_toggled_adds_and_takes_out() -> None:
     assert toggled((4, 2), 9) == (4, 2, 9) and toggled((4, 2, 9), 2) == (4, 9)
     full = tuple(range(HISTORY))
-    assert toggled(full, 0) == full[1:]
+    assert toggled(full, 0) == full[1:] and toggled((), "299") == (299,)
+    for film in ("300", "-1", "\N{SUPERSCRIPT TWO}", "7.0", None, True, "9" * 5000):
+        with pytest.raises(KitError, match="is not in the catalogue of 300 films"):
+            toggled((), film)
     with pytest.raises(KitError, match="take one out"):
         toggled(full, 100)
 
@@ -99,10 +102,10 @@ def test_toggled_adds_and_takes_out() -> None:
     [
         (([],), "between 1 and 8"),
         ((range(9),), "9 are chosen"),
-        (([300],), "film 300 is not in the catalogue"),
+        (([300],), "film '300' is not in the catalogue"),
         (([-1],), "film .* is not in the catalogue"),
-        ((["<b>"],), "film <b> is not"),
-        (([True],), "film True is not"),
+        ((["<b>"],), "film '<b>' is not"),
+        (([True],), "film 'True' is not"),
         (([1, 1],), "chosen twice"),
         (([1], 4), "pool size: enter a whole number between 5 and 200"),
         (([1], 20.5), "pool size"),
@@ -132,4 +135,7 @@ def test_the_panel_searches_by_words_and_escapes_them() -> None:
     nothing = catalogue_panel([], "<script>${x}")
     assert "No film has every word of" in html.unescape(nothing) and "data-film" not in nothing
     assert "<script" not in nothing and "${" not in nothing
-    assert "data-film" in catalogue_panel([], "  ")
+    assert catalogue_panel([], "  ").count("data-film") == 300
+    assert "No film" not in catalogue_panel([0], lab_catalogue()[0].title)
+    with pytest.raises(KitError, match="is not in the catalogue"):
+        catalogue_panel([300])
