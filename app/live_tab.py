@@ -10,13 +10,12 @@ from markupsafe import Markup
 
 from fgrpo.config import Config, KitError
 from fgrpo.data import Splits
-from fgrpo.runs.fields import with_fields
 from fgrpo.tasks import load_task
 
 from . import charts
 from .form import CLICKS, RAW
 from .library import Library
-from .live import RATE, SETTINGS, race, race_panel, step_panel, take_step
+from .live import RATE, SETTINGS, race, race_config, race_panel, step_panel, take_step
 from .markup import message, told
 from .visitors import Visitor, in_turn
 
@@ -80,9 +79,7 @@ class Live:
         try:
             yield [message("Loading the policy and the task."), gr.skip()]
             config, policy = self._policy(model)
-            if setting not in SETTINGS:
-                raise KitError("choose a race from the list.")
-            config = with_fields(config, **SETTINGS[str(setting)])
+            config = race_config(config, str(setting))
             pair = [str(m) for m in reversed(methods)]
             for state in race(policy, config, splits_of(config), pair, RACE_STEPS, RACE_EVERY):
                 done = min(points[-1].step for points in state.points.values())

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from fgrpo.runs.trace import Group, Traced
 from . import charts, runs, story, views
 from .library import Library, Opened
 from .markup import escaped, join, message, number, printable, tag, told
-from .measures import METHODS, GroupCredit, compare_traces, group_credit, query_rows
+from .measures import METHODS, compare_traces, group_credit, query_rows
 from .token_strip import COLOURS, tokens_of
 
 FIRST, SECOND = "lab-rec-fgrpo", "lab-rec-grpo"
@@ -146,24 +147,38 @@ def _rollout_label(number: int, traced: Traced) -> str:
 
 
 def _inspect(page: Page, opened: Opened, group: Group) -> None:
-    chosen, config, html = page.chosen, opened.config, page.html
+    c = page.chosen
+    page.html |= inspected(opened, c.query, c.rollout, c.colour, c.credit, c.against)
+
+
+@lru_cache(maxsize=128)
+def inspected(opened: Opened, query: str, rollout: str, colour: str, credit: str, against: str) -> dict[str, Markup]:
+    """The slots LIGHT for a choice. A class looks at the same queries: they are drawn once for all."""
+    group, config, html = opened.group(query), opened.config, dict.fromkeys(LIGHT, Markup(""))
     html["query"] = views.query_panel(group.example)
-    html["words"] = story.glossary(chosen.credit, chosen.against)
-    one, other = credits_of(page, opened, group)
-    if one and other:
+    html["words"] = story.glossary(credit, against)
+    one = other = None
+    try:
+        if not group.rollouts:
+            raise KitError(
+                "this query has no sampled rollouts in the trace; the table of queries shows which have some."
+            )
+        one, other = (group_credit(group, config, method) for method in (credit, against))
         html["group"] = views.credit_note(one.method) + views.group_panel(group, config, one, other)
         slate, rank = (tuple(x[0].tolist()) for x in (one.rewards.slate, one.rewards.rank))
         html["plane"] = charts.reward_plane(slate, rank)
-    if not chosen.rollout:
+    except KitError as error:
+        html["group"] = html["reading"] = message(f"No advantages: {error}")
+    if not rollout:
         html["strip"] = message("This query has no rollouts; generate some in the tab Playground.")
-        return
-    greedy = chosen.rollout == views.GREEDY
-    number = -1 if greedy else int(chosen.rollout) - 1
+        return html
+    greedy = rollout == views.GREEDY
+    number = -1 if greedy else int(rollout) - 1
     traced = group.greedy if greedy else group.rollouts[number]
     assert traced is not None
     html["pool"] = views.pool_table(group.example, traced.output, config.grammar)
     html["errors"] = views.errors_panel(group.example, traced, config)
-    credits = [] if greedy else [c for c in (other, one) if c][-2 if chosen.credit != chosen.against else -1 :]
+    credits = [] if greedy else [c for c in (other, one) if c][-2 if credit != against else -1 :]
     if greedy:
         html["advantages"] = message(
             "The greedy rollout is not used in training: choose a sampled rollout to see advantages."
@@ -176,22 +191,10 @@ def _inspect(page: Page, opened: Opened, group: Group) -> None:
         (c.method, tokens_of(group.example, traced, row, rows[1 - n] if len(rows) > 1 else row))
         for n, (c, row) in enumerate(zip(credits, rows, strict=True))
     ]
-    if chosen.colour != "advantage":
+    if colour != "advantage":
         strips = strips[-1:]  # the colours of both would be the same
-    html["strip"] = views.strip_panel(strips or [("", tokens_of(group.example, traced))], chosen.colour)
-
-
-def credits_of(page: Page, opened: Opened, group: Group) -> tuple[GroupCredit | None, GroupCredit | None]:
-    """Credit of the group under the two methods chosen; None and a sentence on the page if it cannot be computed."""
-    try:
-        if not group.rollouts:
-            raise KitError(
-                "this query has no sampled rollouts in the trace; the table of queries shows which have some."
-            )
-        return tuple(group_credit(group, opened.config, m) for m in (page.chosen.credit, page.chosen.against))  # type: ignore[return-value]
-    except KitError as error:
-        page.html["group"] = page.html["reading"] = message(f"No advantages: {error}")
-        return None, None
+    html["strip"] = views.strip_panel(strips or [("", tokens_of(group.example, traced))], colour)
+    return html
 
 
 def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, view: str) -> None:

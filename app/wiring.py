@@ -81,7 +81,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
     ) as page:
         own = gr.State(Visitor(), time_to_live=7200)
         ticket, drawn = gr.Textbox(visible=False), gr.State({})
-        view = gr.Textbox("inspect", visible=False)  # the tab that is open
+        view = gr.Textbox("inspect", visible=False, elem_id="at-view")  # the tab that is open
         back = gr.HTML(js_on_load=BACK, elem_id="at-back")
         busy = gr.HTML('<p role="status">Working \N{HORIZONTAL ELLIPSIS}</p>', elem_id="at-busy")
         gr.HTML("<h1>F-GRPO: who is to blame for a bad list?</h1>", elem_id="at-title")

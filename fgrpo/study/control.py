@@ -50,11 +50,11 @@ class Control:
 
     @property
     def fails(self) -> bool:
-        """Whether the opposite is shown of any of the three, or nothing although it could have been seen."""
+        """Whether the opposite is shown of any of the three, or own credit is no better although that could be seen."""
         if self.seeds < LEAST_SEEDS or self.holds:
             return False
         opposite = self.joint.interval()[0] > 0 or self.own.interval()[1] < 0 or self.apart.interval()[1] < 0
-        return opposite or max(self.joint.detectable(), self.apart.detectable()) < ENOUGH
+        return opposite or (self.apart.interval()[0] <= 0 and self.apart.detectable() < ENOUGH)
 
     @property
     def sentences(self) -> list[str]:
@@ -77,7 +77,7 @@ class Control:
                 *lines,
                 "The control FAILS: the instrument is broken, and no comparison of credit made with it counts.",
             ]
-        return [*lines, "The control is undecided: its seeds vary too much; give it more."]
+        return [*lines, "The control is undecided: not all that must be so is shown; give it more seeds."]
 
 
 def control_found(

@@ -47,6 +47,7 @@ def test_the_ranker_learns_alone_and_the_slate_is_paid_noise() -> None:
         (-0.08, -0.02, 5, 0.001, FAILS),  # own credit falls
         (0.0, 0.0, 5, 0.001, FAILS),  # nothing, although it would have been seen
         (-0.02, 0.02, 5, 0.1, UNDECIDED),  # seeds vary too much to tell
+        (0.0, 0.05, 5, 0.001, UNDECIDED),  # own credit is better, and joint credit not shown to fall
         (-0.08, 0.02, 2, 0.001, FEW), (-0.08, 0.02, 1, 0.001, FEW), (0.02, -0.02, 2, 0.001, FEW),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from .conftest import tab
 from .test_app import at, choose, until, values
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-TABS = ("Inspect", "Group", "Queries", "Compare", "Try it", "Playground", "Training", "Files")
+TABS = ("Inspect", "Group", "Queries", "Compare", "Runs", "Try it", "Live", "Playground", "Training", "Files")
 
 
 def open_tab(page, name: str) -> None:
@@ -33,7 +33,15 @@ def test_axe_finds_nothing_serious(visit, scheme, width) -> None:
         if name == "Compare":
             page.get_by_role("button", name="slate miss \N{MIDDLE DOT} B").click()
             page.locator("#at-listed button").first.wait_for()
+        if name == "Runs":
+            page.locator("#at-histograms svg").first.wait_for()
+        if name == "Live":
+            page.get_by_role("button", name="Take one step").click()
+            page.locator("#at-step table").first.wait_for()
         if name == "Playground":
+            page.get_by_role("button", name="Make a viewer").click()
+            page.locator("[data-film='3']").click()
+            page.locator("[data-film='3'][aria-pressed=true]").wait_for()
             page.get_by_role("button", name="Generate").click()
             page.locator("#at-status", has_text="the greedy one").wait_for()
         if name == "Training":

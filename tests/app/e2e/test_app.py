@@ -82,7 +82,8 @@ def test_the_next_steps_set_the_controls(visit) -> None:
     assert buttons.count() == 5
     for n, (address, shown) in enumerate(
         (("query=test-3", "grpo praises its rank tokens"), ("tab=group", "8 rollouts, credit fgrpo"),
-         ("tab=queries", "200 queries of lab-rec-fgrpo"), ("tab=try", "Move candidates"), ("tab=live", "one step"))
+         ("tab=queries", "200 queries of lab-rec-fgrpo"), ("tab=try", "Move candidates"),
+         ("tab=live", "One RL step on the sampled"))
     ):  # fmt: skip
         tab(page, "Inspect")
         buttons.nth(n).click()
@@ -187,6 +188,75 @@ def test_two_runs_side_by_side_and_the_queries_behind_a_bar(visit) -> None:
     name = buttons.nth(1).inner_text()
     buttons.nth(1).click()
     until(lambda: f"query={name}&" in at(page))
+
+
+def test_many_runs_are_compared_and_a_point_opens_its_query(visit) -> None:
+    page = visit(tab="runs")
+    page.locator("#at-overview caption", has_text="NDCG@5 of methods x seeds").wait_for()
+    assert page.locator("#at-overlaid svg").count() >= 4 and page.locator("#at-histograms svg").count() >= 5
+    assert "no verdict: fewer than 3 seeds" in page.locator("#at-overview").inner_text()
+    assert "without a step" in page.locator("#at-steps").inner_text()
+    page.get_by_label("Runs to compare").locator("..").get_by_role("button", name="Remove lab-rec-grpo").or_(
+        page.locator(".token-remove").nth(2)).first.click()  # fmt: skip
+    until(lambda: "lab-rec-grpo" not in page.locator("#at-overview").inner_text())
+    until(lambda: "runs=lab-rec%0Alab-rec-fgrpo" in at(page))
+    tab(page, "Compare")
+    point = page.locator("#at-scatter [role=button]").nth(7)
+    point.wait_for()
+    name = point.get_attribute("data-query")
+    point.focus()
+    page.keyboard.press("Enter")
+    until(lambda: f"query={name}&" in at(page) and "run=lab-rec-grpo&" in at(page))
+
+
+def test_a_step_and_a_race_of_two_methods(visit, monkeypatch) -> None:
+    from app import live_tab
+
+    monkeypatch.setattr(live_tab, "RACE_STEPS", 4)
+    monkeypatch.setattr(live_tab, "RACE_EVERY", 2)
+    page = visit(tab="live")
+    page.get_by_role("button", name="Take one step").click()
+    words = page.locator("#at-step .reading")
+    words.wait_for()
+    text = words.inner_text()
+    assert "less likely under grpo (advantage \N{MINUS SIGN}0.30" in text and "more likely under fgrpo" in text
+    page.get_by_label("Learning rate of the step").fill("5")
+    page.get_by_role("button", name="Take one step").click()
+    page.locator("#at-step-status .problem", has_text="learning rate: enter a number between").wait_for()
+    assert words.inner_text() == text  # what was shown stays
+    page.get_by_role("button", name="Start the race").click()
+    page.locator("#at-race-status", has_text="All 4 steps are done").wait_for()
+    assert page.locator("#at-race svg").count() == 4
+    rows = page.locator("#at-race tbody tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == ["grpo", "fgrpo"] and all("4 of 4" in row for row in rows)
+    monkeypatch.setattr(live_tab, "RACE_STEPS", 400)
+    page.get_by_role("button", name="Start the race").click()
+    page.locator("#at-race-status", has_text="of 400 steps").wait_for()
+    page.get_by_role("button", name="Stop the race").click()
+    page.locator("#at-race-status", has_text="Stopped").wait_for()
+    page.wait_for_timeout(1000)
+    assert "Stopped" in page.locator("#at-race-status").inner_text()
+
+
+def test_a_viewer_is_made_by_choosing_films(visit) -> None:
+    page = visit(tab="playground")
+    page.get_by_role("button", name="Make a viewer").click()
+    page.get_by_label("Search films").fill("western")
+    until(lambda: 0 < page.locator("#at-films button").count() < 60)
+    names = []
+    for _ in range(2):
+        film = page.locator("#at-films button[aria-pressed=false]").first
+        names.append(film.evaluate("(b) => b.firstChild.textContent.trim()"))
+        film.click()
+        page.locator("#at-films [role=status]", has_text=f"{len(names)} of 8 films chosen").wait_for()
+    page.get_by_role("button", name="Put this viewer into the form").click()
+    page.locator("#at-status", has_text="A viewer who liked 2 films").wait_for()
+    assert page.get_by_label("History, one entry per line").input_value().split("\n") == names
+    pool = page.get_by_label("Pool, one candidate per line").input_value().split("\n")
+    assert len(pool) == 20 and 2 <= sum(line.startswith("* ") for line in pool) <= 4
+    page.get_by_label("number input for Sampled rollouts").fill("2")
+    page.get_by_role("button", name="Generate").click()
+    page.locator("#at-status", has_text="2 sampled rollouts and the greedy one").wait_for()
 
 
 def test_an_edited_pool_generates_and_the_export_comes_back(visit, tmp_path) -> None:
