@@ -137,23 +137,19 @@ def lab():
     experiment("lab", experiments, 6, starts=6, every=200, baselines=BESIDE, copies=copies)
 
 
-def control():
+def control(name="control", config=LAB, seeds=3, starts=STARTS):
     """Rank tokens alone learn, the slate's reward is noise."""
-    splits, items = load_task(LAB)
-    seeds = 3
-    results = compare(control_experiments(LAB), seeds, Path("runs/control"), lambda config: (splits, items), {},
-                      resume=True, starts=STARTS, sft_more=False)  # fmt: skip
-    found = control_found(results, seed_starts(seeds, STARTS))
+    (splits, items), experiments = load_task(config), control_experiments(config)
+    results = compare(experiments, seeds, Path("runs") / name, lambda config: (splits, items), {}, resume=True, starts=starts,
+                      sft_more=False)  # fmt: skip
+    found = control_found(results, seed_starts(seeds, starts))
     rows = []
-    for name, gain in (("grpo", found.joint), ("fgrpo", found.own), ("fgrpo minus grpo", found.apart)):
+    for method, gain in (("grpo", found.joint), ("fgrpo", found.own), ("fgrpo minus grpo", found.apart)):
         low, high = gain.interval()
-        rows.append({"method": name, "start": found.start, "gain": gain.mean, "low": low, "high": high,
-                     "holds": found.holds, "seeds": seeds, "starts": STARTS})  # fmt: skip
+        rows.append({"method": method, "start": found.start, "gain": gain.mean, "low": low, "high": high,
+                     "holds": found.holds, "seeds": seeds, "starts": starts})  # fmt: skip
     print(*found.sentences, sep="\n")
-    write_text(
-        RESULTS / "control.csv",
-        to_csv(rows, {**provenance(), "config": control_experiments(LAB)[""]["grpo"].to_dict()}),
-    )
+    write_text(RESULTS / f"{name}.csv", to_csv(rows, {**provenance(), "config": experiments[""]["grpo"].to_dict()}))
 
 
 def confirm(name="confirm", regimes=tuple(CONFIRMED), starts=STARTS):
@@ -387,6 +383,7 @@ EXPERIMENTS = {
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
     "control": control,
+    "control-cold": lambda: control("control-cold", with_fields(LAB, **LADDER["lab-cold"]), 6, 6),
     "map": lambda: analysis_of("map", "--map", "--cells", ",".join(MAPPED), "--groups-per-cell", "640", "--resume"),
     "signs": lambda: analysis_of("signs", "--signs", "--pools", "500", "--split", "validation"),
     "confirm": confirm,
