@@ -196,6 +196,13 @@ class Library:
         except (KitError, OSError):
             return ""
 
+    def size_of(self, name: str, own: Mapping[str, str]) -> int:
+        """Size of the file of a trace, 0 if there is none."""
+        try:
+            return self.path(name, own).stat().st_size
+        except (KitError, OSError):
+            return 0
+
     def download(self, name: str, own: Mapping[str, str], folder: Path) -> Path | None:
         """A copy of a trace below `folder`, the only one that the server gives files from; None if it cannot be opened."""
         try:

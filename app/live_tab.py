@@ -41,7 +41,7 @@ class Live:
         with gr.Row():
             self.model = gr.Dropdown([], label="Start of the race", info="a copy: the run itself stays as it is")
             self.setting = gr.Dropdown(
-                list(SETTINGS), value=next(iter(SETTINGS)), label="Race", filterable=False,
+                list(SETTINGS), value=next(iter(SETTINGS)), label="Race",
                 info="control: rank tokens alone learn, and the slate's judge is noisy, so joint credit must do harm",
             )  # fmt: skip
             self.start = gr.Button("Start the race")

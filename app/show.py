@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from fgrpo.config import KitError
+from fgrpo.config import Config, KitError
 from fgrpo.interactive.page import build_page
 from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
@@ -18,7 +18,7 @@ from fgrpo.runs.trace import Group, Traced
 from . import charts, runs, story, views
 from .library import Library, Opened
 from .markup import escaped, join, message, number, printable, tag, told
-from .measures import METHODS, compare_traces, group_credit, query_rows
+from .measures import METHODS, GroupCredit, compare_traces, group_credit, query_rows
 from .token_strip import COLOURS, tokens_of
 
 FIRST, SECOND = "lab-rec-fgrpo", "lab-rec-grpo"
@@ -63,22 +63,23 @@ class Page:
     drawn: dict[str, str] = field(default_factory=dict)
 
 
-LIGHT = ("reading", "strip", "words", "query", "pool", "errors", "advantages", "group", "plane")
-"""slots of the tabs Inspect and Group, which every answer fills"""
+LIGHT = ("reading", "strip", "words", "query", "pool", "errors", "advantages")
+"""slots of the tab Inspect, which every answer fills"""
 DEEP = {
+    "group": ("group", "plane"),
     "queries": ("table",),
     "compare": ("side", "metrics", "scatter", "bars"),
     "runs": ("overview", "overlaid", "histograms", "steps"),
     "try": ("try",),
 }
-"""slots of the tabs that are drawn when they are open: they take longer"""
+"""slots of the tabs that are drawn when they are open"""
 HEAVY = ("queries", "compare", "runs")
 """those that read whole traces"""
 SLOTS = (*LIGHT, *(slot for slots in DEEP.values() for slot in slots))
 
 
 def show(library: Library, chosen: Chosen, own: Own, view: str = "", drawn: Mapping[str, str] | None = None) -> Page:
-    """What the tabs Inspect and Group show, and the tab `view` unless `drawn` has it. Never raises, whatever is chosen.
+    """What the tab Inspect shows, and the tab `view` unless `drawn` has it. Never raises, whatever is chosen.
 
     In place of a run that cannot be opened, the first that can is shown: after a restart, a deletion or a wrong link.
     """
@@ -159,16 +160,9 @@ def inspected(opened: Opened, query: str, rollout: str, colour: str, credit: str
     html["words"] = story.glossary(credit, against)
     one = other = None
     try:
-        if not group.rollouts:
-            raise KitError(
-                "this query has no sampled rollouts in the trace; the table of queries shows which have some."
-            )
-        one, other = (group_credit(group, config, method) for method in (credit, against))
-        html["group"] = views.credit_note(one.method) + views.group_panel(group, config, one, other)
-        slate, rank = (tuple(x[0].tolist()) for x in (one.rewards.slate, one.rewards.rank))
-        html["plane"] = charts.reward_plane(slate, rank)
+        one, other = credits_of(group, config, credit, against)
     except KitError as error:
-        html["group"] = html["reading"] = message(f"No advantages: {error}")
+        html["reading"] = message(f"No advantages: {error}")
     if not rollout:
         html["strip"] = message("This query has no rollouts; generate some in the tab Playground.")
         return html
@@ -197,11 +191,32 @@ def inspected(opened: Opened, query: str, rollout: str, colour: str, credit: str
     return html
 
 
+def credits_of(group: Group, config: Config, credit: str, against: str) -> tuple[GroupCredit, GroupCredit]:
+    """Credit of the group under two methods. Raises KitError if it cannot be computed."""
+    if not group.rollouts:
+        raise KitError("this query has no sampled rollouts in the trace; the table of queries shows which have some.")
+    return group_credit(group, config, credit), group_credit(group, config, against)
+
+
+@lru_cache(maxsize=128)
+def grouped(opened: Opened, query: str, credit: str, against: str) -> dict[str, Markup]:
+    """The slots of the tab Group for a choice, drawn once for all visitors."""
+    group = opened.group(query)
+    try:
+        one, other = credits_of(group, opened.config, credit, against)
+    except KitError as error:
+        return {"group": message(f"No advantages: {error}"), "plane": Markup("")}
+    slate, rank = (tuple(x[0].tolist()) for x in (one.rewards.slate, one.rewards.rank))
+    panel = views.credit_note(one.method) + views.group_panel(group, opened.config, one, other)
+    return {"group": panel, "plane": charts.reward_plane(slate, rank)}
+
+
 def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, view: str) -> None:
     """Draw a view, unless it is drawn already for this choice and these files."""
     c = page.chosen
     names = [name for name in c.runs.split("\n") if name]
     depends = {
+        "group": [c.run, c.query, c.credit, c.against, library.stamp(c.run, own)],
         "queries": [c.run, c.credit, c.against, library.stamp(c.run, own)],
         "compare": [c.run, c.query, c.a, c.b, *(library.stamp(name, own) for name in (c.run, c.a, c.b))],
         "runs": [c.run, c.query, c.credit, c.runs, *(library.stamp(name, own) for name in (c.run, *names))],
@@ -211,7 +226,8 @@ def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, 
     if page.drawn.get(view) == key:
         return
     page.html |= dict.fromkeys(DEEP[view], Markup(""))
-    draw = {
+    draw: dict[str, Callable[[], object]] = {
+        "group": lambda: page.html.update(grouped(opened, c.query, c.credit, c.against)),
         "queries": lambda: _queries(page, opened),
         "compare": lambda: _compare(page, library, group, own),
         "runs": lambda: _runs(page, library, own, names),

@@ -19,7 +19,7 @@ WAITING = 8
 WORKERS = anyio.CapacityLimiter(4)
 """page events at work at the same time, of all visitors"""
 HEAVY = anyio.CapacityLimiter(1)
-"""uploads and what reads whole traces, beside them: one at a time, so that their memory and work are bounded"""
+"""uploads and what reads large traces, beside them: one at a time, so that their memory and work are bounded"""
 KNOWN: "WeakValueDictionary[str, Visitor]" = WeakValueDictionary()
 """every visitor by ticket, as long as one of their sessions holds them"""
 
@@ -62,7 +62,7 @@ def remove_files(paths: list[str]) -> None:
 def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: False) -> Callable[..., Any]:
     """An event with a Visitor among its inputs, which waits for the earlier ones of this visitor and for no other's.
 
-    Where `heavy` is true of the inputs after the visitor, it waits for other heavy work, and nobody else waits for it.
+    Where `heavy` is true of the inputs from the visitor on, it waits for other heavy work, and nobody else waits for it.
     """
 
     @wraps(work)
@@ -74,7 +74,7 @@ def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: Fa
         visitor.waiting += 1
         try:
             async with visitor.turn:
-                limiter = HEAVY if heavy(*values[place + 1 :]) else WORKERS
+                limiter = HEAVY if heavy(*values[place:]) else WORKERS
                 return await anyio.to_thread.run_sync(work, *values, limiter=limiter)
         finally:
             visitor.waiting -= 1

@@ -32,6 +32,8 @@ TICKET = "(...values) => [...values.slice(0, -1), sessionStorage.getItem('visito
 OPENED = "(shown, ticket) => { sessionStorage.setItem('visitor', ticket); app.address(shown, true); }"
 TO_URL = "(shown) => app.address(shown)"
 TO_INSPECT = "() => ({__type__: 'update', selected: 'inspect'})"
+LARGE = 4_000_000
+"""bytes of a trace from which on what reads all of it waits for other such work"""
 SECONDS = 2
 """interval at which the curves of a run are updated"""
 
@@ -90,9 +92,9 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             before = gr.Button("\N{BLACK LEFT-POINTING TRIANGLE} Previous", size="sm", scale=1, min_width=90)
             query = gr.Textbox(label="Query", max_lines=1, max_length=200, scale=2, min_width=110)
             after = gr.Button("Next \N{BLACK RIGHT-POINTING TRIANGLE}", size="sm", scale=1, min_width=70)
-            method = gr.Dropdown(METHODS, value="fgrpo", label="Credit method", filterable=False, scale=2, min_width=120,
+            method = gr.Dropdown(METHODS, value="fgrpo", label="Credit method", scale=2, min_width=120,
                                  elem_id="at-method")  # fmt: skip
-            against = gr.Dropdown(METHODS, value="grpo", label="Compared with", filterable=False, scale=2, min_width=120,
+            against = gr.Dropdown(METHODS, value="grpo", label="Compared with", scale=2, min_width=120,
                                   elem_id="at-against")  # fmt: skip
         problems = gr.HTML(elem_id="at-problems")
         shown = gr.JSON(visible=False)  # the state that the page shows: controls may already be ahead of it
@@ -108,8 +110,8 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 for name in ("reading", "strip"):
                     slot(name)
                 with gr.Row(elem_id="at-choice"):
-                    rollout = gr.Dropdown([], label="Rollout", filterable=False, min_width=140)
-                    colour = gr.Dropdown(COLOURS, value="advantage", label="Colour tokens by", filterable=False,
+                    rollout = gr.Dropdown([], label="Rollout", min_width=140)
+                    colour = gr.Dropdown(COLOURS, value="advantage", label="Colour tokens by",
                                          min_width=140)  # fmt: skip
                 slot("next", story.next_steps())
                 slot("words")
@@ -163,6 +165,13 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         def refresh(mine: Visitor, seen: object, at: object, *values: object, **changed: str) -> list[Any]:
             sent = Chosen(*map(text_of, values))
             return parts(show(library, replace(sent, **changed), mine.traces, text_of(at), drawn_of(seen)), mine, sent)
+
+        def large(mine: Visitor, seen: object, at: object, *values: object) -> bool:
+            """Whether the open tab reads whole traces, and one of them is large."""
+            c = Chosen(*map(text_of, values))
+            return text_of(at) in HEAVY and any(
+                library.size_of(name, mine.traces) > LARGE for name in (c.run, c.a, c.b, *c.runs.split("\n"))
+            )
 
         def parts(found: Page, mine: Visitor, sent: Chosen | None = None) -> list[Any]:
             """Updates for `everything`. A control whose value is still the one that was `sent` is not updated: the visitor
@@ -332,7 +341,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         # events of one visitor are answered in their order (in_turn), those of different visitors side by side
         shows: dict[str, Any] = RAW | {"show_progress": "minimal", "show_progress_on": [busy]}
         whole: dict[str, Any] = shows | {"concurrency_id": "page", "concurrency_limit": None}
-        turn = partial(in_turn, heavy=lambda seen, at, *_: text_of(at) in HEAVY)
+        turn = partial(in_turn, heavy=large)
         changes = [c.submit if c is query else c.input for c in controls]
         for name, one in named.items():
             one.select(None, None, [view], js=f"() => {{ app.address({{tab: '{name}'}}); return '{name}'; }}")

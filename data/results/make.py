@@ -140,7 +140,7 @@ def lab():
 def control(name="control", config=LAB, seeds=3, starts=STARTS):
     """Rank tokens alone learn, the slate's reward is noise."""
     (splits, items), experiments = load_task(config), control_experiments(config)
-    results = compare(experiments, seeds, Path("runs") / name, lambda config: (splits, items), {}, resume=True, starts=starts,
+    results = compare(experiments, seeds, Path("runs") / name, lambda _: (splits, items), {}, resume=True, starts=starts,
                       sft_more=False)  # fmt: skip
     found = control_found(results, seed_starts(seeds, starts))
     rows = []

@@ -1,9 +1,10 @@
-"""A class at once: `python -m tests.app.load [VISITORS]` opens the app for many visitors, who click at the same time.
+"""A class at once: `python -m tests.app.load [VISITORS]` opens the app for many visitors.
 
-Prints the median and the longest time of a click and the server's largest memory; then the same for other visitors while
-one uploads a trace of 18 MB and compares it.
+Prints the median and the longest time of a click and the server's largest memory: of one visitor alone, of many who read
+for 2 to 8 seconds between clicks, of many who click again at once, and of others while one opens a trace of 18 MB.
 """
 
+import random
 import statistics
 import sys
 import tempfile
@@ -39,12 +40,14 @@ class Load:
         return statistics.median(self.seconds)
 
 
-def visit(server: Server, name: str, load: Load) -> None:
-    """One visitor's clicks, each after the answer to the one before."""
+def visit(server: Server, name: str, load: Load, pause: tuple[float, float] = (0, 0)) -> None:
+    """One visitor's clicks, each after the answer to the one before, and after a pause of so many seconds."""
+    wait = random.Random(name)
     try:
         refresh, chosen = server.event("Run", "Rollout", "B"), {**CONTROLS, "at-view": "inspect"}
         for change in CLICKS:
             chosen |= change
+            time.sleep(wait.uniform(*pause))
             began = time.perf_counter()
             answer = server.ask(refresh, name, **chosen)
             load.seconds.append(time.perf_counter() - began)
@@ -54,10 +57,10 @@ def visit(server: Server, name: str, load: Load) -> None:
         load.problems.append(f"{name}: {error!r:.300}")
 
 
-def visitors(server: Server, count: int, prefix: str = "visitor") -> Load:
+def visitors(server: Server, count: int, prefix: str = "visitor", pause: tuple[float, float] = (0, 0)) -> Load:
     """As many visitors at once."""
     load = Load()
-    threads = [threading.Thread(target=visit, args=(server, f"{prefix} {n}", load)) for n in range(count)]
+    threads = [threading.Thread(target=visit, args=(server, f"{prefix} {n}", load, pause)) for n in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -103,9 +106,10 @@ def main() -> None:
             visitors(server, 1)  # traces are read once
             alone = visitors(server, 1, "alone")
             print(f"alone: median {alone.median:.2f} s, longest {max(alone.seconds):.2f} s")
-            many = visitors(server, count)
-            print(f"{count} at once: {len(many.seconds)} clicks answered, median {many.median:.2f} s, longest "
-                  f"{max(many.seconds):.2f} s, {server.memory():.0f} MB at most, {len(many.problems)} problems")  # fmt: skip
+            for words, pause in (("who read for 2 to 8 s", (2, 8)), ("who click without a pause", (0, 0))):
+                many = visitors(server, count, words, pause)
+                print(f"{count} {words}: {len(many.seconds)} clicks answered, median {many.median:.2f} s, longest "
+                      f"{max(many.seconds):.2f} s, {server.memory():.0f} MB at most", *many.problems)  # fmt: skip
             heavy, others = Load(), Load()
             work = threading.Thread(target=upload_and_compare, args=(server, heavy))
             work.start()

@@ -463,7 +463,8 @@ def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> N
     write_trace(tmp_path / "l.jsonl", Trace("l", Config(), [only, Group(replace(EXAMPLE, id="none"))], {}))
     own = {"mine": str(tmp_path / "l.jsonl")}
     page = show(library, Chosen("mine", "q", "1", "entropy", "item", "nested", "mine", "mine"), own)
-    assert "not recorded" in page.html["strip"] and "nested compares rankings" in page.html["group"]
+    assert "not recorded" in page.html["strip"] and "nested compares rankings" in page.html["reading"]
+    assert "nested compares rankings" in show(library, page.chosen, own, "group").html["group"]
     assert "This query has no rollouts" in show(library, Chosen("mine", "none"), own).html["strip"]
 
 

@@ -151,7 +151,7 @@ def test_switching_credit_flips_signs(visit) -> None:
     until(lambda: page.locator("#at-strip .flipped").count() == 0)
     assert values(page)[-1].startswith("+")
     tab(page, "Group")
-    assert "Choose two different credit methods" in page.locator("#at-group").inner_text()
+    page.locator("#at-group", has_text="Choose two different credit methods").wait_for()
     for method in ("reward_to_go", "anchor", "nested", "item", "gdpo", "fgrpo"):
         choose(page, "Credit method", method)
         page.locator("#at-group caption", has_text=f"credit {method}").wait_for()
@@ -241,7 +241,7 @@ def test_a_step_and_a_race_of_two_methods(visit, monkeypatch) -> None:
 def test_a_viewer_is_made_by_choosing_films(visit) -> None:
     page = visit(tab="playground")
     page.get_by_role("button", name="Make a viewer").click()
-    page.get_by_label("Search films").fill("western")
+    page.get_by_label("Search films").press_sequentially("western", delay=50)
     until(lambda: 0 < page.locator("#at-films button").count() < 60)
     names = []
     for _ in range(2):

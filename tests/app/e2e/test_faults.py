@@ -170,6 +170,7 @@ def test_a_page_clicked_after_a_restart_is_not_blank(browser, tmp_path) -> None:
     assert (status, printed) == (0, "") and not list((tmp_path / "runs").iterdir())  # the upload is gone
     server = Server(tmp_path, "--port", server.url.rsplit(":")[-1])
     try:
+        tab(page, "Inspect")
         choose(page, "Credit method", "item")
         page.locator("#at-problems", has_text="Showing lab-rec-fgrpo in its place").wait_for()
         page.locator("#at-strip .token, #at-group .token").first.wait_for(state="attached")
@@ -274,8 +275,11 @@ def test_the_explorable_follows_the_query_and_nothing_else(visit) -> None:
     frame = page.frame_locator("iframe.explorable")
     frame.locator("#group option", has_text="test-1").wait_for(state="attached")
     page.evaluate("document.querySelector('iframe.explorable').dataset.kept = 'yes'")
+    tab(page, "Inspect")
     choose(page, "Credit method", "item")
     until(lambda: "credit=item" in at(page))
+    tab(page, "Try it")
+    page.wait_for_timeout(500)
     assert page.locator("iframe.explorable[data-kept]").count() == 1  # what was moved in it stays
     with page.expect_download() as got:
         page.locator("button[data-save]").click()
