@@ -83,8 +83,29 @@
     area.remove();
     return done;
   };
+  const safe = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+  const saved = () => {  // what the last view before this tab shows, as a page that needs nothing else
+    const parts = [...document.querySelectorAll(`#tab-${view} [id^=at-]`)].map((slot) => {
+      const copy = slot.cloneNode(true);
+      copy.querySelectorAll("iframe, input, .found, button[data-save], .wrap, svg:not(.chart)").forEach((e) => e.remove());
+      return copy.textContent.trim() ? copy.outerHTML : "";
+    });
+    if (!parts.join("")) return false;
+    const css = [...document.querySelectorAll("style")].map((e) => e.textContent).find((text) => text.includes("#at-busy")) ?? "";
+    const title = safe(`F-GRPO app, ${view}: ${["run", "query"].map((n) => new URL(location).searchParams.get(n) ?? "").join(", ")}`);
+    const link = document.createElement("a"), page = `<!doctype html><html lang="en"><head><meta charset="utf-8"><title>${title}</title>
+<meta name="viewport" content="width=device-width"><style>${css}
+body { font-family: system-ui, sans-serif; max-width: 75rem; margin: 1rem auto; padding: 0 1rem; color-scheme: light dark; }
+[id^=at-] { max-height: none !important; }</style></head><body class="prose"><h1>${title}</h1><p>${safe(location.href)}</p>${parts.join("")}</body></html>`;
+    link.href = URL.createObjectURL(new Blob([page], { type: "text/html" }));
+    link.download = `fgrpo-${view}.html`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    return true;
+  };
   window.app = {
     address,
+    save: () => `<p role="status">${saved() ? `The view ${view} is saved.` : `The view ${view} shows nothing yet.`}</p>`,
     form: (form) => address({ form: fitting(form) }),
     copy: async (form) => {  // a link to what was seen before the tab with the button
       const url = new URL(location), long = view === "playground" && !fitting(form);

@@ -105,7 +105,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
 
         named: dict[str, gr.Tab] = {}
         with gr.Tabs() as tabs:
-            with gr.Tab("Inspect", id="inspect") as named["inspect"]:
+            with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as named["inspect"]:
                 slot("intro", story.intro())
                 for name in ("reading", "strip"):
                     slot(name)
@@ -122,32 +122,32 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                     with gr.Column(scale=1, min_width=260):
                         slot("errors")
                         slot("advantages")
-            with gr.Tab("Group", id="group") as named["group"]:
+            with gr.Tab("Group", id="group", elem_id="tab-group") as named["group"]:
                 slot("group")
                 slot("plane")
-            with gr.Tab("Queries", id="queries") as named["queries"]:
+            with gr.Tab("Queries", id="queries", elem_id="tab-queries") as named["queries"]:
                 slot("table")
-            with gr.Tab("Compare", id="compare") as named["compare"]:
+            with gr.Tab("Compare", id="compare", elem_id="tab-compare") as named["compare"]:
                 with gr.Row():
                     a, b = gr.Dropdown([], label="A"), gr.Dropdown([], label="B")
                 for name in ("side", "metrics", "scatter", "bars", "listed"):
                     slot(name)
-            with gr.Tab("Runs", id="runs") as named["runs"]:
+            with gr.Tab("Runs", id="runs", elem_id="tab-runs") as named["runs"]:
                 runs = gr.Dropdown([], label="Runs to compare", info=f"up to {MOST_RUNS}: methods and their seeds",
                                    multiselect=True, max_choices=MOST_RUNS)  # fmt: skip
                 for name in ("overview", "overlaid", "histograms", "steps"):
                     slot(name)
-            with gr.Tab("Try it", id="try") as named["try"]:
+            with gr.Tab("Try it", id="try", elem_id="tab-try") as named["try"]:
                 slot("try")
-            with gr.Tab("Live", id="live") as named["live"]:
+            with gr.Tab("Live", id="live", elem_id="tab-live") as named["live"]:
                 live = Live(library)
-            with gr.Tab("Playground", id="playground") as named["playground"]:
+            with gr.Tab("Playground", id="playground", elem_id="tab-playground") as named["playground"]:
                 form = Playground(library, own, folder, (method, against))
-            with gr.Tab("Training", id="training") as named["training"]:
+            with gr.Tab("Training", id="training", elem_id="tab-training") as named["training"]:
                 followed = gr.Dropdown([], label="Run to follow", info=f"updated every {SECONDS} s while it trains")
                 curves = gr.HTML(elem_id="at-curves")
                 timer, seen = gr.Timer(SECONDS, active=False), gr.State(())
-            with gr.Tab("Files", id="files") as named["files"]:
+            with gr.Tab("Files", id="files", elem_id="tab-files") as named["files"]:
                 upload = gr.File(label="Open your own trace or examples (JSONL, up to 20 MB)", file_types=[".jsonl"],
                                  visible=library.space > 0)  # fmt: skip
                 upload.preprocess = uploaded_path  # type: ignore[method-assign, assignment]
@@ -155,6 +155,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
                 save = gr.DownloadButton("Download the trace of this run (JSONL)")
                 again = gr.Button("Update the list of runs")
                 copy = gr.Button("Copy a link to this view")
+                page_of = gr.Button("Save this view as a page (HTML)")
                 link, copied = gr.Textbox(label="Link", interactive=False), gr.HTML(elem_id="at-copied")
 
         controls: list[Any] = [run, query, rollout, colour, method, against, a, b, runs]
@@ -369,6 +370,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         heavily = partial(in_turn, heavy=lambda *_: True)
         read = upload.upload(heavily(open_upload), [upload, own], [uploaded, opened], **whole | {"preprocess": True})
         address(read.then(turn(show_upload), [opened, *inputs], everything, **whole))
+        page_of.click(None, None, [copied], js="() => app.save()")
         live.wire(own, (run, query), (method, against), whole)
         copy.click(None, form.linked, [link, copied], js="(...form) => app.copy(form)")
 

@@ -10,8 +10,6 @@ from app.__main__ import launch
 from ...conftest import FLAGS
 from .conftest import tab
 
-SHOWN = "query=test-1&rollout=1"
-"""a group in which both phases have tokens whose advantage changes its sign between the two methods"""
 FOLDER = Path(__file__).parents[3] / "app" / "pictures"
 SCREENSHOTS = (
     ("inspect", "Inspect", 1180, "light"),
@@ -29,14 +27,12 @@ def main() -> None:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         FOLDER.mkdir(exist_ok=True)
         for name, opened, width, scheme in SCREENSHOTS:
-            page = browser.new_context(viewport={"width": width, "height": 1180}, color_scheme=scheme).new_page()
-            page.goto(f"{page_of.local_url}?{SHOWN}")
+            page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+            page.goto(page_of.local_url)
             page.locator("#at-pool table").wait_for()
             tab(page, opened)
-            page.locator(f"#at-{'plane img' if opened == 'Group' else 'strip .flipped'}").first.wait_for()
-            if width < 480:
-                page.locator("#at-strip").scroll_into_view_if_needed()
-                page.evaluate("document.querySelector('#at-query').scrollIntoView()")
+            page.locator(f"#at-{'plane svg' if opened == 'Group' else 'strip .flipped'}").first.wait_for()
+            page.wait_for_timeout(500)
             page.screenshot(path=FOLDER / f"{name}.png")
         seconds = []
         for _ in range(5):
@@ -46,7 +42,7 @@ def main() -> None:
             page.locator("#at-pool table").wait_for()
             seconds.append(round(time.perf_counter() - began, 2))
             tab(page, "Training")
-            page.locator("#at-curves img").wait_for()  # the last work of the server, which would slow the next view
+            page.locator("#at-curves svg").first.wait_for()  # the last work of the server, which would slow the next view
             page.context.close()
         print("first view, seconds:", *sorted(seconds))
         browser.close()

@@ -374,6 +374,28 @@ def test_a_click_while_an_answer_is_on_its_way_is_kept(visit, monkeypatch) -> No
     assert "item" in page.locator("#at-advantages").inner_text()
 
 
+@pytest.mark.parametrize(("name", "words"), [("Inspect", "grpo blames its slate tokens"), ("Runs", "NDCG@5 of methods"),
+                                             ("Compare", "200 queries"), ("Queries", "test-147")])  # fmt: skip
+def test_a_view_is_saved_as_a_page_that_needs_nothing_else(visit, browser, tmp_path, name, words) -> None:
+    page = visit()
+    tab(page, name)
+    page.get_by_text(words).first.wait_for()
+    tab(page, "Files")
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Save this view as a page").click()
+    assert got.value.suggested_filename == f"fgrpo-{name.lower()}.html"
+    page.locator("#at-copied", has_text=f"The view {name.lower()} is saved.").wait_for()
+    got.value.save_as(tmp_path / "view.html")
+    text = (tmp_path / "view.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "src=" not in text and "http-equiv" not in text
+    context = browser.new_context(viewport={"width": 360, "height": 800}, offline=True)
+    alone = context.new_page()
+    alone.goto((tmp_path / "view.html").as_uri())
+    assert alone.get_by_text(words).first.is_visible()
+    assert alone.title().startswith(f"F-GRPO app, {name.lower()}: lab-rec-fgrpo")
+    context.close()
+
+
 def test_a_link_shows_the_same_in_a_fresh_context(visit) -> None:
     page = visit()
     choose(page, "Rollout", "sampled 3")
