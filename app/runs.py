@@ -369,10 +369,11 @@ def _numbers(means: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _lists(group: Group) -> list[str]:
-    """The greedy slate and rank by candidate number."""
-    lists = group.greedy.output[:2] if group.greedy else ((), ())
-    star = dict.fromkeys(group.example.relevant, "\N{BLACK STAR}")
-    return [", ".join(f"{i + 1}{star.get(i, '')}" for i in some) or "\N{EN DASH}" for some in lists]
+    """The greedy slate and rank by title."""
+    lists, example = group.greedy.output[:2] if group.greedy else ((), ()), group.example
+    star = dict.fromkeys(example.relevant, " \N{BLACK STAR}")
+    titles = [printable(text, 40) for text in example.candidates]
+    return ["; ".join(titles[i] + star.get(i, "") for i in some) or "\N{EN DASH}" for some in lists]
 
 
 def _errors(group: Group) -> str:

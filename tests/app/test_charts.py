@@ -45,7 +45,7 @@ def downloaded(markup: str) -> str:
     return base64.b64decode(re.search(r"base64,([^\"]+)", markup)[1]).decode()
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 8))
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(3, 8))
 @settings(max_examples=200, deadline=None)
 def test_ticks_are_round_and_few(low, length, count) -> None:
     found = ticks(low, low + length, count)

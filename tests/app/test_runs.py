@@ -274,7 +274,7 @@ def test_one_query_over_the_steps_of_training(library, tmp_path) -> None:
     markup = over_steps(Library(tmp_path), "runs/steps", "q0", {})
     assert cells(markup, "Query q0 of runs/steps")[1:] == [
         ["10", "–", "–", "0.000", "0.000", "0.500", "0.500", "greedy: malformed, 1 of 2 sampled"],
-        ["20", "1★, 3★", "3★, 1★", "1.000", "1.000", "0.500", "0.500", "1 of 2 sampled"],
+        ["20", "0-a ★; 0-c ★", "0-c ★; 0-a ★", "1.000", "1.000", "0.500", "0.500", "1 of 2 sampled"],
     ]  # fmt: skip
     assert {"slate reward, greedy, step 10: 0", "rank reward, greedy, step 20: 1"} <= set(hovers(markup))
     assert over_steps(Library(tmp_path), "runs/steps", "q0@10", {}).count("<tr>") == 3
