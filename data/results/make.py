@@ -51,7 +51,8 @@ LAB = config_with(**PRESETS["lab-rec"])
 TRAINED = config_with(**PRESETS["lab-rec"] | RECIPES["lab-trained"])
 STARTS = 3
 RATES = {"grpo": 4e-4, "fgrpo": 8e-4, "item": 4e-4, "reward_to_go": 4e-4}  # best of `recipe` and `recipe-fgrpo`
-ALL = ("grpo", "grpo scale=std", "gdpo", "fgrpo", "reward_to_go", "nested", "nested rankings=4", "item")
+ALL = ("grpo", "grpo scale=std", "rloo", "gdpo", "fgrpo", "reward_to_go", "anchor", "control", "nested", "nested rankings=4",
+       "item", "shapley")  # fmt: skip
 FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
 MAPPED = [name for name in CELLS if "pool100" not in name and name != "trained-pool50"]  # long SFT on large pools
 CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),

@@ -47,7 +47,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 def test_runs_outside_the_current_folder_open_and_download(server: Server, folder: Path) -> None:
     answer = server.ask(server.event(*LOOK), **{**CONTROLS, "Run": "runs/my run 1"})
-    assert answer["success"] and "test-0" in json.dumps(answer["output"]["Query"])
+    assert answer["success"] and answer["output"]["Query"]["label"] == "Query 1 of 200"
     assert "token" in answer["output"]["at-strip"]
     file = answer["output"][DOWNLOAD]["value"]
     assert server.client.get(file["url"]).content == (RUN / "trace.jsonl").read_bytes()
@@ -111,11 +111,13 @@ def test_an_odd_file_gets_a_sentence_and_no_memory(server: Server, name: str) ->
     assert answer["success"] and words in str(answer["output"]["at-uploaded"]), answer
     if "1 queries" in words:
         own = f"yours: {name}.jsonl"
-        for method in ("item", "grpo"):
-            chosen = {**CONTROLS, "Run": own, "Query": "", "Rollout": "", "A": own, "B": own, "Credit_method": method}
-            answer = server.ask(server.event(*LOOK), **chosen)
+        chosen = {**CONTROLS, "Run": own, "Query": "", "Rollout": "", "A": own, "B": own, "Runs_to_compare": [own]}
+        for view, slot in (
+            ("group", "at-group"), ("queries", "at-table"), ("compare", "at-metrics"), ("runs", "at-overview")
+        ):  # fmt: skip
+            answer = server.ask(server.event(*LOOK), **{**chosen, "Credit_method": "item", "at-view": view})
             assert answer["success"] and "cannot be shown" not in str(answer), answer
-            assert answer["output"]["at-metrics"] and answer["output"]["at-query"]
+            assert isinstance(answer["output"][slot], str) and answer["output"]["at-query"]
     if sys.platform == "linux" and len(blob) < 20_000:
         assert server.memory() - before < 400, f"{server.memory() - before:.0f} MB more"
     assert "Traceback" not in server.stderr()

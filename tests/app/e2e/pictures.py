@@ -42,7 +42,9 @@ def main() -> None:
             page.locator("#at-pool table").wait_for()
             seconds.append(round(time.perf_counter() - began, 2))
             tab(page, "Training")
-            page.locator("#at-curves svg").first.wait_for()  # the last work of the server, which would slow the next view
+            page.locator(
+                "#at-curves svg"
+            ).first.wait_for()  # the last work of the server, which would slow the next view
             page.context.close()
         print("first view, seconds:", *sorted(seconds))
         browser.close()

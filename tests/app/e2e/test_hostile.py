@@ -63,7 +63,7 @@ def test_hostile_strings_are_shown_as_text(visit, tmp_path) -> None:
 @pytest.mark.parametrize("text", [*HOSTILE[:2], "../../../../etc/passwd", "runs/../../x", "x" * 5000])
 def test_links_show_what_they_name_as_text_and_cannot_leave_the_runs(visit, text) -> None:
     others = dict.fromkeys(("query", "rollout", "colour", "credit", "against", "a", "b"), text)
-    for asked, count in (({"run": text}, 1), (others, 7)):
+    for asked, count in (({"run": text}, 1), ({"tab": "compare"} | others, 7)):
         page = visit(**asked)
         page.locator("#at-problems .message").nth(count - 1).wait_for()
         for shown in page.locator("#at-problems .message").all_inner_texts():
