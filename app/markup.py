@@ -57,7 +57,7 @@ def html_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object
         for row in rows
     )
     return tag(
-        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table{}><caption>{}</caption>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table{}><caption><span>{}</span></caption>'
         "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>",
         caption, Markup(' class="sortable"' if sortable else ""), caption,
         join(tag('<th scope="col">{}</th>', n) for n in names), body,

@@ -233,10 +233,11 @@ def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, 
         "runs": lambda: _runs(page, library, own, names),
         "try": lambda: _try_it(page, opened, group),
     }
-    problems = len(page.problems)
+    earlier = len(page.problems)
     _try(page, draw[view])
-    if len(page.problems) == problems:
-        page.drawn[view] = key
+    page.html[DEEP[view][0]] = join(page.problems[earlier:]) + page.html[DEEP[view][0]]  # in the view that it is about
+    del page.problems[earlier:]
+    page.drawn[view] = key
 
 
 def _queries(page: Page, opened: Opened) -> None:

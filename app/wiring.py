@@ -167,6 +167,13 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             sent = Chosen(*map(text_of, values))
             return parts(show(library, replace(sent, **changed), mine.traces, text_of(at), drawn_of(seen)), mine, sent)
 
+        def open_tab(mine: Visitor, seen: object, at: object, *values: object) -> list[Any]:
+            """What the tab shows, unless it does already, as after a link to it: then nothing else changes either."""
+            found = show(library, Chosen(*map(text_of, values)), mine.traces, text_of(at), drawn_of(seen))
+            if found.drawn == drawn_of(seen):
+                return [gr.skip()] * len(everything)
+            return parts(found, mine, Chosen(*map(text_of, values)))
+
         def large(mine: Visitor, seen: object, at: object, *values: object) -> bool:
             """Whether the open tab reads whole traces, and one of them is large."""
             c = Chosen(*map(text_of, values))
@@ -349,7 +356,7 @@ def build(library: Library, folder: Path) -> gr.Blocks:
         address(gr.on(changes, turn(refresh), inputs, everything, trigger_mode="always_last", **whole))
         for name in DEEP:
             now = f"(...values) => {{ values[{inputs.index(view)}] = '{name}'; return values; }}"
-            named[name].select(turn(refresh), inputs, everything, js=now, trigger_mode="always_last", **whole)
+            named[name].select(turn(open_tab), inputs, everything, js=now, trigger_mode="always_last", **whole)
         address(before.click(beside(-1), inputs, everything, **whole))
         address(after.click(beside(1), inputs, everything, **whole))
         gr.on([method.input, against.input], in_turn(form.redrawn), [own, form.made, method, against], [form.result],

@@ -68,7 +68,7 @@ def visitors(server: Server, count: int, prefix: str = "visitor", pause: tuple[f
     return load
 
 
-def large_trace(size: int = 18_000_000) -> bytes:
+def large_trace(size: int) -> bytes:
     """A trace of about `size` bytes: the shipped queries again and again, under other ids."""
     header, *lines = (RUN / "trace.jsonl").read_bytes().splitlines(keepends=True)
     parts, total, n = [header], len(header), 0
@@ -79,10 +79,10 @@ def large_trace(size: int = 18_000_000) -> bytes:
     return b"".join(parts)
 
 
-def upload_and_compare(server: Server, load: Load) -> None:
+def upload_and_compare(server: Server, load: Load, size: int = 18_000_000) -> None:
     """One visitor opens a large trace, and looks at what reads the whole of it."""
     try:
-        answer = server.upload("large.jsonl", large_trace(), "uploader")
+        answer = server.upload("large.jsonl", large_trace(size), "uploader")
         if "queries. Select it" not in str(answer["output"]["at-uploaded"]):
             load.problems.append(str(answer)[:300])
         own = "yours: large.jsonl"

@@ -455,7 +455,7 @@ def test_the_explorable_is_shut_in_its_frame(library, tmp_path) -> None:
     assert html.unescape(inner) == build_page(trace).html
     write_trace(tmp_path / "t.jsonl", Trace("t", Config(), [Group(EXAMPLE)], {}))
     page = show(library, Chosen("mine"), {"mine": str(tmp_path / "t.jsonl")}, "try")
-    assert "no query has two rollouts" in page.problems[0] and "try" not in page.drawn
+    assert "no query has two rollouts" in page.html["try"] and not page.problems
 
 
 def test_a_trace_of_lists_alone_and_one_without_rollouts(library, tmp_path) -> None:

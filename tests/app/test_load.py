@@ -19,7 +19,7 @@ def test_sixty_visitors_and_a_large_upload_are_answered(tmp_path: Path) -> None:
         assert not many.problems and len(many.seconds) == 60 * len(CLICKS), many.problems[:3]
         assert server.memory() < 1500, f"{server.memory():.0f} MB"
         heavy, others, before = Load(), Load(), server.memory()
-        work = threading.Thread(target=upload_and_compare, args=(server, heavy))
+        work = threading.Thread(target=upload_and_compare, args=(server, heavy, 8_000_000))
         work.start()
         while work.is_alive():
             visit(server, f"other {len(others.seconds)}", others)

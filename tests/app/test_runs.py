@@ -88,7 +88,7 @@ def names_of(*methods: str, seeds: int = 3) -> list[str]:
 
 def cells(markup: str, caption: str) -> list[list[str]]:
     """The texts of the table with this caption, row by row."""
-    body = next(t for t in re.findall(r"<table.*?</table>", markup) if f"<caption>{caption}" in t)
+    body = next(t for t in re.findall(r"<table.*?</table>", markup) if f"<caption><span>{caption}" in t)
     rows = re.findall(r"<tr>(.*?)</tr>", body)
     return [[html.unescape(re.sub("<[^>]*>", "", c)) for c in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
 

@@ -229,8 +229,9 @@ def test_numbers_have_one_minus_sign(visit, tmp_path) -> None:
     tab(page, "Files")
     upload(page, tmp_path / "t.jsonl", page.locator("#at-uploaded", has_text="1 queries"))
     until(lambda: "run=yours" in at(page))
-    for name in ("Inspect", "Group"):
+    for name, wanted in (("Inspect", "#at-strip .token"), ("Group", "#at-group table")):
         tab(page, name)
+        page.locator(wanted).first.wait_for()
         text = page.locator("body").inner_text()
         assert not re.findall(r"(?<![\w\]])-\d", text) and "\N{MINUS SIGN}0.50" in text, name
 

@@ -65,8 +65,9 @@ def test_links_show_what_they_name_as_text_and_cannot_leave_the_runs(visit, text
     others = dict.fromkeys(("query", "rollout", "colour", "credit", "against", "a", "b"), text)
     for asked, count in (({"run": text}, 1), ({"tab": "compare"} | others, 7)):
         page = visit(**asked)
-        page.locator("#at-problems .message").nth(count - 1).wait_for()
-        for shown in page.locator("#at-problems .message").all_inner_texts():
+        messages = page.locator("#at-problems .message, #at-side .message")  # those of A and B are in Compare
+        messages.nth(count - 1).wait_for()
+        for shown in messages.all_inner_texts():
             assert "was not found" in shown or shown == "Note: Showing lab-rec-fgrpo in its place."
             assert "root:" not in shown and len(shown) < 400
         assert page.locator("img[src=x]").count() == 0
