@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
@@ -95,7 +95,8 @@ def show(library: Library, chosen: Chosen, own: Own, view: str = "", drawn: Mapp
     if opened:
         found = opened
         page.problems += [message(note) for note in opened.trace.notes]
-        group = _try(page, lambda: _corrected(page, chosen, found))
+        traces = {*library.having("trace.jsonl"), *own}
+        group = _try(page, lambda: _corrected(page, chosen, found, traces))
         if group:
             _try(page, lambda: _inspect(page, found, group))
             if view in DEEP:
@@ -103,7 +104,7 @@ def show(library: Library, chosen: Chosen, own: Own, view: str = "", drawn: Mapp
     return page
 
 
-def _corrected(page: Page, chosen: Chosen, opened: Opened) -> Group:
+def _corrected(page: Page, chosen: Chosen, opened: Opened, traces: Collection[str]) -> Group:
     """The query; in `page` the choice, with what does not exist replaced by a default and reported on the page."""
     keys = list(opened.keys)
     opening = OPENING[0] if chosen.run == FIRST and not chosen.query else ""
@@ -119,7 +120,8 @@ def _corrected(page: Page, chosen: Chosen, opened: Opened) -> Group:
         chosen.run, query, _known(page, chosen.rollout, names, default, "rollout"),
         _known(page, chosen.colour, COLOURS, "advantage", "colour"),
         _known(page, chosen.credit, METHODS, "fgrpo", "credit"), _known(page, chosen.against, METHODS, "grpo", "against"),
-        chosen.a, chosen.b, chosen.runs,
+        _known(page, chosen.a, traces, "", "run A"), _known(page, chosen.b, traces, "", "run B"),
+        "\n".join(filter(None, (_known(page, name, traces, "", "run") for name in chosen.runs.split("\n")))),
     )  # fmt: skip
     return group
 
@@ -248,6 +250,9 @@ def _queries(page: Page, opened: Opened) -> None:
 
 def _compare(page: Page, library: Library, group: Group, own: Own) -> None:
     names, html = (page.chosen.a, page.chosen.b), page.html
+    if not all(names):
+        html["side"] = message("Choose two runs, A and B.")
+        return
     a, b = (_try(page, lambda name=name: library.trace(name, own)) for name in names)  # type: ignore[misc]
     if a is None or b is None:
         return

@@ -172,7 +172,10 @@ def build(library: Library, folder: Path) -> gr.Blocks:
             found = show(library, Chosen(*map(text_of, values)), mine.traces, text_of(at), drawn_of(seen))
             if found.drawn == drawn_of(seen):
                 return [gr.skip()] * len(everything)
-            return parts(found, mine, Chosen(*map(text_of, values)))
+            answer = parts(found, mine, Chosen(*map(text_of, values)))
+            if not found.problems:  # those of the link that was opened stay
+                answer[everything.index(problems)] = gr.skip()
+            return answer
 
         def large(mine: Visitor, seen: object, at: object, *values: object) -> bool:
             """Whether the open tab reads whole traces, and one of them is large."""

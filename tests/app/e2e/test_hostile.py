@@ -63,9 +63,9 @@ def test_hostile_strings_are_shown_as_text(visit, tmp_path) -> None:
 @pytest.mark.parametrize("text", [*HOSTILE[:2], "../../../../etc/passwd", "runs/../../x", "x" * 5000])
 def test_links_show_what_they_name_as_text_and_cannot_leave_the_runs(visit, text) -> None:
     others = dict.fromkeys(("query", "rollout", "colour", "credit", "against", "a", "b"), text)
-    for asked, count in (({"run": text}, 1), ({"tab": "compare"} | others, 7)):
+    for asked, count in (({"run": text}, 1), ({"tab": "compare"} | others, 7), ({"tab": "runs", "runs": text}, 1)):
         page = visit(**asked)
-        messages = page.locator("#at-problems .message, #at-side .message")  # those of A and B are in Compare
+        messages = page.locator("#at-problems .message")
         messages.nth(count - 1).wait_for()
         for shown in messages.all_inner_texts():
             assert "was not found" in shown or shown == "Note: Showing lab-rec-fgrpo in its place."
