@@ -40,8 +40,9 @@ class RowPolicy(SharedPolicy):
 
     def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> PrefixTree:
         """Encode prompts (Q, P). Of `tokens` (Q, K), if given, the logits are enough."""
-        by_row = ids.shape[1] <= SHORT and plain_qwen3(self.model)
-        return RowTree(self.model, ids, mask, tokens) if by_row else PrefixTree(self.model, ids, mask)
+        if not plain_qwen3(self.model):
+            return PrefixTree(self.model, ids, mask)
+        return (RowTree if ids.shape[1] <= SHORT else BranchTree)(self.model, ids, mask, tokens)
 
 
 def plain_qwen3(model: Any) -> bool:
@@ -123,6 +124,7 @@ class RowTree(PrefixTree):
     hidden: Tensor  # (B, 1, 1, slots): -inf at the padding of prompts
     first: Tensor  # (B,): position of the first token after the prompt
     fed: Tensor  # (B,): number of tokens that each row holds
+    start: int  # slots of a row before its first token
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, tokens: Tensor | None):
         self.model, self.spent, self.group = model, False, 1
@@ -133,13 +135,17 @@ class RowTree(PrefixTree):
         # padding sees itself, since a token that sees nothing has no attention at all
         sees = (order <= order.unsqueeze(1)) & (mask.unsqueeze(1) | (order == order.unsqueeze(1)))
         kept: list[tuple[Tensor, Tensor]] = []
+        whole = bool(mask.all())  # without padding the mask is known, and half of the work is left out
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.view(queries, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-            kept.append((k, v))
-            own = sees if q.shape[2] == length else sees.gather(1, read.unsqueeze(2).expand(-1, -1, length))
-            own = own.unsqueeze(1)
-            return scaled_dot_product_attention(q, k, v, attn_mask=own, enable_gqa=True).transpose(1, 2).flatten(0, 1)
+            kept.append((k.contiguous(), v.contiguous()))
+            own, causal = None, q.shape[2] == length and whole
+            if not causal:
+                own = sees if q.shape[2] == length else sees.gather(1, read.unsqueeze(2).expand(-1, -1, length))
+                own = own.unsqueeze(1)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=own, is_causal=causal, enable_gqa=True)
+            return out.transpose(1, 2).flatten(0, 1)
 
         read = self.read(ids)
         flat = (read + length * torch.arange(queries, device=ids.device).unsqueeze(1)).flatten()
@@ -169,7 +175,7 @@ class RowTree(PrefixTree):
     def fork(self, group: int, length: int) -> "RowTree":
         """The same prompts with room for `group` rows of `length` tokens each."""
         other = copy(self)
-        other.group = group
+        other.group, other.start = group, self.branch.shape[1]
 
         def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
             x = pad(x, (0, 0, 0, length), value=value)
@@ -184,12 +190,12 @@ class RowTree(PrefixTree):
 
     def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
-        prompt, place = self.branch.shape[1], depth - self.fed[row]
-        shape, end = (len(self.fed), int(place.max()) + 1), prompt + int(depth.max()) + 1
-        sees = prompt + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
+        place = depth - self.fed[row]
+        shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
+        sees = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
         later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
-        feed = Feed(row, place, row, prompt + depth, shape, mask)
+        feed = Feed(row, place, row, self.start + depth, shape, mask)
         self.fed = self.fed + torch.bincount(row, minlength=shape[0])
         where = read.nonzero().squeeze(1)
         part = replace(feed, row=row[where], place=place[where]) if len(where) < len(ids) else feed
@@ -222,3 +228,126 @@ class RowTree(PrefixTree):
         scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end) * k.shape[-1] ** -0.5
         out = (scores + feed.mask.unsqueeze(3)).softmax(-1).flatten(2, 3) @ values
         return feed.flat(out.view(rows, heads, places, -1, k.shape[-1]).transpose(1, 2).flatten(2, 3))
+
+
+class BranchTree(RowTree):
+    """Encoded prompts, each held once, and the keys and values of each rollout's own tokens.
+
+    Rows that are fed no more leave the batch, several at once.
+    """
+
+    place: Tensor  # (Q * group,): where each row is in the batch
+    hidden_prompt: Tensor | None  # (Q, 1, 1, P): -inf at padding
+
+    def fork(self, group: int, length: int) -> "BranchTree":
+        """The same prompts, not copied, with room for `group` branches of `length` tokens each."""
+        other, queries = copy(self), len(self.branch)
+        other.group, other.start = group, 0
+        other.keys, other.values = (
+            [x.new_zeros(queries, x.shape[1], group, length, x.shape[-1]) for x in each]
+            for each in (self.prompt_keys, self.prompt_values)
+        )
+        padding, device = self.branch == NO_BRANCH, self.branch.device
+        other.hidden_prompt = None
+        if padding.any():
+            hidden = torch.zeros_like(self.branch, dtype=self.logits.dtype)
+            other.hidden_prompt = hidden.masked_fill(padding, float("-inf")).view(queries, 1, 1, -1)
+        other.hidden = self.logits.new_zeros(1, 1, 1, length)
+        other.first = self.prompt_length.repeat_interleave(group)
+        other.place = torch.arange(queries * group, device=device)
+        other.fed = torch.zeros_like(other.place)
+        return other
+
+    def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
+        """As RowTree.extend."""
+        queries = len(self.prompt_keys[0])
+        alive = torch.zeros_like(self.fed, dtype=torch.bool).index_fill(0, self.place[row], True).view(queries, -1)
+        many = alive.sum(1)
+        if (many > 0).sum() <= 0.75 * queries or many.max() <= 0.75 * alive.shape[1]:  # leaving costs a copy
+            self.leave(alive)
+        return super().extend(ids, self.place[row], depth, read)
+
+    def leave(self, alive: Tensor) -> None:
+        """Drop queries and branches that are not alive, (Q, branches) bool; a query keeps as many as the longest."""
+        kept = alive.any(1).nonzero()  # (Q', 1)
+        width = int(alive.sum(1).max())
+        branch = (~alive[kept.squeeze(1)]).int().argsort(dim=1, stable=True)[:, :width].sort(dim=1).values
+        old = (kept * alive.shape[1] + branch).flatten()
+        self.place = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))[self.place]
+        self.first, self.fed = self.first[old], self.fed[old]
+        self.keys, self.values = (
+            [x[kept, :, branch].transpose(1, 2).contiguous() for x in each] for each in (self.keys, self.values)
+        )
+        if len(kept) < len(alive):
+            one = kept.squeeze(1)
+            self.prompt_keys, self.prompt_values = (
+                [x[one] for x in each] for each in (self.prompt_keys, self.prompt_values)
+            )
+            self.hidden_prompt = None if self.hidden_prompt is None else self.hidden_prompt[one]
+            self.head = None if self.head is None else self.head[one]
+
+    def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of fed tokens to their prompt and branch, whose new keys and values are written first."""
+        keys, values, (rows, places), end = self.keys[layer], self.values[layer], feed.shape, feed.mask.shape[-1]
+        queries, heads, branches, _, size = keys.shape
+        which = feed.written // branches, slice(None), feed.written % branches, feed.slot
+        keys[which], values[which] = k, v
+        keys, values = (x[..., :end, :].flatten(0, 2) for x in (keys, values))  # (Q * heads * branches, end, size)
+        q = feed.grid(q).view(queries, branches, places, heads, -1, size).permute(0, 3, 1, 2, 4, 5)
+        shape, q = q.shape, q.reshape(queries, heads, -1, size)  # heads that share keys and branches together
+        mask = feed.mask.view(-1, 1, branches, places, 1, end).expand(queries, heads, -1, -1, shape[4], -1)
+        mask = mask.reshape(len(keys), -1, end)
+        prompt = self.prompt_keys[layer], self.prompt_values[layer]
+        both = two_parts_flash if places > FEW and q.device.type == "cpu" else two_parts
+        out = both(q, *prompt, self.hidden_prompt, keys, values, mask)
+        return feed.flat(out.view(shape).permute(0, 2, 3, 1, 4, 5).reshape(rows, places, -1, size))
+
+
+def two_parts(
+    q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, hidden: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor
+) -> Tensor:
+    """Attention of q (Q, heads, N, size) to a prompt (Q, heads, P, size) and each branch to its own tokens.
+
+    keys, values (Q * heads * branches, T, size); hidden (Q, 1, 1, P) and mask (Q * heads * branches, N / branches, T) are
+    added to the scores.
+    """
+    scale, length = q.shape[-1] ** -0.5, prompt_keys.shape[2]
+    to_prompt = q @ prompt_keys.transpose(2, 3)
+    if hidden is not None:
+        to_prompt = to_prompt + hidden
+    by_branch = q.view(len(keys), -1, q.shape[-1])
+    own = torch.baddbmm(mask, by_branch, keys.transpose(1, 2), alpha=scale)
+    scores = torch.cat((to_prompt * scale, own.view(*q.shape[:3], -1)), dim=-1).softmax(-1)
+    from_own = scores[..., length:].reshape(own.shape) @ values
+    return scores[..., :length] @ prompt_values + from_own.view_as(q)
+
+
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class TwoParts(torch.autograd.Function):
+    """As two_parts"""
+
+    @staticmethod
+    def forward(ctx, q, prompt_keys, prompt_values, hidden, keys, values, mask):  # type: ignore
+        own = [x.unsqueeze(1) for x in (q.view(len(keys), -1, q.shape[-1]), keys, values, mask)]
+        (a, x), (b, y) = FLASH(q, prompt_keys, prompt_values, attn_mask=hidden), FLASH(*own[:3], attn_mask=own[3])
+        b, y = b.reshape(q.shape), y.reshape(q.shape[:3])
+        lse = torch.logaddexp(x, y)
+        out = (a * (x - lse).exp().unsqueeze(-1) + b * (y - lse).exp().unsqueeze(-1)).to(q.dtype)
+        ctx.save_for_backward(q, prompt_keys, prompt_values, hidden, *own, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore
+        q, pk, pv, hidden, oq, ok, ov, mask, out, lse = ctx.saved_tensors
+        g = g.contiguous()
+        dq, dpk, dpv = FLASH_BACKWARD(g, q, pk, pv, out, lse, 0.0, False, attn_mask=hidden)
+        doq, dk, dv = FLASH_BACKWARD(
+            g.view(oq.shape), oq, ok, ov, out.view(oq.shape), lse.reshape(oq.shape[:3]), 0.0, False, attn_mask=mask
+        )
+        return dq + doq.reshape(q.shape), dpk, dpv, None, dk.squeeze(1), dv.squeeze(1), None
+
+
+two_parts_flash = TwoParts.apply

@@ -24,7 +24,7 @@ import torch
 from .. import trainer
 from ..config import Config, KitError
 from ..data import Example
-from ..lm.prefix import SharedPolicy
+from ..lm.rows import RowPolicy
 from ..policy import Policy
 from ..rollout import Rollouts
 from ..runs.fields import config_with
@@ -82,7 +82,7 @@ class Case:
 
     def policy(self) -> Policy:
         """A policy with the same random weights at every call."""
-        policy = SharedPolicy.tiny(self.items, self.config().model)
+        policy = RowPolicy.tiny(self.items, self.config().model)
         policy.model.config.max_position_embeddings = 4 * self.prompt
         policy.model.to(dtype=getattr(torch, self.dtype))
         return policy.to(self.device)
