@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,9 @@ from transformers import Qwen3ForCausalLM
 from ..policy import positions
 from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
 
-Fused = tuple[Tensor, Tensor, Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
-SHORT = 256
+SHORT = 100
 """number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
 FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
@@ -53,57 +52,68 @@ def plain_qwen3(model: Any) -> bool:
     return type(model) is Qwen3ForCausalLM and plain and not config.attention_bias
 
 
-def fused_weights(model: Any) -> list[Fused]:
-    """Weights of each layer that are used together: of queries, keys and values; of gate and up; norms of all heads."""
+class Layer(NamedTuple):
+    """Weights of a layer; those that are used together are one matrix."""
+
+    norm: Tensor
+    qkv: Tensor  # of queries, keys and values
+    head_norms: Tensor  # (heads + key heads, head size)
+    out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def layers_of(model: Any) -> list[Layer]:
+    """The weights of each layer; gradients flow through to the model's own."""
     heads, key_heads, found = model.config.num_attention_heads, model.config.num_key_value_heads, []
     for layer in model.model.layers:
         a, m = layer.self_attn, layer.mlp
         norms = torch.cat((a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(key_heads, -1)))
         qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))
-        found.append((qkv, norms, torch.cat((m.gate_proj.weight, m.up_proj.weight))))
+        gate_up = torch.cat((m.gate_proj.weight, m.up_proj.weight))
+        before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        found.append(Layer(before, qkv, norms, a.o_proj.weight, after, gate_up, m.down_proj.weight))
     return found
 
 
-def qwen3(model: Any, fused: list[Fused], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
+def qwen3(model: Any, layers: list[Layer], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
     """Hidden states (R, hidden size) of the tokens `read` (R indices) among N tokens, ids and position (N,)."""
-    config, decoder = model.config, model.model
-    heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    config, decoder, count = model.config, model.model, len(ids)
+    heads, key_heads, size, epsilon = (
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps
+    )  # fmt: skip
     angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
     x = decoder.embed_tokens(ids)
     cos, sin = (f.unsqueeze(1).to(x.dtype) for f in (angle.cos(), angle.sin()))
-
-    def normed(x: Tensor, norm: Any) -> Tensor:
-        return rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    width = x.shape[1:]
 
     def turned(x: Tensor) -> Tensor:  # by its position
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
-    for n, (layer, (qkv, norms, gate_up)) in enumerate(zip(decoder.layers, fused, strict=True)):
-        projected = linear(normed(x, layer.input_layernorm), qkv).view(len(ids), -1, size)
+    for n, layer in enumerate(layers):
+        projected = linear(rms_norm(x, width, layer.norm, epsilon), layer.qkv).view(count, -1, size)
         qk, v = projected.split((heads + key_heads, key_heads), dim=1)
-        qk = rms_norm(qk, (size,), None, layer.self_attn.q_norm.variance_epsilon) * norms
+        qk = rms_norm(qk, (size,), None, epsilon) * layer.head_norms
         q, k = turned(qk).split((heads, key_heads), dim=1)
-        if n == len(fused) - 1 and len(read) < len(ids):  # of the last layer nothing else is read
+        if n == len(layers) - 1 and len(read) < count:  # of the last layer nothing else is read
             x, q = x[read], q[read]
-        x = x + linear(attend(n, q, k, v).flatten(1), layer.self_attn.o_proj.weight)
-        gate, up = linear(normed(x, layer.post_attention_layernorm), gate_up).chunk(2, dim=-1)
-        x = x + linear(silu(gate) * up, layer.mlp.down_proj.weight)
-    return normed(x, decoder.norm)
+        x = x + linear(attend(n, q, k, v).flatten(1), layer.out)
+        gate, up = linear(rms_norm(x, width, layer.mlp_norm, epsilon), layer.gate_up).chunk(2, dim=-1)
+        x = x + linear(silu(gate) * up, layer.down)
+    return rms_norm(x, width, decoder.norm.weight, epsilon)
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of the tokens whose attention is computed;
-    `written` and `slot`: row and slot of all N.
-    """
+    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of the tokens whose attention is computed."""
 
     row: Tensor
     place: Tensor
-    written: Tensor
-    slot: Tensor
+    written: tuple[Any, ...]  # index of the slots, in keys and values, of all N tokens
     shape: tuple[int, int]  # rows, tokens of the row that gets most
-    mask: Tensor  # (B, 1, places, slots): 0 where a token sees a slot, -inf elsewhere
+    mask: Tensor  # 0 where a token sees a slot, -inf elsewhere: (B, 1, places, slots), or as two_parts takes it
 
     def grid(self, x: Tensor) -> Tensor:
         """(N, ...) -> (B, places, ...), 0 where a row has fewer tokens."""
@@ -130,26 +140,25 @@ class RowTree(PrefixTree):
         self.model, self.spent, self.group = model, False, 1
         self.versions = [p._version for p in model.parameters()]
         self.branch, self.prompt_length = torch.where(mask, PROMPT, NO_BRANCH), mask.sum(1, keepdim=True)
-        self.fused = fused_weights(model)
+        self.layers = layers_of(model)
         (queries, length), order = ids.shape, torch.arange(ids.shape[1], device=ids.device)
-        # padding sees itself, since a token that sees nothing has no attention at all
-        sees = (order <= order.unsqueeze(1)) & (mask.unsqueeze(1) | (order == order.unsqueeze(1)))
         kept: list[tuple[Tensor, Tensor]] = []
-        whole = bool(mask.all())  # without padding the mask is known, and half of the work is left out
+        padded = ids.shape[1] <= SHORT or not mask.all()  # otherwise half of the work is left out, which pays if long
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.view(queries, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
             kept.append((k.contiguous(), v.contiguous()))
-            own, causal = None, q.shape[2] == length and whole
-            if not causal:
-                own = sees if q.shape[2] == length else sees.gather(1, read.unsqueeze(2).expand(-1, -1, length))
-                own = own.unsqueeze(1)
-            out = scaled_dot_product_attention(q, k, v, attn_mask=own, is_causal=causal, enable_gqa=True)
+            every, own = q.shape[2] == length, None
+            if padded or not every:
+                at = (order.expand(queries, -1) if every else read).unsqueeze(2)  # (Q, R, 1)
+                # padding sees itself, since a token that sees nothing has no attention at all
+                own = ((order <= at) & (mask.unsqueeze(1) | (order == at))).unsqueeze(1)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=own, is_causal=own is None, enable_gqa=True)
             return out.transpose(1, 2).flatten(0, 1)
 
         read = self.read(ids)
         flat = (read + length * torch.arange(queries, device=ids.device).unsqueeze(1)).flatten()
-        out = qwen3(model, self.fused, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
+        out = qwen3(model, self.layers, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
         self.prompt_keys, self.prompt_values = zip(*kept, strict=True)
         self.head, out = self.choices(ids, out, tokens), out[:, -1]
         if self.head is None:
@@ -195,7 +204,7 @@ class RowTree(PrefixTree):
         sees = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
         later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
-        feed = Feed(row, place, row, self.start + depth, shape, mask)
+        feed = self.laid_out(row, place, self.start + depth, shape, mask)
         self.fed = self.fed + torch.bincount(row, minlength=shape[0])
         where = read.nonzero().squeeze(1)
         part = replace(feed, row=row[where], place=place[where]) if len(where) < len(ids) else feed
@@ -203,12 +212,16 @@ class RowTree(PrefixTree):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
 
-        out = qwen3(self.model, self.fused, ids, self.first[row] + depth, attend, where)
+        out = qwen3(self.model, self.layers, ids, self.first[row] + depth, attend, where)
         if self.head is None:
             return self.model.lm_head(out)
         out = self.asking(out)
         logits = part.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
         return part.flat(logits.view(*shape, -1))
+
+    def laid_out(self, row: Tensor, place: Tensor, slot: Tensor, shape: tuple[int, int], mask: Tensor) -> Feed:
+        """The tokens of an `extend`, for `attend`."""
+        return Feed(row, place, (row, slice(None), slot), shape, mask)
 
     @staticmethod
     def at_once(prompt: int, length: int) -> int:
@@ -218,7 +231,7 @@ class RowTree(PrefixTree):
     def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of fed tokens to their rows, whose new keys and values are written first. (N, heads, size) each."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[feed.written, :, feed.slot], values[feed.written, :, feed.slot] = k, v
+        keys[feed.written], values[feed.written] = k, v
         (rows, places), end, heads = feed.shape, feed.mask.shape[-1], k.shape[1]
         keys, values, q = keys[:, :, :end], values[:, :, :end], feed.grid(q)  # q: (B, places, heads, size)
         if places > FEW:
@@ -286,20 +299,25 @@ class BranchTree(RowTree):
             self.hidden_prompt = None if self.hidden_prompt is None else self.hidden_prompt[one]
             self.head = None if self.head is None else self.head[one]
 
+    def laid_out(self, row: Tensor, place: Tensor, slot: Tensor, shape: tuple[int, int], mask: Tensor) -> Feed:
+        """As RowTree.laid_out."""
+        queries, heads, branches = self.keys[0].shape[:3]
+        sharing, end = self.model.config.num_attention_heads // heads, mask.shape[-1]  # heads that share keys
+        mask = mask.view(-1, 1, branches, shape[1], 1, end).expand(queries, heads, -1, -1, sharing, -1)
+        mask = mask.reshape(queries * heads * branches, -1, end)
+        return Feed(row, place, (row // branches, slice(None), row % branches, slot), shape, mask)
+
     def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of fed tokens to their prompt and branch, whose new keys and values are written first."""
         keys, values, (rows, places), end = self.keys[layer], self.values[layer], feed.shape, feed.mask.shape[-1]
         queries, heads, branches, _, size = keys.shape
-        which = feed.written // branches, slice(None), feed.written % branches, feed.slot
-        keys[which], values[which] = k, v
+        keys[feed.written], values[feed.written] = k, v
         keys, values = (x[..., :end, :].flatten(0, 2) for x in (keys, values))  # (Q * heads * branches, end, size)
         q = feed.grid(q).view(queries, branches, places, heads, -1, size).permute(0, 3, 1, 2, 4, 5)
         shape, q = q.shape, q.reshape(queries, heads, -1, size)  # heads that share keys and branches together
-        mask = feed.mask.view(-1, 1, branches, places, 1, end).expand(queries, heads, -1, -1, shape[4], -1)
-        mask = mask.reshape(len(keys), -1, end)
-        prompt = self.prompt_keys[layer], self.prompt_values[layer]
         both = two_parts_flash if places > FEW and q.device.type == "cpu" else two_parts
-        out = both(q, *prompt, self.hidden_prompt, keys, values, mask)
+        prompt = self.prompt_keys[layer], self.prompt_values[layer]
+        out = both(q, *prompt, self.hidden_prompt, keys, values, feed.mask)
         return feed.flat(out.view(shape).permute(0, 2, 3, 1, 4, 5).reshape(rows, places, -1, size))
 
 
@@ -311,15 +329,14 @@ def two_parts(
     keys, values (Q * heads * branches, T, size); hidden (Q, 1, 1, P) and mask (Q * heads * branches, N / branches, T) are
     added to the scores.
     """
-    scale, length = q.shape[-1] ** -0.5, prompt_keys.shape[2]
+    length, q = prompt_keys.shape[2], q * q.shape[-1] ** -0.5
     to_prompt = q @ prompt_keys.transpose(2, 3)
     if hidden is not None:
         to_prompt = to_prompt + hidden
-    by_branch = q.view(len(keys), -1, q.shape[-1])
-    own = torch.baddbmm(mask, by_branch, keys.transpose(1, 2), alpha=scale)
-    scores = torch.cat((to_prompt * scale, own.view(*q.shape[:3], -1)), dim=-1).softmax(-1)
-    from_own = scores[..., length:].reshape(own.shape) @ values
-    return scores[..., :length] @ prompt_values + from_own.view_as(q)
+    own = torch.baddbmm(mask, q.view(len(keys), -1, q.shape[-1]), keys.transpose(1, 2))
+    weights = torch.cat((to_prompt, own.view(*q.shape[:3], -1)), dim=-1).softmax(-1)
+    from_own = weights[..., length:].reshape(own.shape) @ values
+    return weights[..., :length] @ prompt_values + from_own.view_as(q)
 
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
