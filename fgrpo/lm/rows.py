@@ -1,10 +1,11 @@
 """The tiny policy's fast way to feed rollouts: their tokens in one sequence, each attending to the slots of its own row.
 
 A model as small as the lab's spends most of its time on what the mask of fgrpo.lm.prefix hides: branches attend to each
-other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, a copy of its prompt's
-included, which costs memory but is cheap where prompts are short; longer ones are left to fgrpo.lm.prefix. Linear layers
-see the tokens that are there and no padding, the last layer computes only what is read, and the head the logits of
-each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test compares them.
+other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, in memory set aside at its
+start. Where prompts are short it holds a copy of the prompt's too (`RowTree`); longer ones are held once (`BranchTree`).
+Linear layers see the tokens that are there and no padding, the last layer computes only what is read, and the head the
+logits of each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test
+compares them.
 """
 
 import sys
@@ -20,6 +21,7 @@ from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_pro
 from transformers import Qwen3ForCausalLM
 
 from ..policy import positions
+from .attention import two_parts, two_parts_fused
 from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -107,7 +109,7 @@ def qwen3(model: Any, layers: list[Layer], ids: Tensor, position: Tensor, attend
 
 @dataclass(frozen=True)
 class Feed:
-    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of the tokens whose attention is computed."""
+    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of those whose attention is computed."""
 
     row: Tensor
     place: Tensor
@@ -135,6 +137,8 @@ class RowTree(PrefixTree):
     first: Tensor  # (B,): position of the first token after the prompt
     fed: Tensor  # (B,): number of tokens that each row holds
     start: int  # slots of a row before its first token
+    prompt_keys: list[Tensor]  # of each layer, (Q, key heads, P, head size)
+    prompt_values: list[Tensor]
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, tokens: Tensor | None):
         self.model, self.spent, self.group = model, False, 1
@@ -159,7 +163,7 @@ class RowTree(PrefixTree):
         read = self.read(ids)
         flat = (read + length * torch.arange(queries, device=ids.device).unsqueeze(1)).flatten()
         out = qwen3(model, self.layers, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
-        self.prompt_keys, self.prompt_values = zip(*kept, strict=True)
+        self.prompt_keys, self.prompt_values = [k for k, _ in kept], [v for _, v in kept]
         self.head, out = self.choices(ids, out, tokens), out[:, -1]
         if self.head is None:
             self.logits = model.lm_head(out)
@@ -201,7 +205,9 @@ class RowTree(PrefixTree):
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
         place = depth - self.fed[row]
         shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
-        sees = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
+        sees = (
+            self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)
+        )  # (B, places): its own slot
         later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
         feed = self.laid_out(row, place, self.start + depth, shape, mask)
@@ -286,16 +292,17 @@ class BranchTree(RowTree):
         width = int(alive.sum(1).max())
         branch = (~alive[kept.squeeze(1)]).int().argsort(dim=1, stable=True)[:, :width].sort(dim=1).values
         old = (kept * alive.shape[1] + branch).flatten()
-        self.place = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))[self.place]
+        self.place = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))[
+            self.place
+        ]
         self.first, self.fed = self.first[old], self.fed[old]
         self.keys, self.values = (
             [x[kept, :, branch].transpose(1, 2).contiguous() for x in each] for each in (self.keys, self.values)
         )
         if len(kept) < len(alive):
             one = kept.squeeze(1)
-            self.prompt_keys, self.prompt_values = (
-                [x[one] for x in each] for each in (self.prompt_keys, self.prompt_values)
-            )
+            self.prompt_keys = [x[one] for x in self.prompt_keys]
+            self.prompt_values = [x[one] for x in self.prompt_values]
             self.hidden_prompt = None if self.hidden_prompt is None else self.hidden_prompt[one]
             self.head = None if self.head is None else self.head[one]
 
@@ -315,56 +322,7 @@ class BranchTree(RowTree):
         keys, values = (x[..., :end, :].flatten(0, 2) for x in (keys, values))  # (Q * heads * branches, end, size)
         q = feed.grid(q).view(queries, branches, places, heads, -1, size).permute(0, 3, 1, 2, 4, 5)
         shape, q = q.shape, q.reshape(queries, heads, -1, size)  # heads that share keys and branches together
-        both = two_parts_flash if places > FEW and q.device.type == "cpu" else two_parts
+        both = two_parts_fused if places > FEW and q.device.type == "cpu" else two_parts
         prompt = self.prompt_keys[layer], self.prompt_values[layer]
         out = both(q, *prompt, self.hidden_prompt, keys, values, feed.mask)
         return feed.flat(out.view(shape).permute(0, 2, 3, 1, 4, 5).reshape(rows, places, -1, size))
-
-
-def two_parts(
-    q: Tensor, prompt_keys: Tensor, prompt_values: Tensor, hidden: Tensor | None, keys: Tensor, values: Tensor, mask: Tensor
-) -> Tensor:
-    """Attention of q (Q, heads, N, size) to a prompt (Q, heads, P, size) and each branch to its own tokens.
-
-    keys, values (Q * heads * branches, T, size); hidden (Q, 1, 1, P) and mask (Q * heads * branches, N / branches, T) are
-    added to the scores.
-    """
-    length, q = prompt_keys.shape[2], q * q.shape[-1] ** -0.5
-    to_prompt = q @ prompt_keys.transpose(2, 3)
-    if hidden is not None:
-        to_prompt = to_prompt + hidden
-    own = torch.baddbmm(mask, q.view(len(keys), -1, q.shape[-1]), keys.transpose(1, 2))
-    weights = torch.cat((to_prompt, own.view(*q.shape[:3], -1)), dim=-1).softmax(-1)
-    from_own = weights[..., length:].reshape(own.shape) @ values
-    return weights[..., :length] @ prompt_values + from_own.view_as(q)
-
-
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-class TwoParts(torch.autograd.Function):
-    """As two_parts"""
-
-    @staticmethod
-    def forward(ctx, q, prompt_keys, prompt_values, hidden, keys, values, mask):  # type: ignore
-        own = [x.unsqueeze(1) for x in (q.view(len(keys), -1, q.shape[-1]), keys, values, mask)]
-        (a, x), (b, y) = FLASH(q, prompt_keys, prompt_values, attn_mask=hidden), FLASH(*own[:3], attn_mask=own[3])
-        b, y = b.reshape(q.shape), y.reshape(q.shape[:3])
-        lse = torch.logaddexp(x, y)
-        out = (a * (x - lse).exp().unsqueeze(-1) + b * (y - lse).exp().unsqueeze(-1)).to(q.dtype)
-        ctx.save_for_backward(q, prompt_keys, prompt_values, hidden, *own, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx, g):  # type: ignore
-        q, pk, pv, hidden, oq, ok, ov, mask, out, lse = ctx.saved_tensors
-        g = g.contiguous()
-        dq, dpk, dpv = FLASH_BACKWARD(g, q, pk, pv, out, lse, 0.0, False, attn_mask=hidden)
-        doq, dk, dv = FLASH_BACKWARD(
-            g.view(oq.shape), oq, ok, ov, out.view(oq.shape), lse.reshape(oq.shape[:3]), 0.0, False, attn_mask=mask
-        )
-        return dq + doq.reshape(q.shape), dpk, dpv, None, dk.squeeze(1), dv.squeeze(1), None
-
-
-two_parts_flash = TwoParts.apply
