@@ -26,7 +26,7 @@ from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
-SHORT = 100
+SHORT = 256
 """number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
 FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
