@@ -27,7 +27,7 @@ from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
 SHORT = 256
-"""number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
+"""number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values (at 128 it costs the same)"""
 FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
 
@@ -205,10 +205,8 @@ class RowTree(PrefixTree):
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
         place = depth - self.fed[row]
         shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
-        sees = (
-            self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)
-        )  # (B, places): its own slot
-        later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
+        own = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # slots (B, places)
+        later = torch.arange(end, device=ids.device) > own.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
         feed = self.laid_out(row, place, self.start + depth, shape, mask)
         self.fed = self.fed + torch.bincount(row, minlength=shape[0])
@@ -278,7 +276,7 @@ class BranchTree(RowTree):
         return other
 
     def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
-        """As RowTree.extend."""
+        """As RowTree.extend. A row that a call leaves out has ended and is not fed again."""
         queries = len(self.prompt_keys[0])
         alive = torch.zeros_like(self.fed, dtype=torch.bool).index_fill(0, self.place[row], True).view(queries, -1)
         many = alive.sum(1)
@@ -292,9 +290,8 @@ class BranchTree(RowTree):
         width = int(alive.sum(1).max())
         branch = (~alive[kept.squeeze(1)]).int().argsort(dim=1, stable=True)[:, :width].sort(dim=1).values
         old = (kept * alive.shape[1] + branch).flatten()
-        self.place = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))[
-            self.place
-        ]
+        new = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))
+        self.place = new[self.place]
         self.first, self.fed = self.first[old], self.fed[old]
         self.keys, self.values = (
             [x[kept, :, branch].transpose(1, 2).contiguous() for x in each] for each in (self.keys, self.values)
