@@ -227,13 +227,13 @@ def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool 
             seconds = [r[part] for r in rounds[method][1:]]
             share = middle[method].get("credit", 0.0) / middle[method]["step"]
             gain = middle["unshared"][part] / middle[method][part]
-            drawn, least = case.queries * case.group * case.completion / middle[method][part], middle["floor"][part]
+            written, least = case.queries * case.group * case.completion / middle[method][part], middle["floor"][part]
             rows.append({
                 "prompt": case.prompt, "completion": case.completion, "group": case.group, "pool": case.pool,
                 "part": part, "method": method, "seconds": round(middle[method][part], 4),
                 "min": round(min(seconds), 4), "max": round(max(seconds), 4), "runs": repeats,
                 "trl_over_this": round(middle["trl"][part] / middle[method][part], 2) if "trl" in runs else "",
-                "tokens_per_second": round(drawn) if part == "rollout" else "", "floor_seconds": round(least, 4),
+                "tokens_per_second": round(written) if part == "rollout" else "", "floor_seconds": round(least, 4),
                 "times_floor": round(middle[method][part] / least, 2), "unshared_over_this": round(gain, 2),
                 "ceiling": round(case.ceiling, 2),
                 "of_ceiling": round(gain / case.ceiling, 3) if method == "shared" and part == "loss" else "",
