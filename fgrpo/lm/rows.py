@@ -1,10 +1,11 @@
 """The tiny policy's fast way to feed rollouts: their tokens in one sequence, each attending to the slots of its own row.
 
 A model as small as the lab's spends most of its time on what the mask of fgrpo.lm.prefix hides: branches attend to each
-other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, a copy of its prompt's
-included, which costs memory but is cheap where prompts are short; longer ones are left to fgrpo.lm.prefix. Linear layers
-see the tokens that are there and no padding, the last layer computes only what is read, and the head the logits of
-each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test compares them.
+other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, in memory set aside at its
+start. Where prompts are short it holds a copy of the prompt's too (`RowTree`); longer ones are held once (`BranchTree`).
+Linear layers see the tokens that are there and no padding, the last layer computes only what is read, and the head the
+logits of each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test
+compares them.
 """
 
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_pro
 from transformers import Qwen3ForCausalLM
 
 from ..policy import positions
+from .attention import two_parts, two_parts_fused
 from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
 
-Fused = tuple[Tensor, Tensor, Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
 SHORT = 256
-"""number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values"""
+"""number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values (at 128 it costs the same)"""
 FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
 
@@ -40,8 +41,9 @@ class RowPolicy(SharedPolicy):
 
     def grow(self, ids: Tensor, mask: Tensor, tokens: Tensor | None) -> PrefixTree:
         """Encode prompts (Q, P). Of `tokens` (Q, K), if given, the logits are enough."""
-        by_row = ids.shape[1] <= SHORT and plain_qwen3(self.model)
-        return RowTree(self.model, ids, mask, tokens) if by_row else PrefixTree(self.model, ids, mask)
+        if not plain_qwen3(self.model):
+            return PrefixTree(self.model, ids, mask)
+        return (RowTree if ids.shape[1] <= SHORT else BranchTree)(self.model, ids, mask, tokens)
 
 
 def plain_qwen3(model: Any) -> bool:
@@ -52,57 +54,68 @@ def plain_qwen3(model: Any) -> bool:
     return type(model) is Qwen3ForCausalLM and plain and not config.attention_bias
 
 
-def fused_weights(model: Any) -> list[Fused]:
-    """Weights of each layer that are used together: of queries, keys and values; of gate and up; norms of all heads."""
+class Layer(NamedTuple):
+    """Weights of a layer; those that are used together are one matrix."""
+
+    norm: Tensor
+    qkv: Tensor  # of queries, keys and values
+    head_norms: Tensor  # (heads + key heads, head size)
+    out: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def layers_of(model: Any) -> list[Layer]:
+    """The weights of each layer; gradients flow through to the model's own."""
     heads, key_heads, found = model.config.num_attention_heads, model.config.num_key_value_heads, []
     for layer in model.model.layers:
         a, m = layer.self_attn, layer.mlp
         norms = torch.cat((a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(key_heads, -1)))
         qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))
-        found.append((qkv, norms, torch.cat((m.gate_proj.weight, m.up_proj.weight))))
+        gate_up = torch.cat((m.gate_proj.weight, m.up_proj.weight))
+        before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        found.append(Layer(before, qkv, norms, a.o_proj.weight, after, gate_up, m.down_proj.weight))
     return found
 
 
-def qwen3(model: Any, fused: list[Fused], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
+def qwen3(model: Any, layers: list[Layer], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
     """Hidden states (R, hidden size) of the tokens `read` (R indices) among N tokens, ids and position (N,)."""
-    config, decoder = model.config, model.model
-    heads, key_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    config, decoder, count = model.config, model.model, len(ids)
+    heads, key_heads, size, epsilon = (
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps
+    )  # fmt: skip
     angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
     x = decoder.embed_tokens(ids)
     cos, sin = (f.unsqueeze(1).to(x.dtype) for f in (angle.cos(), angle.sin()))
-
-    def normed(x: Tensor, norm: Any) -> Tensor:
-        return rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    width = x.shape[1:]
 
     def turned(x: Tensor) -> Tensor:  # by its position
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
-    for n, (layer, (qkv, norms, gate_up)) in enumerate(zip(decoder.layers, fused, strict=True)):
-        projected = linear(normed(x, layer.input_layernorm), qkv).view(len(ids), -1, size)
+    for n, layer in enumerate(layers):
+        projected = linear(rms_norm(x, width, layer.norm, epsilon), layer.qkv).view(count, -1, size)
         qk, v = projected.split((heads + key_heads, key_heads), dim=1)
-        qk = rms_norm(qk, (size,), None, layer.self_attn.q_norm.variance_epsilon) * norms
+        qk = rms_norm(qk, (size,), None, epsilon) * layer.head_norms
         q, k = turned(qk).split((heads, key_heads), dim=1)
-        if n == len(fused) - 1 and len(read) < len(ids):  # of the last layer nothing else is read
+        if n == len(layers) - 1 and len(read) < count:  # of the last layer nothing else is read
             x, q = x[read], q[read]
-        x = x + linear(attend(n, q, k, v).flatten(1), layer.self_attn.o_proj.weight)
-        gate, up = linear(normed(x, layer.post_attention_layernorm), gate_up).chunk(2, dim=-1)
-        x = x + linear(silu(gate) * up, layer.mlp.down_proj.weight)
-    return normed(x, decoder.norm)
+        x = x + linear(attend(n, q, k, v).flatten(1), layer.out)
+        gate, up = linear(rms_norm(x, width, layer.mlp_norm, epsilon), layer.gate_up).chunk(2, dim=-1)
+        x = x + linear(silu(gate) * up, layer.down)
+    return rms_norm(x, width, decoder.norm.weight, epsilon)
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of the tokens whose attention is computed;
-    `written` and `slot`: row and slot of all N.
-    """
+    """Where fed tokens belong. `row` of B and `place` among those fed to it now: of those whose attention is computed."""
 
     row: Tensor
     place: Tensor
-    written: Tensor
-    slot: Tensor
+    written: tuple[Any, ...]  # index of the slots, in keys and values, of all N tokens
     shape: tuple[int, int]  # rows, tokens of the row that gets most
-    mask: Tensor  # (B, 1, places, slots): 0 where a token sees a slot, -inf elsewhere
+    mask: Tensor  # 0 where a token sees a slot, -inf elsewhere: (B, 1, places, slots), or as two_parts takes it
 
     def grid(self, x: Tensor) -> Tensor:
         """(N, ...) -> (B, places, ...), 0 where a row has fewer tokens."""
@@ -123,28 +136,34 @@ class RowTree(PrefixTree):
     hidden: Tensor  # (B, 1, 1, slots): -inf at the padding of prompts
     first: Tensor  # (B,): position of the first token after the prompt
     fed: Tensor  # (B,): number of tokens that each row holds
+    start: int  # slots of a row before its first token
+    prompt_keys: list[Tensor]  # of each layer, (Q, key heads, P, head size)
+    prompt_values: list[Tensor]
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, tokens: Tensor | None):
         self.model, self.spent, self.group = model, False, 1
         self.versions = [p._version for p in model.parameters()]
         self.branch, self.prompt_length = torch.where(mask, PROMPT, NO_BRANCH), mask.sum(1, keepdim=True)
-        self.fused = fused_weights(model)
+        self.layers = layers_of(model)
         (queries, length), order = ids.shape, torch.arange(ids.shape[1], device=ids.device)
-        # padding sees itself, since a token that sees nothing has no attention at all
-        sees = (order <= order.unsqueeze(1)) & (mask.unsqueeze(1) | (order == order.unsqueeze(1)))
         kept: list[tuple[Tensor, Tensor]] = []
+        padded = ids.shape[1] <= SHORT or not mask.all()  # otherwise half of the work is left out, which pays if long
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.view(queries, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-            kept.append((k, v))
-            own = sees if q.shape[2] == length else sees.gather(1, read.unsqueeze(2).expand(-1, -1, length))
-            own = own.unsqueeze(1)
-            return scaled_dot_product_attention(q, k, v, attn_mask=own, enable_gqa=True).transpose(1, 2).flatten(0, 1)
+            kept.append((k.contiguous(), v.contiguous()))
+            every, own = q.shape[2] == length, None
+            if padded or not every:
+                at = (order.expand(queries, -1) if every else read).unsqueeze(2)  # (Q, R, 1)
+                # padding sees itself, since a token that sees nothing has no attention at all
+                own = ((order <= at) & (mask.unsqueeze(1) | (order == at))).unsqueeze(1)
+            out = scaled_dot_product_attention(q, k, v, attn_mask=own, is_causal=own is None, enable_gqa=True)
+            return out.transpose(1, 2).flatten(0, 1)
 
         read = self.read(ids)
         flat = (read + length * torch.arange(queries, device=ids.device).unsqueeze(1)).flatten()
-        out = qwen3(model, self.fused, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
-        self.prompt_keys, self.prompt_values = zip(*kept, strict=True)
+        out = qwen3(model, self.layers, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
+        self.prompt_keys, self.prompt_values = [k for k, _ in kept], [v for _, v in kept]
         self.head, out = self.choices(ids, out, tokens), out[:, -1]
         if self.head is None:
             self.logits = model.lm_head(out)
@@ -169,7 +188,7 @@ class RowTree(PrefixTree):
     def fork(self, group: int, length: int) -> "RowTree":
         """The same prompts with room for `group` rows of `length` tokens each."""
         other = copy(self)
-        other.group = group
+        other.group, other.start = group, self.branch.shape[1]
 
         def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
             x = pad(x, (0, 0, 0, length), value=value)
@@ -184,12 +203,12 @@ class RowTree(PrefixTree):
 
     def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
-        prompt, place = self.branch.shape[1], depth - self.fed[row]
-        shape, end = (len(self.fed), int(place.max()) + 1), prompt + int(depth.max()) + 1
-        sees = prompt + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # (B, places): its own slot
-        later = torch.arange(end, device=ids.device) > sees.unsqueeze(-1)
+        place = depth - self.fed[row]
+        shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
+        own = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # slots (B, places)
+        later = torch.arange(end, device=ids.device) > own.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
-        feed = Feed(row, place, row, prompt + depth, shape, mask)
+        feed = self.laid_out(row, place, self.start + depth, shape, mask)
         self.fed = self.fed + torch.bincount(row, minlength=shape[0])
         where = read.nonzero().squeeze(1)
         part = replace(feed, row=row[where], place=place[where]) if len(where) < len(ids) else feed
@@ -197,12 +216,16 @@ class RowTree(PrefixTree):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
 
-        out = qwen3(self.model, self.fused, ids, self.first[row] + depth, attend, where)
+        out = qwen3(self.model, self.layers, ids, self.first[row] + depth, attend, where)
         if self.head is None:
             return self.model.lm_head(out)
         out = self.asking(out)
         logits = part.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
         return part.flat(logits.view(*shape, -1))
+
+    def laid_out(self, row: Tensor, place: Tensor, slot: Tensor, shape: tuple[int, int], mask: Tensor) -> Feed:
+        """The tokens of an `extend`, for `attend`."""
+        return Feed(row, place, (row, slice(None), slot), shape, mask)
 
     @staticmethod
     def at_once(prompt: int, length: int) -> int:
@@ -212,7 +235,7 @@ class RowTree(PrefixTree):
     def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of fed tokens to their rows, whose new keys and values are written first. (N, heads, size) each."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[feed.written, :, feed.slot], values[feed.written, :, feed.slot] = k, v
+        keys[feed.written], values[feed.written] = k, v
         (rows, places), end, heads = feed.shape, feed.mask.shape[-1], k.shape[1]
         keys, values, q = keys[:, :, :end], values[:, :, :end], feed.grid(q)  # q: (B, places, heads, size)
         if places > FEW:
@@ -222,3 +245,81 @@ class RowTree(PrefixTree):
         scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end) * k.shape[-1] ** -0.5
         out = (scores + feed.mask.unsqueeze(3)).softmax(-1).flatten(2, 3) @ values
         return feed.flat(out.view(rows, heads, places, -1, k.shape[-1]).transpose(1, 2).flatten(2, 3))
+
+
+class BranchTree(RowTree):
+    """Encoded prompts, each held once, and the keys and values of each rollout's own tokens.
+
+    Rows that are fed no more leave the batch, several at once.
+    """
+
+    place: Tensor  # (Q * group,): where each row is in the batch
+    hidden_prompt: Tensor | None  # (Q, 1, 1, P): -inf at padding
+
+    def fork(self, group: int, length: int) -> "BranchTree":
+        """The same prompts, not copied, with room for `group` branches of `length` tokens each."""
+        other, queries = copy(self), len(self.branch)
+        other.group, other.start = group, 0
+        other.keys, other.values = (
+            [x.new_zeros(queries, x.shape[1], group, length, x.shape[-1]) for x in each]
+            for each in (self.prompt_keys, self.prompt_values)
+        )
+        padding, device = self.branch == NO_BRANCH, self.branch.device
+        other.hidden_prompt = None
+        if padding.any():
+            hidden = torch.zeros_like(self.branch, dtype=self.logits.dtype)
+            other.hidden_prompt = hidden.masked_fill(padding, float("-inf")).view(queries, 1, 1, -1)
+        other.hidden = self.logits.new_zeros(1, 1, 1, length)
+        other.first = self.prompt_length.repeat_interleave(group)
+        other.place = torch.arange(queries * group, device=device)
+        other.fed = torch.zeros_like(other.place)
+        return other
+
+    def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
+        """As RowTree.extend. A row that a call leaves out has ended and is not fed again."""
+        queries = len(self.prompt_keys[0])
+        alive = torch.zeros_like(self.fed, dtype=torch.bool).index_fill(0, self.place[row], True).view(queries, -1)
+        many = alive.sum(1)
+        if (many > 0).sum() <= 0.75 * queries or many.max() <= 0.75 * alive.shape[1]:  # leaving costs a copy
+            self.leave(alive)
+        return super().extend(ids, self.place[row], depth, read)
+
+    def leave(self, alive: Tensor) -> None:
+        """Drop queries and branches that are not alive, (Q, branches) bool; a query keeps as many as the longest."""
+        kept = alive.any(1).nonzero()  # (Q', 1)
+        width = int(alive.sum(1).max())
+        branch = (~alive[kept.squeeze(1)]).int().argsort(dim=1, stable=True)[:, :width].sort(dim=1).values
+        old = (kept * alive.shape[1] + branch).flatten()
+        new = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))
+        self.place = new[self.place]
+        self.first, self.fed = self.first[old], self.fed[old]
+        self.keys, self.values = (
+            [x[kept, :, branch].transpose(1, 2).contiguous() for x in each] for each in (self.keys, self.values)
+        )
+        if len(kept) < len(alive):
+            one = kept.squeeze(1)
+            self.prompt_keys = [x[one] for x in self.prompt_keys]
+            self.prompt_values = [x[one] for x in self.prompt_values]
+            self.hidden_prompt = None if self.hidden_prompt is None else self.hidden_prompt[one]
+            self.head = None if self.head is None else self.head[one]
+
+    def laid_out(self, row: Tensor, place: Tensor, slot: Tensor, shape: tuple[int, int], mask: Tensor) -> Feed:
+        """As RowTree.laid_out."""
+        queries, heads, branches = self.keys[0].shape[:3]
+        sharing, end = self.model.config.num_attention_heads // heads, mask.shape[-1]  # heads that share keys
+        mask = mask.view(-1, 1, branches, shape[1], 1, end).expand(queries, heads, -1, -1, sharing, -1)
+        mask = mask.reshape(queries * heads * branches, -1, end)
+        return Feed(row, place, (row // branches, slice(None), row % branches, slot), shape, mask)
+
+    def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of fed tokens to their prompt and branch, whose new keys and values are written first."""
+        keys, values, (rows, places), end = self.keys[layer], self.values[layer], feed.shape, feed.mask.shape[-1]
+        queries, heads, branches, _, size = keys.shape
+        keys[feed.written], values[feed.written] = k, v
+        keys, values = (x[..., :end, :].flatten(0, 2) for x in (keys, values))  # (Q * heads * branches, end, size)
+        q = feed.grid(q).view(queries, branches, places, heads, -1, size).permute(0, 3, 1, 2, 4, 5)
+        shape, q = q.shape, q.reshape(queries, heads, -1, size)  # heads that share keys and branches together
+        both = two_parts_fused if places > FEW and q.device.type == "cpu" else two_parts
+        prompt = self.prompt_keys[layer], self.prompt_values[layer]
+        out = both(q, *prompt, self.hidden_prompt, keys, values, feed.mask)
+        return feed.flat(out.view(shape).permute(0, 2, 3, 1, 4, 5).reshape(rows, places, -1, size))

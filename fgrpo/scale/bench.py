@@ -3,8 +3,10 @@
 All three use the same random Qwen3-architecture model, prompts, group size, optimizer, dtype and number of threads, and
 write completions of the same length (ours by a grammar with full lists, TRL by min_new_tokens). Their steps alternate,
 the first one of each is discarded, and each number is the median of the others, with minimum and maximum. `loss` is the
-loss with its backward pass and the optimizer's step. In a whole `step` of ours a long prompt is encoded once for sampling
-and loss together, so that a step may take less time than its parts.
+loss with its backward pass and the optimizer's step. In a whole `step` of ours a prompt is encoded once for sampling and
+loss together, so that a step may take less time than its parts. On one thread of a CPU, seconds are CPU seconds, which
+other work on the machine changes less than wall time. Beside each figure is the floor of sharing (fgrpo/scale/floor.py),
+attention included.
 """
 
 import random
@@ -24,11 +26,14 @@ import torch
 from .. import trainer
 from ..config import Config, KitError
 from ..data import Example
-from ..lm.prefix import SharedPolicy
+from ..lm.rows import RowPolicy
 from ..policy import Policy
-from ..rollout import Rollouts
+from ..rollout import Rollouts, drawn_tokens, rollout
 from ..runs.fields import config_with
 from ..runs.workers import without_ctrl_c, workers
+from ..trainer import sampling_of
+from .floor import products
+from .floor import seconds as seconds_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,7 +87,7 @@ class Case:
 
     def policy(self) -> Policy:
         """A policy with the same random weights at every call."""
-        policy = SharedPolicy.tiny(self.items, self.config().model)
+        policy = RowPolicy.tiny(self.items, self.config().model)
         policy.model.config.max_position_embeddings = 4 * self.prompt
         policy.model.to(dtype=getattr(torch, self.dtype))
         return policy.to(self.device)
@@ -192,31 +197,45 @@ def trl(case: Case, method: str = "trl") -> Callable[[int], dict[str, float]]:
     return run
 
 
+def floor(case: Case) -> Callable[[int], dict[str, float]]:
+    """Like `ours`, for the matrix products alone."""
+    policy, config = case.policy(), case.config()
+    policy.checked = {case.group: sys.maxsize}
+    r = rollout(policy, case.batch(0), sampling_of(config), case.group, 0)
+    shapes = {part: products(policy, r.prompts, drawn_tokens(r), part, attention=True) for part in PARTS}
+    like = policy.parameters()[0].detach()
+    return lambda number: {part: seconds_of(found, like, lambda: _now(case.device)) for part, found in shapes.items()}
+
+
 def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True) -> list[Row]:
     """Rows of one case: for each method its loss with backward pass and update, its rollout, and its whole step."""
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     makers = {**dict.fromkeys(OURS, ours), **({"trl": trl} if "trl" in peers else {})}
     runs = {method: make(case, method) for method, make in makers.items()}
-    rounds: dict[str, list[dict[str, float]]] = {method: [] for method in runs}
+    timed_runs = {**runs, "floor": floor(case)}
+    rounds: dict[str, list[dict[str, float]]] = {method: [] for method in timed_runs}
     for number in range(repeats + 1):
-        for method, run in runs.items():
+        for method, run in timed_runs.items():
             rounds[method].append(run(number))
     torch.set_num_threads(threads)
     peaks = {method: peak_memory(case, method) if memory else 0.0 for method in runs}
-    middle = {m: {p: statistics.median(r[p] for r in rounds[m][1:]) for p in rounds[m][0]} for m in runs}
+    middle = {m: {p: statistics.median(r[p] for r in rounds[m][1:]) for p in rounds[m][0]} for m in rounds}
     rows: list[Row] = []
     for part in PARTS:
         for method in runs:
             seconds = [r[part] for r in rounds[method][1:]]
             share = middle[method].get("credit", 0.0) / middle[method]["step"]
             gain = middle["unshared"][part] / middle[method][part]
+            written, least = case.queries * case.group * case.completion / middle[method][part], middle["floor"][part]
             rows.append({
                 "prompt": case.prompt, "completion": case.completion, "group": case.group, "pool": case.pool,
                 "part": part, "method": method, "seconds": round(middle[method][part], 4),
                 "min": round(min(seconds), 4), "max": round(max(seconds), 4), "runs": repeats,
                 "trl_over_this": round(middle["trl"][part] / middle[method][part], 2) if "trl" in runs else "",
-                "unshared_over_this": round(gain, 2), "ceiling": round(case.ceiling, 2),
+                "tokens_per_second": round(written) if part == "rollout" else "", "floor_seconds": round(least, 4),
+                "times_floor": round(middle[method][part] / least, 2), "unshared_over_this": round(gain, 2),
+                "ceiling": round(case.ceiling, 2),
                 "of_ceiling": round(gain / case.ceiling, 3) if method == "shared" and part == "loss" else "",
                 "peak_mb": round(peaks[method], 1) if memory and part == "step" else "",
                 "credit_share": round(share, 5) if method in OURS and part == "step" else "",
@@ -261,7 +280,7 @@ def _status(name: str) -> float:
 def _now(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def format_bench(rows: list[Row]) -> str:

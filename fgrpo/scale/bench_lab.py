@@ -4,15 +4,11 @@ Each round takes one SFT step, one RL step and the products of both, in turn, so
 of them alike; the first round is discarded, and each number is the median of the others. Seconds are CPU seconds of the
 process on one thread, which others' work changes less than wall time; that is given beside them.
 
-The floor is a lower limit for any implementation on this library of matrix products: torch.mm on matrices of the same
-shapes, once through every linear layer for each prompt token and each token fed in sampling, forward and backward (three
-products for one) for each token of the loss, and a head of the grammar's choices. RL's prompts count once for sampling
-and loss together, as do tokens after the last choice: not at all. Attention's own products are left out.
+The floor (fgrpo/scale/floor.py) leaves attention's products out.
 """
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +21,7 @@ from ..policy import Policy, Prompts
 from ..runs.sft import sft_step, without_full
 from ..trainer import Logs, step
 from .bench import Row
-
-Shape = tuple[int, int, int]  # (m, k) times (k, n)
+from .floor import products, seconds
 
 
 @dataclass(frozen=True)
@@ -72,35 +67,8 @@ def _timed_step(policy: Policy, do: Callable[[], Logs], sampled: bool) -> dict[s
         spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "tokens": logs["tokens"]}
     finally:
         delattr(policy, "completion_logits")
-    shapes = products(policy, *read[-1], sampled)  # of the loss, after any comparison
-    matrices = {s: (torch.randn(s[0], s[1]), torch.randn(s[1], s[2])) for s in shapes}
-    cpu = time.process_time()
-    for shape, count in shapes.items():
-        a, b = matrices[shape]
-        for _ in range(count):
-            torch.mm(a, b)
-    return spent | {"floor": time.process_time() - cpu}
-
-
-def products(policy: Policy, prompts: Prompts, wanted: torch.Tensor, sampled: bool) -> Counter[Shape]:
-    """Shapes of the matrix products that a step cannot do without, and how many of each.
-
-    wanted (B, T): tokens that were chosen. A token is fed if another one of its row is chosen after it.
-    """
-    head = policy.model.get_output_embeddings()
-    layers = [m for m in policy.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    each = (wanted.sum(1, keepdim=True) > wanted.cumsum(1)).sum(1)  # tokens fed of each row
-    encoded, fed, chosen = int(prompts.mask.sum()), int(each.sum()), int(wanted.sum())
-    sizes = [(encoded + fed, m.in_features, m.out_features) for m in layers]
-    sizes.append((chosen, head.in_features, prompts.choices.tokens.shape[1]))
-    found: Counter[Shape] = Counter()
-    for n, inputs, outputs in sizes:
-        found.update([(n, inputs, outputs), (n, outputs, inputs), (outputs, n, inputs)])
-    if sampled and fed:
-        steps = int(each.max())
-        for n, inputs, outputs in [(fed, m.in_features, m.out_features) for m in layers] + sizes[-1:]:
-            found[-(-n // steps), inputs, outputs] += steps
-    return found
+    shapes = products(policy, *read[-1], "step" if sampled else "loss")  # of the loss, after any comparison
+    return spent | {"floor": seconds(shapes, policy.parameters()[0])}
 
 
 def _row(stage: Stage, rounds: list[dict[str, float]]) -> Row:

@@ -9,8 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fgrpo.config import Config, GrammarConfig, RLConfig
 from fgrpo.lm import rows
-from fgrpo.lm.prefix import PrefixTree
-from fgrpo.lm.rows import RowPolicy, RowTree
+from fgrpo.lm.rows import BranchTree, RowPolicy, RowTree
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
@@ -48,9 +47,13 @@ def gradient(policy: Policy, r, advantages) -> tuple[dict[str, float], torch.Ten
     return logs, torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
+@pytest.mark.parametrize("short", [0, rows.SHORT])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("keep_prompts", [True, False])
-def test_rollouts_loss_and_gradients_are_those_of_the_plain_way(name, keep_prompts, pair, queries) -> None:
+def test_rollouts_loss_and_gradients_are_those_of_the_plain_way(
+    name, keep_prompts, short, pair, queries, monkeypatch
+) -> None:
+    monkeypatch.setattr(rows, "SHORT", short)
     policy, _ = pair
     (sampling, options), results = CASES[name], []
     for p in pair:
@@ -65,7 +68,9 @@ def test_rollouts_loss_and_gradients_are_those_of_the_plain_way(name, keep_promp
     assert (again - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_greedy_and_given_slates(pair, queries) -> None:
+@pytest.mark.parametrize("short", [0, rows.SHORT])
+def test_greedy_and_given_slates(short, pair, queries, monkeypatch) -> None:
+    monkeypatch.setattr(rows, "SHORT", short)
     whole = [rollout(p, queries, Sampling(GrammarConfig())) for p in pair]
     assert whole[0].outputs == whole[1].outputs
     slates = [tuple(range(2 + i % 3)) for i in range(len(queries))]
@@ -73,20 +78,34 @@ def test_greedy_and_given_slates(pair, queries) -> None:
     assert ranked[0] == ranked[1] and [o.slate for o in ranked[0]] == slates
 
 
-def test_long_prompts_are_left_to_the_prefix_tree(pair, queries, monkeypatch) -> None:
+def test_long_prompts_are_held_once(pair, queries, monkeypatch) -> None:
     policy, _ = pair
     short = policy.encode(queries)
-    assert isinstance(policy.grow(short.ids, short.mask, None), RowTree)
+    assert type(policy.grow(short.ids, short.mask, None)) is RowTree
     monkeypatch.setattr(rows, "SHORT", short.ids.shape[1] - 1)
-    tree = policy.grow(short.ids, short.mask, None)
-    assert isinstance(tree, PrefixTree) and not isinstance(tree, RowTree)
-    r, expected = (rollout(p, queries, Sampling(GrammarConfig()), 4, 7) for p in pair)
-    assert torch.equal(r.completions, expected.completions)
+    assert type(policy.grow(short.ids, short.mask, None)) is BranchTree
 
 
-def test_many_tokens_of_a_row_and_few_give_the_same(pair, queries, monkeypatch) -> None:
+def test_finished_rows_leave_the_batch(pair, queries, monkeypatch) -> None:
+    """Queries of one prompt length, so that no prompt is padded, and of several."""
+    monkeypatch.setattr(rows, "SHORT", 0)
+    left, leave = [], BranchTree.leave
+    monkeypatch.setattr(BranchTree, "leave", lambda self, alive: leave(self, alive) or left.append(self.keys[0].shape))
+    for some in ([queries[0]] * 3, queries):
+        some = [replace(q, id=f"{n}") for n, q in enumerate(some)]
+        for p in (1, 6):
+            left.clear()
+            r, expected = (rollout(policy, some, Sampling(GrammarConfig()), p, 3) for policy in pair)
+            assert torch.equal(r.completions, expected.completions)
+            assert (r.logprobs - expected.logprobs).abs().max() < 1e-5
+            assert left and left[-1][0] * left[-1][2] < len(some) * p
+
+
+@pytest.mark.parametrize("short", [0, rows.SHORT])
+def test_many_tokens_of_a_row_and_few_give_the_same(short, pair, queries, monkeypatch) -> None:
     """Two ways of computing attention: products for a few queries of a row, torch's own for many."""
     policy, _ = pair
+    monkeypatch.setattr(rows, "SHORT", short)
     r = rollout(policy, queries, Sampling(GrammarConfig()), 4, 7)
     found = []
     for few in (0, 1000):

@@ -34,6 +34,8 @@ def test_rows_of_a_case() -> None:
     ]
     assert all(r["min"] <= r["seconds"] <= r["max"] and r["runs"] == 3 for r in rows)
     assert [r["method"] for r in rows if r["of_ceiling"] != ""] == ["shared"]
+    assert all(r["floor_seconds"] > 0 < r["times_floor"] for r in rows)
+    assert [r["part"] for r in rows if r["tokens_per_second"] != ""] == ["rollout"] * 2
 
 
 def test_command_writes_csv_figure_and_json(capsys, tmp_path) -> None:
