@@ -23,7 +23,7 @@ from .token_strip import COLOURS, tokens_of
 
 FIRST, SECOND = "lab-rec-fgrpo", "lab-rec-grpo"
 """the run that the page opens on, and the one compared with it"""
-OPENING = ("test-147", "3")
+OPENING = ("test-84", "6")
 """query and rollout of FIRST that the page opens on: joint credit blames a slate that holds every relevant film"""
 QUERIES_LISTED = 1000
 """maximum number of queries in the table; any other opens by its name"""

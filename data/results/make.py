@@ -359,7 +359,7 @@ def traces():
         folder = CHECKPOINTS / name
         config = read_config(folder)
         config = replace(config, rl=with_credit(replace(config.rl, group=8), "nested"))
-        test = load_task(config)[0].test[:200]  # with eight rollouts each a trace has 1.3 MB
+        test = load_task(config)[0].test[:100]  # with eight rollouts each, three traces have 1.7 MB
         groups = trace_policy(load_policy(folder), test, config, len(test), seed=config.seed)
         write_trace(folder / "trace.jsonl", trace_of(name, config, groups))
 

@@ -5,13 +5,15 @@ once for each part, and holds no matrix of weights: the parts are joined by the 
 gradient is that of fused attention, given the sums and outputs of both together.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+FUSED: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+FUSED_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+"""operators that torch does not promise to keep: without them the plain way is taken"""
 
 
 def two_parts(
@@ -63,5 +65,5 @@ class TwoParts(torch.autograd.Function):
         return dq + own_dq.reshape(q.shape), *prompt, None, *(x.squeeze(1) for x in own), None
 
 
-two_parts_fused = TwoParts.apply
+two_parts_fused: Callable[..., Any] = TwoParts.apply if FUSED and FUSED_BACKWARD else two_parts
 """As two_parts, with gradients for all but the masks."""

@@ -302,7 +302,7 @@ def test_signs_flip_where_joint_credit_follows_the_other_phase(library) -> None:
 def test_two_traces_compare_as_evaluation_does(library, lab, tmp_path) -> None:
     a, b = (library.trace(name, {}) for name in ("lab-rec-grpo", "lab-rec-fgrpo"))
     found = compare_traces(a, b)
-    assert len(found.keys) == 200 and [row[0] for row in found.rows] == list(METRICS)
+    assert len(found.keys) == 100 and [row[0] for row in found.rows] == list(METRICS)
     measured = evaluate(library.policy("lab-rec-fgrpo"), lab.test[:64], b.config)
     part = compare_traces(cut(a, 64), cut(b, 64))
     assert {row[0]: row[2] for row in part.rows}["ndcg@5"] == pytest.approx(float(measured["ndcg@5"].mean()))
@@ -398,8 +398,8 @@ def test_the_table_of_queries_has_what_a_group_has(library) -> None:
 
 
 def test_next_and_previous_go_round(library) -> None:
-    chosen = Chosen("lab-rec", "test-199")
-    assert neighbour(library, chosen, {}, 1) == "test-0" and neighbour(library, chosen, {}, -1) == "test-198"
+    chosen = Chosen("lab-rec", "test-99")
+    assert neighbour(library, chosen, {}, 1) == "test-0" and neighbour(library, chosen, {}, -1) == "test-98"
     assert neighbour(library, Chosen("nosuch", "x"), {}, 1) == neighbour(library, Chosen("lab-rec", "x"), {}, 1) == ""
 
 

@@ -47,7 +47,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 def test_runs_outside_the_current_folder_open_and_download(server: Server, folder: Path) -> None:
     answer = server.ask(server.event(*LOOK), **{**CONTROLS, "Run": "runs/my run 1"})
-    assert answer["success"] and answer["output"]["Query"]["label"] == "Query 1 of 200"
+    assert answer["success"] and answer["output"]["Query"]["label"] == "Query 1 of 100"
     assert "token" in answer["output"]["at-strip"]
     file = answer["output"][DOWNLOAD]["value"]
     assert server.client.get(file["url"]).content == (RUN / "trace.jsonl").read_bytes()
