@@ -61,11 +61,11 @@ class Playground:
             self.model = gr.Dropdown([], label="Model", info=info)
             self.preset = gr.Dropdown(list(presets()), value=next(iter(presets()), None), label="Preset")
             self.take = gr.Button("Use the query selected above")
-        with gr.Accordion("Make a viewer by choosing films", open=False):
+        with gr.Accordion("Make a viewer by choosing films", open=False) as making:
             self.search = gr.Textbox(
                 label="Search films", placeholder="a title, a genre, a tone, an era", max_length=100
             )
-            self.films = gr.HTML(catalogue_panel(()), js_on_load=CLICKS, elem_id="at-films")
+            self.films = gr.HTML(js_on_load=CLICKS, elem_id="at-films")
             self.liked = gr.State(())
             self.viewer = gr.Button("Put this viewer into the form")
         texts = typed(first)
@@ -96,6 +96,7 @@ class Playground:
         self.linked = [self.model, *values]
         self.preset.input(self._preset, [self.preset], form, show_progress="hidden", **RAW)
         chosen = {"show_progress": "hidden", **RAW}
+        making.expand(self._found, [self.liked, self.search], [self.films], **chosen)
         self.films.click(self._film, [self.liked, self.search], [self.liked, self.films, self.status], **chosen)
         self.search.input(self._found, [self.liked, self.search], [self.films], trigger_mode="always_last", **chosen)
         self.viewer.click(self._viewer, [self.liked, self.seed], [*form, self.status], **chosen)

@@ -222,7 +222,19 @@ def figures():
 
     found = {path.stem: path for path in sorted(RESULTS.glob("*.png"))}
     pretrained = [name for name in found if name.startswith("smollm2")]
-    for name in ("recipe", "lab", "lab-filled", "trained", "lambda", "confirm", "confirm-starts", *REAL, *pretrained):
+    for name in (
+        "recipe",
+        "batch",
+        "horizon",
+        "lab",
+        "lab-filled",
+        "trained",
+        "lambda",
+        "confirm",
+        "confirm-starts",
+        *REAL,
+        *pretrained,
+    ):
         if name in found:
             metric = AREA if name.startswith("confirm") else PRIMARY
             plots.save(plots.comparison(rows_of(name), metric), found[name])
