@@ -352,7 +352,7 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
     rewards = [f"{phase} reward, {who}" for who in ("greedy", "mean of sampled") for phase in ("slate", "rank")]
     head = ("Step", "Slate (greedy)", "Rank (greedy)", *rewards, "Errors")
     caption = f"Query {printable(query_id, 80)} of {printable(name, 80)} over training"
-    text = "Candidates are numbered as in the tab Inspect; \N{BLACK STAR}: relevant."
+    text = "\N{BLACK STAR}: relevant."
     text += f" The first {MOST_STEPS} groups of this query are shown." * (len(rows) == MOST_STEPS)
     shown = figure([curves(lines, "", "reward")], f"Rewards of one query over {len(rows)} steps", "steps.svg")
     return tag("{}<p>{}</p>{}", shown, text, html_table(caption, head, rows))
