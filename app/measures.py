@@ -85,8 +85,9 @@ def flips(group: Group, one: GroupCredit, other: GroupCredit) -> list[tuple[int,
 class QueryRow:
     """One query in the list of a trace: means over its sampled rollouts, and its errors.
 
-    slate, rank: mean rewards. spread: standard deviation of their sum over the group. flips: tokens whose advantages under
-    two credit methods have opposite signs. None where there are fewer than two rollouts or a method does not apply.
+    slate, rank: mean rewards. spread: standard deviation of their sum over the group. difference, flips: between two credit
+    methods, the mean absolute difference of a token's advantages, and the tokens whose advantages have opposite signs. None
+    where there are fewer than two rollouts or a method does not apply.
     errors: of the greedy rollout, or of the first. titles: the relevant candidates.
     """
 
@@ -95,6 +96,7 @@ class QueryRow:
     slate: float | None
     rank: float | None
     spread: float | None
+    difference: float | None
     flips: int | None
     errors: str
     titles: tuple[str, ...]
@@ -108,19 +110,22 @@ def query_rows(opened: Opened, credit: str, against: str, limit: int) -> list[Qu
 
 def _query_row(opened: Opened, key: str, credit: str, against: str) -> QueryRow:
     group = opened.group(key)
-    slate = rank = spread = flipped = None
+    slate = rank = spread = apart = flipped = None
     try:
         one, other = (group_credit(group, opened.config, method) for method in (credit, against))
         rewards = one.rewards
         slate, rank = float(rewards.slate.mean()), float(rewards.rank.mean())
         spread = float((rewards.slate + rewards.rank).std(correction=0))
+        tokens = [len(r.tokens) for r in group.rollouts]
+        pairs = [p for n, t in enumerate(tokens) for p in zip(one.row(n)[:t], other.row(n)[:t], strict=True)]
+        apart = sum(abs(x - y) for x, y in pairs) / max(1, len(pairs))
         flipped = sum(map(sum, flips(group, one, other)))
     except KitError:
         pass  # too few rollouts, or a method that needs others: the page says so where the query is shown
     first = group.greedy or next(iter(group.rollouts), None)
     errors = error_counts(group.example, first.output, opened.config.grammar) if first else ""
     titles = tuple(group.example.candidates[i] for i in sorted(group.example.relevant))
-    return QueryRow(key, len(group.rollouts), slate, rank, spread, flipped, errors, titles)
+    return QueryRow(key, len(group.rollouts), slate, rank, spread, apart, flipped, errors, titles)
 
 
 def scores(example: Example, output: Output, config: Config) -> dict[str, float]:

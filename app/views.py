@@ -168,18 +168,18 @@ def _zero_note(one: GroupCredit) -> Markup:
 
 def query_table(rows: Sequence[QueryRow], run: str, credit: str, against: str, total: int) -> Markup:
     """The queries of a trace, those with the most flips first; the page sorts and searches them."""
-    head = ("Query", "Relevant", "Slate reward", "Rank reward", "Spread", "Flips", "Errors", "Rollouts")
+    head = ("Query", "Relevant", "Slate reward", "Rank reward", "Spread", "Difference", "Flips", "Errors", "Rollouts")
     cells = []
     for row in most_flipped(list(rows)):
         button = tag('<button type="button" data-run="{}" data-query="{}">{}</button>', run, row.key, row.key)
-        numbers = [EMPTY if x is None else number(x) for x in (row.slate, row.rank, row.spread)]
+        numbers = [EMPTY if x is None else number(x) for x in (row.slate, row.rank, row.spread, row.difference)]
         flips = EMPTY if row.flips is None else str(row.flips)
         cells.append((button, "; ".join(printable(t, 40) for t in row.titles[:6]), *numbers, flips, row.errors,
                       str(row.rollouts)))  # fmt: skip
     caption = (
         f"{total:,} queries of {run}. Rewards: means over a query's sampled rollouts; spread: the standard deviation of "
-        f"their sum; flips: tokens that one of {against} and {credit} praises and the other blames; errors: of the greedy "
-        "rollout."
+        f"their sum. Of {against} and {credit}, difference: between a token's advantages, mean of the absolute values; "
+        "flips: tokens that one praises and the other blames. Errors: of the greedy rollout."
     )
     more = message(f"The first {len(rows):,} queries are listed; type the name of any other above.")
     search = Markup(

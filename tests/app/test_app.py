@@ -389,6 +389,12 @@ def test_the_table_of_queries_has_what_a_group_has(library) -> None:
     row = rows["test-1"]
     assert row.slate == pytest.approx(float(one.rewards.slate.mean())) and row.rollouts == 8
     assert row.flips == sum(map(sum, flips(group, one, other))) > 0
+    apart = [abs(x - y) for n, r in enumerate(group.rollouts) for x, y in zip(one.row(n), other.row(n), strict=True)
+             if x or y][: sum(len(r.tokens) for r in group.rollouts)]  # fmt: skip
+    assert (
+        row.difference == pytest.approx(sum(apart) / sum(len(r.tokens) for r in group.rollouts)) and row.difference > 0
+    )
+    assert query_rows(opened, "fgrpo", "fgrpo", 1)[0].difference == 0
     assert row.titles == tuple(group.example.candidates[i] for i in sorted(group.example.relevant))
     assert row.errors == error_counts(group.example, group.greedy.output, opened.config.grammar)
     table = query_table(list(rows.values()), "<run>", "fgrpo", "grpo", 9)

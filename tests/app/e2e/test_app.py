@@ -97,7 +97,7 @@ def test_queries_are_found_sorted_and_opened(visit) -> None:
     rows = page.locator("#at-table tbody tr")
     rows.first.wait_for()
     assert rows.count() == 100
-    flips = [int(x) for x in page.locator("#at-table tbody tr td:nth-child(6)").all_inner_texts()]
+    flips = [int(x) for x in page.locator("#at-table tbody tr td:nth-child(7)").all_inner_texts()]
     assert flips == sorted(flips, reverse=True) and flips[0] > flips[-1]
     page.get_by_label("Search").fill("slate miss mighty")
     until(lambda: 0 < page.locator("#at-table tbody tr:visible").count() < 50)
