@@ -1,6 +1,5 @@
 """The tab Runs: many runs compared, by method and seed, over training steps, by query, and their distributions."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from fgrpo.config import Config, KitError
 from fgrpo.credit import with_credit
-from fgrpo.data import Example
 from fgrpo.prompt import PHASE_RANK, PHASE_SLATE
 from fgrpo.runs.run import flat, how_made
 from fgrpo.runs.trace import Group, Traced, credit_of
@@ -24,7 +22,7 @@ from fgrpo.study.report import MARGIN, baseline_of, verdict
 from fgrpo.study.significance import Estimate, holm, paired
 
 from .charts import Point, Series, curves, figure, histogram, key_of, scatter, smooth
-from .library import Cache, Library, Opened
+from .library import Cache, Library, Opened, identity
 from .markup import html_table, join, message, number, printable, signed, tag
 from .measures import fitting, measure_in_batches, scores
 
@@ -44,8 +42,8 @@ UNREAD = ("seed", "device", "data", "lm.date", "lm.micro", "rl.credit")
 """options that do not tell runs of one credit method apart"""
 
 Own = Mapping[str, str]
-Identity = tuple[str, bytes]
-"""the id of a query and a digest of its candidates"""
+Identity = int
+"""what library.identity says of a query: equal where id and candidates are"""
 
 
 @dataclass(frozen=True)
@@ -327,14 +325,13 @@ def over_steps(library: Library, name: str, query_id: str, own: Own) -> Markup:
     `query_id`: the query's name in the trace. Raises KitError if there is none of this name.
     """
     opened = library.trace(name, own)
-    wanted = identity(opened.group(query_id).example)
+    wanted = opened.mark(query_id).same
+    steps_of = [key for key in opened.keys if opened.mark(key).same == wanted and opened.mark(key).step is not None]
     rows, points = [], list[tuple[int, dict[str, float], dict[str, float]]]()
-    for group in (opened.group(key) for key in opened.keys):
-        if group.step is None or identity(group.example) != wanted or len(points) == MOST_STEPS:
-            continue
+    for group in map(opened.group, steps_of[:MOST_STEPS]):
         best, drawn = ([group.greedy] if group.greedy else []), group.rollouts
         means = [_means(group, some, opened.config) for some in (best, drawn)]
-        points.append((group.step, means[0], means[1]))
+        points.append((group.step or 0, means[0], means[1]))
         rows.append([str(group.step), *_lists(group), *_numbers(means), _errors(group)])
     if len(points) < 2:
         at = f"at step {points[0][0]} alone" if points else "without a step"
@@ -466,8 +463,3 @@ def _measured(opened: Opened) -> dict[Identity, Query]:
         for key, example, row in zip(names, examples, rows, strict=True):
             found[identity(example)] = Query(key, example.group, tuple(row))
     return found
-
-
-def identity(example: Example) -> Identity:
-    """What makes two queries the same: id and candidates."""
-    return example.id, hashlib.sha256(repr(example.candidates).encode("utf-8", "surrogatepass")).digest()
