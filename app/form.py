@@ -41,6 +41,12 @@ element.addEventListener('keydown', (e) => {  // points of figures are no button
 });"""
 
 
+def clicked(event: gr.EventData) -> dict[str, str]:
+    """What a button inside the page's HTML says, which a visitor may make anything: names and values as short texts."""
+    data = event._data if isinstance(event._data, dict) else {}
+    return {str(name): str(value)[:20_000] for name, value in data.items()}
+
+
 @cache
 def presets() -> dict[str, Example]:
     """Queries to start from, by name."""
@@ -142,10 +148,8 @@ class Playground:
 
     def _film(self, event: gr.EventData, liked: tuple[int, ...], search: object) -> list[Any]:
         """A click on a film: it is chosen, or no longer."""
-        data = event._data if isinstance(event._data, dict) else {}
         try:
-            film = str(data.get("film"))
-            liked = toggled(liked, int(film) if film.isdecimal() and len(film) < 9 else -1)
+            liked = toggled(liked, clicked(event).get("film"))
             return [liked, self._found(liked, search), Markup("")]
         except KitError as error:
             return [liked, gr.skip(), message(told(error), "problem")]
@@ -155,8 +159,8 @@ class Playground:
 
     def _viewer(self, liked: tuple[int, ...], seed: object) -> list[Any]:
         try:
-            number = int(seed) if isinstance(seed, int | float) and 0 <= seed < 2**31 else 0
-            example = make_viewer(liked, seed=number)
+            number: Any = int(seed) if isinstance(seed, float) and seed.is_integer() else seed
+            example = make_viewer(liked, seed=number)  # which checks it
             words = f"A viewer who liked {len(liked)} films, with a pool drawn as the lab draws pools (seed {number})."
             return [*self.form_of(example), message(words)]
         except KitError as error:

@@ -350,8 +350,11 @@ class Cache:
         self._lock = Lock()
         self._making: dict[Any, Lock] = {}
 
-    def get(self, key: Any, make: Callable[[], Any], size: int = 0) -> Any:
-        """The value of a key. A missing one is made by `make`, once; other keys do not wait for it. `size`: of its file."""
+    def get(self, key: Any, make: Callable[[], Any], size: int | Callable[[Any], int] = 0) -> Any:
+        """The value of a key. A missing one is made by `make`, once; other keys do not wait for it.
+
+        `size`: of the file that it is read from, or what tells the size of a value that was made.
+        """
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -359,7 +362,9 @@ class Cache:
             making = self._making.setdefault(key, Lock())
         with making:
             try:
-                found = self._kept.get(key) or (make(), size)
+                if (found := self._kept.get(key)) is None:
+                    value = make()
+                    found = value, size(value) if callable(size) else size
                 with self._lock:
                     self._kept[key] = found
                     self._kept.move_to_end(key)

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TypeVar
 
 from markupsafe import Markup
@@ -16,7 +15,7 @@ from fgrpo.prompt import Output
 from fgrpo.runs.trace import Group, Traced
 
 from . import charts, runs, story, views
-from .library import Library, Opened
+from .library import Cache, Library, Opened
 from .markup import escaped, join, message, number, printable, tag, told
 from .measures import METHODS, GroupCredit, compare_traces, group_credit, query_rows
 from .token_strip import COLOURS, tokens_of
@@ -27,6 +26,9 @@ OPENING = ("test-84", "6")
 """query and rollout of FIRST that the page opens on: joint credit blames a slate that holds every relevant film"""
 QUERIES_LISTED = 1000
 """maximum number of queries in the table; any other opens by its name"""
+
+DRAWN = Cache(128, 16_000_000)
+"""Inspect and Group of the last choices, in characters: a class looks at the same queries, which are drawn once for all"""
 
 T = TypeVar("T")
 Own = Mapping[str, str]
@@ -98,7 +100,9 @@ def show(library: Library, chosen: Chosen, own: Own, view: str = "", drawn: Mapp
         traces = {*library.having("trace.jsonl"), *own}
         group = _try(page, lambda: _corrected(page, chosen, found, traces))
         if group:
-            _try(page, lambda: _inspect(page, found, group))
+            c = page.chosen
+            choice = (found, c.query, c.rollout, c.colour, c.credit, c.against)
+            _try(page, lambda: page.html.update(DRAWN.get(choice, lambda: inspected(*choice), _length)))
             if view in DEEP:
                 _deep(page, library, found, group, own, view)
     return page
@@ -149,14 +153,12 @@ def _rollout_label(number: int, traced: Traced) -> str:
     return f"sampled {number}" + (f" ({traced.output.error})" if traced.output.error else "")
 
 
-def _inspect(page: Page, opened: Opened, group: Group) -> None:
-    c = page.chosen
-    page.html |= inspected(opened, c.query, c.rollout, c.colour, c.credit, c.against)
+def _length(html: Mapping[str, Markup]) -> int:
+    return sum(map(len, html.values()))
 
 
-@lru_cache(maxsize=128)
 def inspected(opened: Opened, query: str, rollout: str, colour: str, credit: str, against: str) -> dict[str, Markup]:
-    """The slots LIGHT for a choice. A class looks at the same queries: they are drawn once for all."""
+    """The slots LIGHT for a choice."""
     group, config, html = opened.group(query), opened.config, dict.fromkeys(LIGHT, Markup(""))
     html["query"] = views.query_panel(group.example)
     html["words"] = story.glossary(credit, against)
@@ -200,9 +202,8 @@ def credits_of(group: Group, config: Config, credit: str, against: str) -> tuple
     return group_credit(group, config, credit), group_credit(group, config, against)
 
 
-@lru_cache(maxsize=128)
 def grouped(opened: Opened, query: str, credit: str, against: str) -> dict[str, Markup]:
-    """The slots of the tab Group for a choice, drawn once for all visitors."""
+    """The slots of the tab Group for a choice."""
     group = opened.group(query)
     try:
         one, other = credits_of(group, opened.config, credit, against)
@@ -216,6 +217,7 @@ def grouped(opened: Opened, query: str, credit: str, against: str) -> dict[str, 
 def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, view: str) -> None:
     """Draw a view, unless it is drawn already for this choice and these files."""
     c = page.chosen
+    choice = (opened, c.query, c.credit, c.against)
     names = [name for name in c.runs.split("\n") if name]
     depends = {
         "group": [c.run, c.query, c.credit, c.against, library.stamp(c.run, own)],
@@ -229,7 +231,7 @@ def _deep(page: Page, library: Library, opened: Opened, group: Group, own: Own, 
         return
     page.html |= dict.fromkeys(DEEP[view], Markup(""))
     draw: dict[str, Callable[[], object]] = {
-        "group": lambda: page.html.update(grouped(opened, c.query, c.credit, c.against)),
+        "group": lambda: page.html.update(DRAWN.get(choice, lambda: grouped(*choice), _length)),
         "queries": lambda: _queries(page, opened),
         "compare": lambda: _compare(page, library, group, own),
         "runs": lambda: _runs(page, library, own, names),

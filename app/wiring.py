@@ -13,7 +13,7 @@ import gradio as gr
 from fgrpo.config import KitError
 
 from . import story
-from .form import CLICKS, GENERATED, RAW, Playground
+from .form import CLICKS, GENERATED, RAW, Playground, clicked
 from .library import Library
 from .live_tab import START, Live
 from .markup import join, message, printable, told
@@ -36,12 +36,6 @@ LARGE = 4_000_000
 """bytes of a trace from which on what reads all of it waits for other such work"""
 SECONDS = 2
 """interval at which the curves of a run are updated"""
-
-
-def clicked(event: gr.EventData) -> dict[str, str]:
-    """What a button inside the page's HTML says, which a visitor may make anything: names and values as short texts."""
-    data = event._data if isinstance(event._data, dict) else {}
-    return {str(name): str(value)[:20_000] for name, value in data.items()}
 
 
 def uploaded_path(file: Any) -> str | None:

@@ -171,6 +171,14 @@ def test_the_cache_is_bounded_by_number_and_by_bytes() -> None:
     assert list(cache._kept) == [5]
 
 
+def test_the_cache_can_be_bounded_by_what_its_values_take() -> None:
+    cache = Cache(9, 100)
+    for key in "abcd":
+        assert cache.get(key, lambda key=key: key * 40, len) == key * 40
+    assert list(cache._kept) == ["c", "d"]
+    assert cache.get("e", lambda: "e" * 500, len) and list(cache._kept) == ["e"]
+
+
 def test_a_value_is_made_once_and_nobody_waits_for_another_key() -> None:
     cache, made, begun, go = Cache(3), [], Event(), Event()
 
