@@ -231,5 +231,5 @@ def fit(
 
 
 def make_optimizer(policy: Policy, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW over the weights that are trained."""
-    return torch.optim.AdamW(policy.parameters(), lr=stage.lr(0), weight_decay=stage.weight_decay)
+    """AdamW over the weights that are trained, in one pass: with 20,000 id vectors several cost a tenth of a step."""
+    return torch.optim.AdamW(policy.parameters(), lr=stage.lr(0), weight_decay=stage.weight_decay, fused=True)

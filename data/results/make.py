@@ -59,6 +59,7 @@ CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4":
              "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
 """regimes in which the map's prediction is tested: a cell of it, and lambda"""
 REAL = ("lastfm-sdpo", "movielens-loo", "games-mixed")
+READING = ("grpo", "fgrpo", "reward_to_go", "item")
 BESIDE = ["random", "popularity", "gru4rec", "decoupled", "attributes", "taste"]
 
 
@@ -292,17 +293,18 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
                baselines=baselines, jobs=1)  # fmt: skip
 
 
-def reads(task, data, beside, names=TWO, **changes):
+def reads(task, data, *beside, **changes):
     """A policy that reads texts on a real task with thousands of test queries; 5 seeds from 5 warm starts."""
     flat = {**PRESETS[family(task)], **RECIPES["reads"], "steps": 150, **changes}
     config = resolved(config_with(task=task, data=folder_of(data), **flat))
-    copies, baselines = {"errors.png": f"{config.task}-errors.png"}, ["random", "popularity", "bm25", "dense", *beside]
-    experiment(config.task, {"": methods(config, *names)}, 5, starts=5, baselines=baselines, copies=copies)
+    baselines = ["random", "popularity", "bm25", "dense", *beside, "gru4rec", "unisrec", "decoupled"]
+    experiment(config.task, {"": methods(config, *READING)}, 5, starts=5, baselines=baselines,
+               copies={"errors.png": f"{config.task}-errors.png"})  # fmt: skip
 
 
 def games_large():
     """Larger pools, longer slates, slates of a length of their own, from the warm start of `games-mixed` (pools of 20)."""
-    flat = {**PRESETS["games"], **RECIPES["reads"], "steps": 100, "lr": 3e-4, "pretrain": 600, "sft_steps": 400}
+    flat = {**PRESETS["games"], **RECIPES["reads"], "steps": 100, "lr": 3e-4}
     config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
     settings = {"pool=50": {"pool": 50}, "pool=100 slate_size=20": {"pool": 100, "slate_size": 20},
                 "pool=100 slate_size=20 slate_reward=f1": {"pool": 100, "slate_size": 20, "slate_reward": "f1"}}  # fmt: skip
@@ -329,11 +331,12 @@ def features():
 def text_checkpoint(task, data, **changes):
     """A shipped policy that reads free text: weights alone, none of the data's texts."""
     name, start = f"text-{task.partition('-')[0]}", Path("runs") / f"text-{task}"
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in changes.items()]
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in changes.items()]  # for RL
     call = [sys.executable, "-m", "fgrpo", "train", "--preset", "reads", "--features", "text", "--task", task, "--data",
-            folder_of(data), *options]  # fmt: skip
+            folder_of(data)]  # fmt: skip
     subprocess.run([*call, "--sft", "--resume", "--out", str(start)], check=True)
-    subprocess.run([*call, "--init", str(start), "--policy-only", "--out", str(CHECKPOINTS / name)], check=True)
+    rl = [*options, "--init", str(start), "--policy-only", "--out", str(CHECKPOINTS / name)]
+    subprocess.run([*call, *rl], check=True)
     (CHECKPOINTS / name / "trace.jsonl").unlink()
 
 
@@ -407,11 +410,9 @@ EXPERIMENTS = {
     "oracle": lambda: oracle("oracle", methods(LAB, *ALL), 16, (2, 4, 8, 16)),
     # real data and models
     # learning rates are the better of two or three on 1,000 to 2,000 validation queries, one seed
-    "lastfm-sdpo": lambda: reads(
-        "lastfm-sdpo", "SDPO", ["gru4rec", "unisrec", "decoupled"], ("grpo", "fgrpo", "reward_to_go", "item")),
-    # what is left out of the next two takes an hour; so would a warm start of Games as long as that of LastFM
-    "movielens-loo": lambda: reads("movielens-loo", "MOVIELENS", ["gru4rec"], pretrain=200),
-    "games-mixed": lambda: reads("games-mixed", "GAMES", ["retriever"], lr=3e-4, pretrain=600, sft_steps=400),
+    "lastfm-sdpo": lambda: reads("lastfm-sdpo", "SDPO"),
+    "movielens-loo": lambda: reads("movielens-loo", "MOVIELENS", pretrain=200),
+    "games-mixed": lambda: reads("games-mixed", "GAMES", "retriever", lr=3e-4),
     "reads": read_tests,
     "map-real": map_real,
     "games-large": games_large,
