@@ -21,7 +21,7 @@ from .retrieval import load_retrieval
 DATA = Path(__file__).parents[2] / "data"
 """data/ of the repository; an installed kit has none"""
 TASKS = ("lab-rec", "movielens", "movielens-loo", "lastfm", "lastfm-sdpo", "lastfm-llara", "lastfm-hetrec", "games",
-         "games-mixed", "games-RETRIEVER", "hotpotqa", "musique", "recbole", "beir", "trec")  # fmt: skip
+         "games-mixed", "games-union", "games-RETRIEVER", "hotpotqa", "musique", "recbole", "beir", "trec")  # fmt: skip
 """Names of tasks. `lastfm` is the one of the layouts that its folder holds, `games` is `games-mixed` (`resolved`), and
 RETRIEVER the ending of a retriever's file."""
 USED_BY = {
@@ -55,8 +55,8 @@ def check_options(config: Config, skip: bool) -> None:
         if getattr(config, name) != getattr(default, name) and family(task) not in tasks:
             what = "--" + ("no_" * (name == "has_gt") + name).replace("_", "-")
             raise KitError(f"{what} is for {', '.join(tasks)} and has no effect on {task}: leave it out.")
-    if family(task) == "games" and config.pool > MOST:
-        raise KitError(f"--pool {config.pool}: the pools of {task} hold at most {MOST} candidates.")
+    if family(task) == "games" and config.pool > (most := MOST.get(task, 100)):
+        raise KitError(f"--pool {config.pool}: the pools of {task} hold at most {most} candidates.")
     if config.data and (not known or task == "lab-rec"):
         raise KitError(f"--data is for the real data sets; task {task} has its own file: leave it out.")
     if skip and known and task.startswith(("movielens", "lastfm", "games", "recbole", *RETRIEVAL)):

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 
@@ -17,8 +18,8 @@ ITEMS = (Column("item_id:token", other="item_id"), Column("title:token_seq", oth
 USERS = (Column("user_id:token"), Column("item_id_list:token_seq"), Column("item_id:token"))
 ATOMIC = ("inter", "item", "user", "kg", "link", "net")
 """endings of RecBole's files, which are no retriever's"""
-MOST = 100
-"""candidates in a published pool"""
+MOST = {"games-union": 500}
+"""most candidates in a pool, by task; elsewhere the published pools' 100"""
 
 
 def load_games(
@@ -26,6 +27,8 @@ def load_games(
     negatives: str = "mixed", has_gt: bool = True,
 ) -> Splits:  # fmt: skip
     """Next items over the pools of a retriever: `games-NAME` of file `*.NAME`, `games-mixed` of one at random a user.
+
+    `games-union` has the lists of all retrievers in turn: the first item of each, the second of each, and so on.
 
     The folder holds `*.item` (id and title), `*.test.inter` (user, item ids in order of time, next item) and one file a
     retriever (`user<TAB>item item ...`, best first). Users with a pool of any retriever are held out, half of them for
@@ -45,15 +48,14 @@ def load_games(
     titles = {item: " ".join(html.unescape(title).split()) for item, title in titles.items()}
     sequences = _sequences(inter, titles, notes)
     stem, name, files = inter.name.removesuffix("test.inter"), task.removeprefix("games-"), _retrievers(inter)
-    if not files or (name != "mixed" and name not in files):
+    several = name in ("mixed", "union")
+    if not files or not (several or name in files):
         there = ", ".join(files) or f"none; {contents(folder)}"
-        raise KitError(
-            f"{folder}: no file {stem}{'RETRIEVER' if name == 'mixed' else name} (retrievers here: {there})."
-        )
+        raise KitError(f"{folder}: no file {stem}{'RETRIEVER' if several else name} (retrievers here: {there}).")
     lists = {ending: _lists(path, sequences, notes) for ending, path in files.items()}
 
     held = [user for user in sequences if any(user in found for found in lists.values())]
-    chosen = [user for user in held if name == "mixed" or user in lists[name]]
+    chosen = [user for user in held if several or user in lists[name]]
     if lost := len(held) - len(chosen):
         notes.drop(inter, f"a user that other retrievers have a pool for, and {name} has not", lost)
     order, cut = shuffled(held, Random(f"games {seed}")), len(held) // 2
@@ -62,10 +64,16 @@ def load_games(
         examples, found, short = [], 0, 0
         for user in (user for user in users if user in kept):
             rng = Random(f"games {seed} {user}")
-            names = [ending for ending in lists if user in lists[ending]] if name == "mixed" else [name]
+            names = [ending for ending in lists if user in lists[ending]] if several else [name]
             ending = names[int(rng.random() * len(names))]
             *history, positive = sequences[user]
-            items = _without(*lists[ending][user], titles, history)[:pool]
+            if name == "union":
+                ending, own = "union", {*history}
+                for retriever in names:
+                    _without(*lists[retriever][user], titles, history)
+                items = [item for item in _in_turn(lists, user) if item not in own][:pool]
+            else:
+                items = _without(*lists[ending][user], titles, history)[:pool]
             found += positive in items
             if has_gt and positive not in items:
                 items = [*items[: pool - 1], positive]
@@ -93,10 +101,11 @@ def retrieved(folder: str | Path, examples: Sequence[Example]) -> list[list[int]
     """The order of each held-out pool in its retriever's list, best first; an item that was put in comes last."""
     files, orders = _retrievers(_only(Path(folder), "*.test.inter")), list[list[int]]()
     users = {e.id.split("-", 1)[1]: e for e in examples}
-    lists = {name: _lists(files[name], users, Notes()) for name in sorted({e.id.split("-", 1)[0] for e in examples})}
+    names = {e.id.split("-", 1)[0] for e in examples}
+    lists = {name: _lists(files[name], users, Notes()) for name in files if name in names or "union" in names}
     for e in examples:
         name, user = e.id.split("-", 1)
-        place = {item: n for n, item in enumerate(lists[name][user][1].split())}
+        place = {item: n for n, item in enumerate(_in_turn(lists if name == "union" else {name: lists[name]}, user))}
         orders.append(sorted(range(len(e.candidates)), key=lambda i: place.get(e.candidate_keys[i], len(place))))
     return orders
 
@@ -160,6 +169,12 @@ def _lists(path: Path, sequences: Mapping[str, object], notes: Notes) -> dict[st
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from None
     return lists
+
+
+def _in_turn(lists: Mapping[str, Mapping[str, tuple[str, str]]], user: str) -> list[str]:
+    """The first item of each retriever that has this user, then the second of each, and so on; each item once."""
+    found = [of_users[user][1].split() for of_users in lists.values() if user in of_users]
+    return list(dict.fromkeys(item for place in zip_longest(*found) for item in place if item is not None))
 
 
 def _without(where: str, listed: str, titles: Mapping[str, str], history: list[str]) -> list[str]:

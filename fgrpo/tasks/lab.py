@@ -4,18 +4,19 @@ No query is ever seen twice in training, and a run that is resumed needs no stat
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import Example, Splits, Stream
+from ..data import Example, Splits
 from ..rollout import key_of
 from .jsonl import to_json
+from .reading import Sampled
 
 GENRES = {
     "noir": ("Alibi", "Alley", "Ledger", "Gunsel", "Dahlia"),
@@ -70,7 +71,7 @@ def lab_catalogue() -> tuple[Film, ...]:
 
 
 @dataclass(frozen=True)
-class Viewers(Stream):
+class Viewers(Sampled):
     """Viewers without end: number i of a seed is a pure function of (use, seed, i) and the options below.
 
     Each viewer has a latent taste: one Gumbel-distributed number per genre, tone and era, whose sum over the attributes
@@ -95,18 +96,9 @@ class Viewers(Stream):
     def __len__(self) -> int:
         return 16_384
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        chosen = range(len(self))[index]
-        if isinstance(chosen, int):
-            return self.take(chosen, 1)[0]
-        return self.take(chosen.start, len(chosen)) if chosen.step == 1 else [self[i] for i in chosen]
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self[:])
+    def sampled(self, numbers: range) -> list[Example]:
+        """Those of the fixed viewers, in one go where they follow each other."""
+        return self.take(numbers.start, len(numbers)) if numbers.step == 1 else [self[n] for n in numbers]
 
     def take(self, first: int, count: int, seed: int = 0, use: str = "train") -> list[Example]:
         """Viewers `first` to `first + count - 1`, thousands at a time in one go (10,000 a second)."""

@@ -7,17 +7,17 @@ names only.
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from ..config import KitError
-from ..data import Example, Splits, Stream
-from .reading import Notes, shuffled, tenths
+from ..data import Example, Splits
+from .reading import Notes, Sampled, shuffled, tenths
 from .tables import Column, table
 
 HISTORY = 10
@@ -43,7 +43,7 @@ def item_example(
 
 
 @dataclass(frozen=True)
-class Histories(Stream):
+class Histories(Sampled):
     """Training examples without end over users' sequences: number i of a seed is a pure function of (use, seed, i).
 
     An example is a position of a user: the item there is the positive, up to HISTORY items before it are the history.
@@ -185,21 +185,15 @@ class Histories(Stream):
     def __len__(self) -> int:
         return self.windows if self.windows <= SAMPLE else min(len(self._last), SAMPLE)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        chosen = range(len(self))[index]
-        if not isinstance(chosen, int):
-            return [self[i] for i in chosen]
-        window = chosen if self.windows <= SAMPLE else self._last[chosen * len(self._last) // len(self)]
-        user, position = self._window(window)
-        # one order for all positions of a session, so that they cover it
-        return self._at(f"sample-{chosen}", user, position, Random(f"sample-{chosen}"), Random(f"order {user}"))
-
-    def __iter__(self) -> Iterator[Example]:
-        return (self[i] for i in range(len(self)))
+    def sampled(self, numbers: range) -> list[Example]:
+        """Those of the sample; one order for all positions of a session, so that they cover it."""
+        made = []
+        for number in numbers:
+            window = number if self.windows <= SAMPLE else self._last[number * len(self._last) // len(self)]
+            user, position = self._window(window)
+            rng, order = Random(f"sample-{number}"), Random(f"order {user}")
+            made.append(self._at(f"sample-{number}", user, position, rng, order))
+        return made
 
     @cached_property
     def _digest(self) -> str:

@@ -3,14 +3,15 @@
 import io
 import json
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import TextIO, TypedDict, TypeVar
+from typing import TextIO, TypedDict, TypeVar, overload
 
 from ..config import KitError
-from ..data import Splits, Stream
+from ..data import Example, Splits, Stream
 from .files import lines_of, open_data, unreadable
 
 T = TypeVar("T")
@@ -122,6 +123,25 @@ def tenths(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
 def shuffled(items: Iterable[T], rng: Random) -> list[T]:
     """The items in random order. Python keeps the stream of `Random.random` stable, but not that of `Random.shuffle`."""
     return [item for _, item in sorted((rng.random(), item) for item in items)]  # type: ignore[type-var]
+
+
+class Sampled(Stream):
+    """A stream whose finite sample is made by number."""
+
+    @abstractmethod
+    def sampled(self, numbers: range) -> list[Example]:
+        """Examples of the sample, numbers 0 to len(self) - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        chosen = range(len(self))[index]
+        return self.sampled(range(chosen, chosen + 1))[0] if isinstance(chosen, int) else self.sampled(chosen)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self[:])
 
 
 def catalogue(splits: Splits) -> list[str]:

@@ -66,6 +66,28 @@ def test_pools_are_the_first_that_the_user_has_not(tmp_path, name, has_gt) -> No
     assert len(catalogue(splits)) == 200 and {len(e.candidates) for e in splits.train.take(0, 20)} == {30}
 
 
+def test_a_union_takes_the_lists_of_all_retrievers_in_turn(tmp_path) -> None:
+    write(tmp_path)
+    (tmp_path / "G.other").write_text("".join(f"{user}\t199 198 197 {SEQUENCES[user][0]}\n" for user in HELD[:-1]))
+    splits = load_games(tmp_path, task="games-union", pool=40)
+    listed = {
+        name: dict(line.split("\t") for line in (tmp_path / f"G.{name}").read_text().splitlines())
+        for name in ("bad", "good", "other")
+    }
+    orders = retriever(splits, Config(task="games-union", data=str(tmp_path)))
+    ranked_by = {e.id: order for e, order in zip(splits.test, orders, strict=True)}
+    for e in (*splits.validation, *splits.test):
+        *own, target = SEQUENCES[e.group]
+        lists, ranked = [of[e.group].split() for of in listed.values() if e.group in of], list[str]()
+        for n in range(60):
+            ranked += [found[n] for found in lists if n < len(found) and found[n] not in (*own, *ranked)]
+        pool = ranked[:40] if target in ranked[:40] else [*ranked[:39], target]
+        assert sorted(e.candidate_ids) == sorted(pool) and e.id == f"union-{e.group}"
+        if e.id in ranked_by:
+            assert [e.candidate_ids[i] for i in ranked_by[e.id]] == pool
+    assert {len(e.candidates) for e in splits.train.take(0, 20)} == {40}
+
+
 @pytest.mark.parametrize("name", ["good", "bad", "mixed"])
 def test_the_retrievers_own_order_is_a_baseline(tmp_path, name) -> None:
     splits = load_games(write(tmp_path), task=f"games-{name}", pool=30)
