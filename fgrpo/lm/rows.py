@@ -55,13 +55,11 @@ def plain_qwen3(model: Any) -> bool:
 
 
 class Layer(NamedTuple):
-    """Weights of a layer; those that are used together are one matrix."""
+    """Weights of a layer; those that are used together are one matrix, with the weights of the norm before them."""
 
-    norm: Tensor
     qkv: Tensor  # of queries, keys and values
     head_norms: Tensor  # (heads + key heads, head size)
     out: Tensor
-    mlp_norm: Tensor
     gate_up: Tensor
     down: Tensor
 
@@ -72,10 +70,9 @@ def layers_of(model: Any) -> list[Layer]:
     for layer in model.model.layers:
         a, m = layer.self_attn, layer.mlp
         norms = torch.cat((a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(key_heads, -1)))
-        qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))
-        gate_up = torch.cat((m.gate_proj.weight, m.up_proj.weight))
-        before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        found.append(Layer(before, qkv, norms, a.o_proj.weight, after, gate_up, m.down_proj.weight))
+        qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)) * layer.input_layernorm.weight
+        gate_up = torch.cat((m.gate_proj.weight, m.up_proj.weight)) * layer.post_attention_layernorm.weight
+        found.append(Layer(qkv, norms, a.o_proj.weight, gate_up, m.down_proj.weight))
     return found
 
 
@@ -87,22 +84,22 @@ def qwen3(model: Any, layers: list[Layer], ids: Tensor, position: Tensor, attend
     )  # fmt: skip
     angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
     x = decoder.embed_tokens(ids)
-    cos, sin = (f.unsqueeze(1).to(x.dtype) for f in (angle.cos(), angle.sin()))
+    cos, sin = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
+    cos, sin = (torch.cat(pair, dim=-1).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))
     width = x.shape[1:]
 
     def turned(x: Tensor) -> Tensor:  # by its position
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        return torch.addcmul(x * cos, x.roll(size // 2, dims=-1), sin)
 
     for n, layer in enumerate(layers):
-        projected = linear(rms_norm(x, width, layer.norm, epsilon), layer.qkv).view(count, -1, size)
+        projected = linear(rms_norm(x, width, None, epsilon), layer.qkv).view(count, -1, size)
         qk, v = projected.split((heads + key_heads, key_heads), dim=1)
         qk = rms_norm(qk, (size,), None, epsilon) * layer.head_norms
         q, k = turned(qk).split((heads, key_heads), dim=1)
         if n == len(layers) - 1 and len(read) < count:  # of the last layer nothing else is read
             x, q = x[read], q[read]
         x = x + linear(attend(n, q, k, v).flatten(1), layer.out)
-        gate, up = linear(rms_norm(x, width, layer.mlp_norm, epsilon), layer.gate_up).chunk(2, dim=-1)
+        gate, up = linear(rms_norm(x, width, None, epsilon), layer.gate_up).chunk(2, dim=-1)
         x = x + linear(silu(gate) * up, layer.down)
     return rms_norm(x, width, decoder.norm.weight, epsilon)
 
