@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..policy import Policy, positions
 from ..prompt import Labels
+from .static import static_feed
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
@@ -35,6 +36,8 @@ class SharedPolicy(Policy):
 
 class PrefixTree:
     """Encoded prompts (Q, P) and the branches fed so far. `logits` (Q, V) are those after each prompt."""
+
+    static = True  # whether fgrpo.lm.static knows the model
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor):
         """Encode prompts, padded on the left; mask (Q, P) bool."""
@@ -94,8 +97,13 @@ class PrefixTree:
 
         completions (Q * group, T), written by others between two calls; the first `begun` tokens of every row are
         encoded with the prompt. Returns a function: (rows still decoding, length of every row) -> logits (rows, V)
-        after the last token of each.
+        after the last token of each. On a GPU it may be that of fgrpo.lm.static.
         """
+        if static := static_feed(self, group, completions, begun, lambda: self._feed(group, completions, begun)):
+            return static
+        return self._feed(group, completions, begun)
+
+    def _feed(self, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]:
         size = completions.shape[1]
         tree, depth = self.fork(group, size), torch.arange(size, device=completions.device)
         fed = torch.full((len(completions), 1), begun, device=completions.device)  # tokens of each row seen by the tree
@@ -133,6 +141,14 @@ class PrefixTree:
             return logits
         row, at, found = (torch.cat(x) for x in zip(*parts, strict=True))
         return logits.index_put((row, at), found)
+
+    def prompt_parts(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Keys and values of the prompts, (Q, key heads, P, size) of each layer, and which tokens are no padding (Q, P)."""
+        return [(layer.keys, layer.values) for layer in self.cache.layers], self.branch == PROMPT
+
+    def logits_of(self, hidden: Tensor, rows: Tensor, group: int) -> Tensor:
+        """Logits (R, V) of hidden states (R, width) of these rows."""
+        return self.model.get_output_embeddings()(hidden)
 
     def take(self) -> bool:
         """Whether the loss may still grow from this tree: it carries a gradient, once, until the weights change."""

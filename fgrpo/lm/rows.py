@@ -182,6 +182,16 @@ class RowTree(PrefixTree):
         """Hidden states, (..., size) of `choices`."""
         return hidden
 
+    def prompt_parts(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """As PrefixTree.prompt_parts."""
+        return list(zip(self.prompt_keys, self.prompt_values, strict=True)), self.branch == PROMPT
+
+    def logits_of(self, hidden: Tensor, rows: Tensor, group: int) -> Tensor:
+        """As PrefixTree.logits_of; of the query's `tokens`, if those were given."""
+        if self.head is None:
+            return super().logits_of(hidden, rows, group)
+        return (self.head[rows // group] @ self.asking(hidden).unsqueeze(-1)).squeeze(-1)
+
     def fork(self, group: int, length: int) -> "RowTree":
         """The same prompts with room for `group` rows of `length` tokens each."""
         other = copy(self)

@@ -208,6 +208,8 @@ class TextModel(nn.Module):
 class TextTree(RowTree):
     """Encoded prompts of a text policy."""
 
+    static = False  # its embeddings grow with the texts that are met
+
     def read(self, ids: Tensor) -> Tensor:
         """The end of each history, and of each prompt."""
         return torch.stack((self.model.items.end(ids), super().read(ids).squeeze(1)), dim=1)
