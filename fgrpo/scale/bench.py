@@ -9,6 +9,7 @@ other work on the machine changes less than wall time. Beside each figure is the
 attention included.
 """
 
+import math
 import random
 import statistics
 import sys
@@ -207,11 +208,16 @@ def floor(case: Case) -> Callable[[int], dict[str, float]]:
     return lambda number: {part: seconds_of(found, like, lambda: _now(case.device)) for part, found in shapes.items()}
 
 
-def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True) -> list[Row]:
-    """Rows of one case: for each method its loss with backward pass and update, its rollout, and its whole step."""
+def bench(
+    case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool = True, own: Sequence[str] = OURS
+) -> list[Row]:
+    """Rows of one case: for each method its loss with backward pass and update, its rollout, and its whole step.
+
+    `own`: the kit's ways that are measured; what needs one that is left out is empty.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads)
-    makers = {**dict.fromkeys(OURS, ours), **({"trl": trl} if "trl" in peers else {})}
+    makers = {**dict.fromkeys(own, ours), **({"trl": trl} if "trl" in peers else {})}
     runs = {method: make(case, method) for method, make in makers.items()}
     timed_runs = {**runs, "floor": floor(case)}
     rounds: dict[str, list[dict[str, float]]] = {method: [] for method in timed_runs}
@@ -226,7 +232,7 @@ def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool 
         for method in runs:
             seconds = [r[part] for r in rounds[method][1:]]
             share = middle[method].get("credit", 0.0) / middle[method]["step"]
-            gain = middle["unshared"][part] / middle[method][part]
+            gain = middle["unshared"][part] / middle[method][part] if "unshared" in runs else math.nan
             written, least = case.queries * case.group * case.completion / middle[method][part], middle["floor"][part]
             rows.append({
                 "prompt": case.prompt, "completion": case.completion, "group": case.group, "pool": case.pool,
@@ -234,9 +240,10 @@ def bench(case: Case, peers: Sequence[str] = (), repeats: int = 5, memory: bool 
                 "min": round(min(seconds), 4), "max": round(max(seconds), 4), "runs": repeats,
                 "trl_over_this": round(middle["trl"][part] / middle[method][part], 2) if "trl" in runs else "",
                 "tokens_per_second": round(written) if part == "rollout" else "", "floor_seconds": round(least, 4),
-                "times_floor": round(middle[method][part] / least, 2), "unshared_over_this": round(gain, 2),
+                "times_floor": round(middle[method][part] / least, 2), "unshared_over_this": round(gain, 2) if "unshared" in runs else "",
                 "ceiling": round(case.ceiling, 2),
-                "of_ceiling": round(gain / case.ceiling, 3) if method == "shared" and part == "loss" else "",
+                "of_ceiling": round(gain / case.ceiling, 3)
+                if method == "shared" and part == "loss" and "unshared" in runs else "",
                 "peak_mb": round(peaks[method], 1) if memory and part == "step" else "",
                 "credit_share": round(share, 5) if method in OURS and part == "step" else "",
             })  # fmt: skip

@@ -66,6 +66,14 @@ def test_of_the_tiny_policy_too(kind, options, queries, monkeypatch) -> None:
     same(found, rollouts(policy, queries, monkeypatch, False, step=1, **options))
 
 
+def test_the_first_rollouts_are_those_of_later_ones_to_the_bit(queries, monkeypatch) -> None:
+    """A run that is resumed begins with a comparison where one that was not is in the middle."""
+    policy = policy_of(ATTENTION["qwen3"])
+    first = rollouts(policy, queries, monkeypatch)
+    assert torch.equal(first.logprobs, rollouts(policy, queries, monkeypatch).logprobs)
+    assert not torch.equal(first.logprobs, rollouts(policy, queries, monkeypatch, False).logprobs)
+
+
 def test_updated_weights_and_other_shapes(queries, monkeypatch) -> None:
     """Memory is kept by shape, a few at most; weights changed in place are those of the next rollouts."""
     policy = policy_of(ATTENTION["qwen3"])
