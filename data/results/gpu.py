@@ -22,20 +22,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fgrpo.config import Config, GrammarConfig, KitError, RLConfig  # noqa: E402
-from fgrpo.lm import static  # noqa: E402
-from fgrpo.lm.prefix import SharedPolicy  # noqa: E402
-from fgrpo.lm.rows import RowPolicy  # noqa: E402
-from fgrpo.loss import policy_loss  # noqa: E402
-from fgrpo.policy import Policy, Sampling  # noqa: E402
-from fgrpo.rollout import rollout  # noqa: E402
-from fgrpo.runs.fields import config_with  # noqa: E402
-from fgrpo.runs.run import Run, provenance  # noqa: E402
-from fgrpo.scale.bench import Case, bench  # noqa: E402
-from fgrpo.study.report import to_csv  # noqa: E402
-from fgrpo.tasks import load_task  # noqa: E402
-from fgrpo.tasks.atomic import write_text  # noqa: E402
-from fgrpo.trainer import fit  # noqa: E402
+from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
+from fgrpo.lm import static
+from fgrpo.lm.prefix import SharedPolicy
+from fgrpo.lm.rows import RowPolicy
+from fgrpo.loss import policy_loss
+from fgrpo.policy import Policy, Sampling
+from fgrpo.rollout import rollout
+from fgrpo.runs.fields import config_with
+from fgrpo.runs.run import Run, provenance
+from fgrpo.scale.bench import Case, bench
+from fgrpo.study.report import to_csv
+from fgrpo.tasks import load_task
+from fgrpo.tasks.atomic import write_text
+from fgrpo.trainer import fit
 
 RESULTS = Path("data/results")
 SMOLLM2 = {
