@@ -35,7 +35,7 @@ from fgrpo.scale.bench import Case, bench
 from fgrpo.study.report import to_csv
 from fgrpo.tasks import load_task
 from fgrpo.tasks.atomic import write_text
-from fgrpo.trainer import fit
+from fgrpo.trainer import Stopped, fit
 
 RESULTS = Path("data/results")
 SMOLLM2 = {
@@ -135,12 +135,11 @@ def numerics(device: str, sizes: dict) -> None:
                 try:
                     fit(policy, splits.train, config, run, quiet=True, after_step=lambda p, n, seen=seen: seen.append(n),
                         stop=lambda stop=stop, seen=seen: bool(seen) and seen[-1] == stop < 6)  # fmt: skip
-                except Exception as error:  # Stopped, at the third step
-                    if "stopped" not in str(error):
-                        raise
+                except Stopped:
+                    assert stop == 3
             trained.append(run.latest())
-        same = trained[0] is not None and all(
-            (trained[0] / f.name).read_bytes() == f.read_bytes() for f in trained[1].iterdir() if f.suffix == ".safetensors")  # fmt: skip
+        first, second = (sorted(folder.glob("*.safetensors")) for folder in trained)
+        same = len(first) > 0 and [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
     rows.append(
         {**dict.fromkeys(rows[0], ""), "model": "tiny policy", "dtype": "float32", "resume_bit_identical": same}
     )
@@ -176,6 +175,7 @@ def decode(device: str, sizes: dict, queries: int) -> None:
 
 
 def now(device: str) -> None:
+    """Wait until the device has done what was asked of it."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 

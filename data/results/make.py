@@ -308,7 +308,8 @@ def games_large():
     config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
     settings = {"pool=50": {"pool": 50}, "pool=100 slate_size=20": {"pool": 100, "slate_size": 20},
                 "pool=100 slate_size=20 slate_reward=f1": {"pool": 100, "slate_size": 20, "slate_reward": "f1"},
-                "task=games-union pool=200 slate_size=20": {"task": "games-union", "pool": 200, "slate_size": 20}}  # fmt: skip
+                "task=games-union pool=200 slate_size=20": {"task": "games-union", "pool": 200, "slate_size": 20},
+                }  # fmt: skip
     experiments = {name: methods(with_fields(config, **changes), *TWO) for name, changes in settings.items()}
     experiment("games-large", experiments, 3, starts=1, start=Path("runs/games-mixed/warm-start"), sft_more=False,
                limit=1000, baselines=["random", "popularity", "bm25", "dense", "retriever"])  # fmt: skip

@@ -240,7 +240,8 @@ def bench(
                 "min": round(min(seconds), 4), "max": round(max(seconds), 4), "runs": repeats,
                 "trl_over_this": round(middle["trl"][part] / middle[method][part], 2) if "trl" in runs else "",
                 "tokens_per_second": round(written) if part == "rollout" else "", "floor_seconds": round(least, 4),
-                "times_floor": round(middle[method][part] / least, 2), "unshared_over_this": round(gain, 2) if "unshared" in runs else "",
+                "times_floor": round(middle[method][part] / least, 2),
+                "unshared_over_this": round(gain, 2) if "unshared" in runs else "",
                 "ceiling": round(case.ceiling, 2),
                 "of_ceiling": round(gain / case.ceiling, 3)
                 if method == "shared" and part == "loss" and "unshared" in runs else "",
