@@ -41,6 +41,7 @@ from fgrpo.study.experiments import grid  # noqa: E402
 from fgrpo.study.instrument import instrument  # noqa: E402
 from fgrpo.study.ladder import BEGIN, format_ladder, ladder_experiments, measure_ladder  # noqa: E402
 from fgrpo.study.map import CELLS  # noqa: E402
+from fgrpo.study.preference import preferences_by_name  # noqa: E402
 from fgrpo.study.report import AREA, PRIMARY, made_of, table, to_csv, write_report  # noqa: E402
 from fgrpo.tasks import family, load_task, resolved  # noqa: E402
 from fgrpo.tasks.atomic import write_text  # noqa: E402
@@ -229,6 +230,7 @@ def figures():
         "horizon",
         "lab",
         "lab-filled",
+        "preference",
         "trained",
         "lambda",
         "confirm",
@@ -397,6 +399,9 @@ EXPERIMENTS = {
     "lab": lab,
     "lab-filled": lambda: experiment(
         "lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3, sft_more=False),
+    "preference": lambda: experiment(  # offline preferences beside RL, from the same starts and queries
+        "preference", {"": methods(with_fields(LAB, full=True), *TWO)}, 3,
+        preferences=preferences_by_name(["dpo", "s_dpo"])),
     "trained": lambda: experiment("trained", {"": methods(TRAINED, *TWO)}, 3),
     "lambda": lambda: experiment("lambda", sweep(with_fields(LAB, steps=150), TWO, lam=[0.25, 1.0, 4.0]), 3,
                                  sft_more=False),
