@@ -265,16 +265,14 @@ def analysis_of(name, *options):
             shutil.copy(path, RESULTS)
 
 
-def read_tests():
-    """Whether the policies of the real tasks read their pools and queries (seed 0, test split)."""
-    for task in REAL:
-        analysis_of(f"reads-{task}", "--reads", "--checkpoint", f"runs/{task}/fgrpo-seed0", "--split", "test")
+def read_test(task):
+    """Whether the policy of a real task reads its pools and queries (seed 0, test split)."""
+    analysis_of(f"reads-{task}", "--reads", "--checkpoint", f"runs/{task}/fgrpo-seed0", "--split", "test")
 
 
-def map_real():
-    """The map's cell of each real task, at the warm start of seed 0."""
-    for task in REAL:
-        analysis_of(f"map-{task}", "--map", "--checkpoint", f"runs/{task}/warm-start", "--groups-per-cell", "960")
+def map_real(task):
+    """The map's cell of a real task, at the warm start of seed 0."""
+    analysis_of(f"map-{task}", "--map", "--checkpoint", f"runs/{task}/warm-start", "--groups-per-cell", "960")
 
 
 def folder_of(variable):
@@ -420,8 +418,8 @@ EXPERIMENTS = {
     "lastfm-sdpo": lambda: reads("lastfm-sdpo", "SDPO"),
     "movielens-loo": lambda: reads("movielens-loo", "MOVIELENS", pretrain=200),
     "games-mixed": lambda: reads("games-mixed", "GAMES", "retriever", lr=3e-4),
-    "reads": read_tests,
-    "map-real": map_real,
+    **{f"reads-{task}": partial(read_test, task) for task in REAL},
+    **{f"map-{task}": partial(map_real, task) for task in REAL},
     "games-large": games_large,
     "features": features,
     "text-lastfm": lambda: text_checkpoint("lastfm-sdpo", "SDPO"),
