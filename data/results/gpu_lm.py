@@ -18,7 +18,8 @@ It times its own steps to keep within --minutes. The same command goes on where 
 
 Weights: the GGUF file that `python -m fgrpo data fetch-model smollm2` makes; --model names its folder. All of them are
 trained, or with --lora-rank 16 an adapter. Memory by fgrpo.scale.estimate (float32, micro 0, within a factor of 2): at most
-22 GB for LastFM, 23 GB for Games, 30 GB for MuSiQue; with one H100 (80 GB) in mind. Disk: 2.2 GB a round or run.
+22 GB for LastFM, 23 GB for Games, 30 GB for MuSiQue; with one H100 (80 GB) in mind. Its seconds, at the rates of an A100:
+3.5, 4.3 and 10 for a step of RL, 2, 3 and 12 for one of SFT. Disk: 2.2 GB a round or run.
 
 Packages: those of the kit (pyproject.toml; torch with CUDA) and gguf; for the row dense sentence-transformers and its
 model. No network is used.
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 BEGAN = time.perf_counter()  # loading is part of the minutes
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -69,9 +71,12 @@ LONGER = 1.5
 """how much longer a run may take than its steps: checkpoints are written, and the test split is decoded"""
 
 
-def round_steps(left: float, a_step: float, most: int) -> int:
-    """Steps of a round of SFT for which `left` seconds suffice; 0 if that is less than a quarter of `most`."""
-    steps = min(most, int((1 - CHECK_SHARE) * left / a_step))
+def round_steps(left: float, a_step: float, most: int, check: float = 0.0) -> int:
+    """Steps of a round of SFT for which `left` seconds suffice; 0 if that is less than a quarter of `most`.
+
+    `check`: seconds that the reads test took after the round before.
+    """
+    steps = min(most, int((left - max(check, CHECK_SHARE * left)) / a_step))
     return steps if 4 * steps >= most else 0
 
 
@@ -153,20 +158,21 @@ class Work:
         run = Run(folder, config, resume=True, save_every=stage.steps, origin=origin)
         return run, fit(policy, self.splits.train, config, run, stage, stop=lambda: self.left(share) < 0)
 
-    def sft(self) -> tuple[Path | None, dict[str, object]]:
-        """The last policy of SFT, {"passed": whether it reads, "verdict": in words}. Raises Stopped."""
-        start, found = None, {"passed": False, "verdict": "no round of SFT is finished"}
+    def sft(self) -> tuple[Path | None, dict[str, Any]]:
+        """The last policy of SFT, and whether it reads: `passed`, `verdict` in words. Raises Stopped."""
+        start, found = None, {"passed": False, "verdict": "no round of SFT is finished", "seconds": 0.0}
         for number in itertools.count():
             folder, config = self.out / f"sft-{number}", replace(self.config, seed=number)
             if not (folder / "reads.json").exists():
-                if found["passed"] or (run_folder(self.out, "", METHODS[0], 0) / "config.json").exists():
+                rl_began = (run_folder(self.out, "", METHODS[0], 0) / "config.json").exists()
+                if found["passed"] or rl_began or self.left(SFT_SHARE) < 0:
                     return start, found
                 policy = self.loaded(start, config)
                 if (folder / "config.json").exists():
                     steps = read_config(folder).sft.sft_steps
                 else:
                     a_step = seconds_of_a_step(policy, sft_stage(config), self.splits.train, config)
-                    steps = round_steps(self.left(SFT_SHARE), a_step, config.sft.sft_steps)
+                    steps = round_steps(self.left(SFT_SHARE), a_step, config.sft.sft_steps, found["seconds"])
                     print(f"SFT {number}: {a_step:.2f} s a step, {self.left(SFT_SHARE):.0f} s left, {steps} steps")
                 if not steps:
                     return start, found
@@ -178,9 +184,11 @@ class Work:
 
     def check(self, policy: Policy, folder: Path) -> None:
         """The reads test, on validation queries, kept beside a round of SFT."""
+        began = time.perf_counter()
         examples, filled = spread(self.splits.validation, self.args.check), replace(self.config.grammar, full=True)
         rows = reads_rows(lambda pools: greedy(policy, pools, Sampling(filled)), examples, self.splits.train)
-        found = {"passed": passes(rows), "verdict": verdict(rows), "queries": len(examples)}
+        found = {"passed": passes(rows), "verdict": verdict(rows), "queries": len(examples),
+                 "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
         write_text(folder / "reads.json", json.dumps(found))
         print(f"{folder.name}: {found['verdict']}")
 
@@ -188,7 +196,9 @@ class Work:
         """Results of the finished seeds by method, after as many more as the time allows."""
         done: dict[tuple[str, int], Result] = {}
         policy, stage = self.loaded(start, self.config), rl_stage(self.config)
-        a_run = LONGER * stage.steps * seconds_of_a_step(policy, stage, self.splits.train, self.config)
+        a_step = LONGER * seconds_of_a_step(policy, stage, self.splits.train, self.config)
+        a_run = a_step * stage.steps
+        print(f"RL: the time left is enough for one seed of {int(self.left() / a_step / len(METHODS))} steps")
         folders = {(m, s): run_folder(self.out, "", m, s) for s in range(1000) for m in METHODS}
         while True:
             begun = {key for key, folder in folders.items() if (folder / "config.json").exists()}
@@ -211,7 +221,7 @@ class Work:
         seeds = min(sum(m == method for m, _ in done) for method in METHODS)
         return {method: [done[method, seed] for seed in range(seeds)] for method in METHODS}
 
-    def report(self, start: Path, found: dict[str, object]) -> None:
+    def report(self, start: Path, found: dict[str, Any]) -> None:
         """Measure what RL is compared with, train, and write the tables."""
         results: dict[str, list[Result]] = {}
         for name, baseline in baselines_by_name(["popularity", "dense"]).items():

@@ -22,6 +22,8 @@ def test_a_round_of_sft_leaves_time_for_its_check() -> None:
         steps = gpu_lm.round_steps(left, a_step, 250)
         assert 0 < steps <= 250 and steps * a_step <= 0.8 * left
         assert steps == 250 or (steps + 1) * a_step > 0.8 * left
+    assert gpu_lm.round_steps(100.0, 0.5, 250, check=40.0) == 120  # as long as the check before took
+    assert gpu_lm.round_steps(100.0, 0.1, 250, check=120.0) == 0
     assert gpu_lm.round_steps(100.0, 2.0, 250) == 0  # 40 steps: not worth a round
     assert gpu_lm.round_steps(-5.0, 0.1, 250) == gpu_lm.round_steps(0.0, 0.1, 250) == 0
 
