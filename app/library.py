@@ -21,7 +21,7 @@ from fgrpo.data import Example
 from fgrpo.lm.pretrained import POLICY_FILE
 from fgrpo.lm.text import TextPolicy
 from fgrpo.policy import Policy
-from fgrpo.runs.policies import load_policy, policy_folder
+from fgrpo.runs.policies import is_whole_model, load_policy, policy_folder
 from fgrpo.runs.run import read_config, read_metrics
 from fgrpo.runs.trace import Group, Trace, group_of, parse_trace
 from fgrpo.tasks import DATA
@@ -153,10 +153,12 @@ class Library:
         return [n for n, folder in policies if (folder / "items.json").is_file() or self._has_base(n, folder)]
 
     def _has_base(self, name: str, folder: Path) -> bool:
-        """Whether this is the folder of an adapter, and its base model a folder or in the cache of the hub."""
+        """Whether this is a whole pretrained model, or an adapter with its base in a folder or in the cache of the hub."""
         if not (folder / POLICY_FILE).is_file():
             return False
         try:
+            if is_whole_model(folder):
+                return True
             model = (self.base or self.config(name).lm).model
             return Path(model).is_dir() or isinstance(try_to_load_from_cache(model, "config.json"), str)
         except (KitError, HFValidationError):

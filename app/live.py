@@ -129,7 +129,7 @@ def _checked(policy: Policy, methods: Sequence[str]) -> list[str]:
     """The methods, each once. Raises KitError if there are none or too many, or the policy cannot be trained here."""
     if not isinstance(policy, RowPolicy):
         raise KitError(
-            "only tiny policies are trained on this page, and this run has a pretrained model with an adapter: "
+            "only tiny policies are trained on this page, and this run has a pretrained model: "
             "choose a run of a tiny policy, such as lab-rec."
         )
     found = list(dict.fromkeys(methods))

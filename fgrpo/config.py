@@ -52,20 +52,20 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LMConfig:
-    """A Hugging Face causal model as policy: which one, its LoRA adapter, what it is shown of each text."""
+    """A Hugging Face causal model as policy: which one, with a LoRA adapter or not, what it is shown of each text."""
 
     model: str = ""
     """folder or hub name of a pretrained causal model (empty: the tiny policy); candidates are then shown by number"""
     gguf_file: str = ""
     """GGUF file in that folder to read the weights from (needs package gguf)"""
     lora_rank: int = 16
-    """rank of the LoRA adapter, the only weights that are trained"""
+    """rank of the LoRA adapter, the only weights that are trained (0: no adapter, all weights are trained and saved)"""
     lora_alpha: int = 32
     """LoRA's scale: the update is multiplied by alpha / rank"""
     lora_targets: str = "all-linear"
     """layers that get an adapter: all-linear, or names separated by commas (q_proj,v_proj)"""
     dtype: str = "float32"
-    """type of the pretrained weights: float32 or bfloat16 (adapters stay float32)"""
+    """type of the pretrained weights: float32 or bfloat16 (adapters stay float32; prefer it with lora_rank 0)"""
     trust_remote_code: bool = False
     """run Python code that comes with the model; never taken from a file, only from the command line"""
     passage_tokens: int = 200
@@ -76,7 +76,7 @@ class LMConfig:
     """queries (SFT: demonstrations) whose memory a process holds at a time; the step is the same (0: all at once)"""
 
     def __post_init__(self) -> None:
-        _check(self, lora_rank=(1, 65_536), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
+        _check(self, lora_rank=(0, 65_536), lora_alpha=(1, None), passage_tokens=(1, None), micro=(0, None),
                dtype=("float32", "bfloat16"))  # fmt: skip
         if self.gguf_file and not self.model:
             raise KitError(f"gguf_file {self.gguf_file!r}: name the folder that holds it with --model.")

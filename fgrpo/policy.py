@@ -3,7 +3,7 @@
 `Policy.tiny` builds a small Qwen3-architecture decoder from scratch. Here every rollout encodes its own prompt, the
 plain way. Subclasses encode it once for the rollouts of a query: fgrpo.lm.prefix.SharedPolicy, for any model, and from
 it fgrpo.lm.rows.RowPolicy, the tiny policy as runs make it, and fgrpo.lm.pretrained.PretrainedPolicy, with a LoRA
-adapter; fgrpo.runs.policies.load_policy reads a saved policy of either kind.
+adapter or without; fgrpo.runs.policies.load_policy reads a saved policy of either kind.
 """
 
 from collections.abc import Callable, Sequence

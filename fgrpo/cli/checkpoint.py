@@ -92,16 +92,21 @@ def of_checkpoint(args: argparse.Namespace) -> "tuple[Config, Splits]":
     `base`, the untuned model, has no run: it gets the default configuration.
     """
     from ..lm.pretrained import POLICY_FILE
+    from ..runs.policies import is_whole_model
     from ..runs.run import config_of_checkpoint
     from ..tasks import USED_BY, family, resolved
 
     config = Config() if args.checkpoint == "base" else config_of_checkpoint(args.checkpoint)
     if args.checkpoint == "base" and not args.model:
         raise KitError("--checkpoint base is the untuned base model: name it with --model.")
-    if args.checkpoint != "base" and not (check_policy(args.checkpoint) / POLICY_FILE).is_file():
+    folder = check_policy(args.checkpoint) if args.checkpoint != "base" else None
+    tiny = folder is not None and not (folder / POLICY_FILE).is_file()
+    if folder and (tiny or is_whole_model(folder)):
+        own = "is a tiny one" if tiny else "holds all of its weights"
         for name in ("model", "gguf_file", "trust_remote_code"):
             if getattr(args, name):
-                raise KitError(f"{flag(name)} is for a pretrained policy, and {args.checkpoint} is a tiny one.")
+                kind = "a pretrained policy" if tiny else "a policy with an adapter"
+                raise KitError(f"{flag(name)} is for {kind}, and {args.checkpoint} {own}.")
     if args.task is not None and family(args.task) != family(config.task):  # else another retriever's pools, as large
         config = replace(config, data="", skip_bad=False, **{name: getattr(Config, name) for name in USED_BY})
     given = {name: value for name in ("task", "data", "device") if (value := getattr(args, name)) is not None}

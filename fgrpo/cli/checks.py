@@ -39,6 +39,11 @@ def check_used(
             "is an option of train: compare has --seeds N and --credits A,B",
         ),
         (not model, LM_ONLY, "is for a pretrained policy: name it with --model"),
+        (
+            model and not config.lm.lora_rank and "lora_rank" not in vary,
+            ("lora_alpha", "lora_targets"),
+            "is for a LoRA adapter, and --lora-rank 0 trains all weights without one",
+        ),
         (model and "model" not in vary, TINY_ONLY, "is for the tiny policy, and --model names a pretrained one"),
         *(
             (not tasks & {*used}, (name,), f"is for {', '.join(used)}, not for {config.task}")

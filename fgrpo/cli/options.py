@@ -201,7 +201,7 @@ def parser_of(commands: Mapping[str, Command]) -> Parser:
     p.add_argument("checkpoint", type=_text, help="folder of a run, a checkpoint in it, or an adapter's folder")
     p.add_argument("name", metavar="USER/NAME", help="repository, made if there is none")
     p.add_argument("--public", action="store_true", help="anyone may read a repository that is made (default: private)")
-    p.add_argument("--base", type=_text, help="name of an adapter's base model on the Hub, where the run named "
+    p.add_argument("--base", type=_text, help="name of the pretrained base model on the Hub, where the run named "
                    "a folder of this machine")  # fmt: skip
     p.add_argument("--licence", type=_text, default="apache-2.0", help="identifier for the card (default apache-2.0)")
     return parser
@@ -311,7 +311,18 @@ def config_of(args: argparse.Namespace, vary: Mapping[str, Sequence[Any]] | None
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     config = run_with(given, getattr(args, "preset", None) or "")
     check_used(args, config, given, vary or {})
-    return resolved(config)
+    return resolved(_brought(config, getattr(args, "init", None)))
+
+
+def _brought(config: Config, init: str | None) -> Config:
+    """The run as its config.json shall say it: if the policy of --init holds a whole model, all weights are trained."""
+    from ..runs.policies import is_whole_model, policy_folder
+
+    if not config.lm.lora_rank or init in (None, "base") or not is_whole_model(policy_folder(str(init))):
+        return config
+    usual = LMConfig()  # an adapter's options would have no effect
+    lm = dataclasses.replace(config.lm, lora_rank=0, lora_alpha=usual.lora_alpha, lora_targets=usual.lora_targets)
+    return dataclasses.replace(config, lm=lm)
 
 
 def load(args: argparse.Namespace, config: Config, notes: "Notes | None" = None) -> "tuple[Splits, list[str]]":

@@ -1,1 +1,1 @@
-"""Pretrained models: policies with a LoRA adapter, their prompts and their grammar."""
+"""Pretrained models: policies with a LoRA adapter or without, their prompts and their grammar."""

@@ -28,6 +28,19 @@ ABOUT = ("base_model_name_or_path", "inference_mode", "peft_version", "auto_mapp
 """fields of adapter_config.json that say where an adapter comes from, not what it is"""
 
 
+def check_lora(lm: LMConfig) -> None:
+    """Raise KitError on options of an adapter, or code that a checkpoint cannot hold, where all weights are trained."""
+    if lm.lora_rank:
+        return
+    for name in ("lora_alpha", "lora_targets"):
+        if getattr(lm, name) != getattr(LMConfig, name):
+            raise KitError(
+                f"{name} is for a LoRA adapter, and lora_rank 0 trains all weights without one: leave it out."
+            )
+    if lm.trust_remote_code:
+        raise KitError("lora_rank 0 saves the whole model but not its Python code: train such a model with an adapter.")
+
+
 def with_adapter(base: PreTrainedModel, config: LMConfig, seed: int = 0) -> "PeftModel":
     """The model with a new LoRA adapter. Raises KitError on layers that it does not have, or an absurd rank."""
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -107,7 +120,8 @@ def check_forward(policy: "PretrainedPolicy") -> None:
 
     Two rows that differ in their last token must have the same logits before it.
     """
-    labels, kind = policy.labels, type(policy.model.get_base_model()).__name__
+    labels, model = policy.labels, policy.model
+    kind = type(model.get_base_model() if policy.config.lora_rank else model).__name__
     ids = [*labels.before, *labels.ids("Choose a slate"), *labels.after, labels.end, *labels.ids(", 12 </SLATE>")]
     rows = policy.model.get_input_embeddings().weight.shape[0]
     if max(ids) >= rows:
@@ -132,7 +146,7 @@ def check_forward(policy: "PretrainedPolicy") -> None:
         raise KitError(f"{kind} is not a causal language model: a token changes the logits before it.")
 
 
-def _logits(model: "PeftModel", ids: Tensor) -> Tensor:
+def _logits(model: "PeftModel | PreTrainedModel", ids: Tensor) -> Tensor:
     """Logits (B, T, V) of tokens (B, T), in one pass as for the loss; then as in sampling, the last token from a cache."""
     mask = torch.ones_like(ids)
     place = positions(mask.bool())
@@ -143,7 +157,9 @@ def _logits(model: "PeftModel", ids: Tensor) -> Tensor:
 
 
 def _way_out(policy: "PretrainedPolicy", ids: Tensor) -> str:
-    """What helps where the model runs without its adapter."""
+    """What helps where the model runs without its adapter; nothing if it has none."""
+    if not policy.config.lora_rank:
+        return ""
     try:
         with policy.model.disable_adapter():
             _logits(policy.model, ids)

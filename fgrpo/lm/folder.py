@@ -34,8 +34,11 @@ MERGE = (
 )
 
 
-def check_folder(name: str, gguf_file: str = "") -> None:
-    """Raise KitError, with the way out, unless a local folder can be a pretrained model. The name of a hub passes."""
+def check_folder(name: str, gguf_file: str = "", checkpoint: bool = False) -> None:
+    """Raise KitError, with the way out, unless a local folder can be a pretrained model. The name of a hub passes.
+
+    `checkpoint`: the folder is a checkpoint of this kit that holds a whole model.
+    """
     folder = Path(name)
     try:
         is_file = folder.is_file()
@@ -50,7 +53,8 @@ def check_folder(name: str, gguf_file: str = "") -> None:
         names = {p.name for p in folder.iterdir()}
     except PermissionError:
         raise KitError(f"model {name!r}: the folder may not be read (permission denied).") from None
-    if reason := _other_folder(folder, names) or _missing(folder, names, gguf_file):
+    other = "" if checkpoint else _other_folder(folder, names)
+    if reason := other or _missing(folder, names, gguf_file):
         raise KitError(f"model {name!r} cannot be loaded: {reason}.")
     limits = {**dict.fromkeys(SMALL, JSON_BYTES), **dict.fromkeys(LARGE, TOKENIZER_BYTES)}
     for pattern, most in {**limits, gguf_file or "*.safetensors": None}.items():
@@ -80,7 +84,7 @@ def _missing(folder: Path, names: set[str], gguf_file: str) -> str:
     if gguf_file:
         here = f"it has {', '.join(ggufs)}" if ggufs else "it has none"
         return "" if (folder / gguf_file).is_file() else f"it has no GGUF file {gguf_file!r} ({here})"
-    saved = [n for n in names if n.endswith(".safetensors")]
+    saved = [p.name for p in weight_files(folder)]
     if ggufs and not saved:
         return f"its weights are in GGUF: name the file with --gguf-file {' or '.join(ggufs[:5])}"
     if "config.json" not in names:
@@ -154,6 +158,11 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's weights; an optimizer's state (`trainer.safetensors`) is not one of them."""
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("trainer."))
+
+
 def _check_shards(folder: Path) -> None:
     """Raise KitError if a file that the index of the weights names is missing."""
     path = folder / "model.safetensors.index.json"
@@ -168,7 +177,7 @@ def _check_shards(folder: Path) -> None:
 
 def check_config(folder: Path) -> None:
     """Raise KitError if config.json asks for more layers, experts or the like than the weights can be of."""
-    tensors = sum(len(tensors_of(p)) for p in folder.glob("*.safetensors"))
+    tensors = sum(map(len, map(tensors_of, weight_files(folder))))
     check_counts(read_json(folder / "config.json", "is damaged"), str(folder), tensors)
 
 
@@ -209,7 +218,7 @@ def check_size(name: str, config: PreTrainedConfig) -> None:
 
     The model is built without memory for its weights; `config` is one whose counts were checked.
     """
-    files = [p for kind in ("*.safetensors", "*.gguf") for p in Path(name).glob(kind)] if Path(name).is_dir() else []
+    files = [*weight_files(Path(name)), *Path(name).glob("*.gguf")] if Path(name).is_dir() else []
     if not files:
         return
     with torch.device("meta"):

@@ -1,7 +1,14 @@
-"""Pretrained models: loading one by name, folder or GGUF file, with a LoRA adapter. Only the adapter is trained.
+"""Pretrained models: loading one by name, folder or GGUF file, with a LoRA adapter or to train all of its weights.
 
-A checkpoint holds the adapter (safetensors, as peft writes it) and policy.json, which names its base model. The
-pretrained weights are never saved, and are in memory once: the reference policy of a KL penalty uses them too.
+With an adapter, it alone is trained. A checkpoint holds the adapter (safetensors, as peft writes it) and policy.json,
+which names its base model. The pretrained weights are never saved, and are in memory once: the reference policy of a
+KL penalty uses them too.
+
+With `lora_rank` 0 all weights are trained. A checkpoint holds the whole model (safetensors, configuration, tokenizer)
+and policy.json, and is read without the base model. The reference policy of a KL penalty is a second copy of the
+weights: 0.54 GB for SmolLM2-135M in float32. Weights are trained in `dtype` as they are. AdamW in pure bfloat16 loses
+updates that are smaller than about 1/256 of a weight, since the sum rounds back to it; choose float32 where memory
+allows it (16 bytes a weight with gradient and optimizer, 8 in bfloat16).
 """
 
 import ctypes
@@ -32,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 from ..config import Config, GrammarConfig, KitError, LMConfig
 from ..data import Example
 from ..policy import Policy
-from .adapter import FROZEN, TRAINED, check_forward, check_rank, check_saved, set_weights, with_adapter
+from .adapter import FROZEN, TRAINED, check_forward, check_lora, check_rank, check_saved, set_weights, with_adapter
 from .folder import MERGE, check_counts, check_folder, check_size, read_json
 from .index_labels import IndexLabels
 from .loading import loading, optional
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
 
 POLICY_FILE, ADAPTER_FILE = "policy.json", "adapter_model.safetensors"
 KEPT = ("model", "gguf_file", "lora_rank", "lora_alpha", "lora_targets", "dtype", "passage_tokens", "date")
-"""fields of LMConfig in policy.json: the options that the adapter was trained with"""
+"""fields of LMConfig in policy.json: the options that the policy was trained with"""
 RECOMPUTE_FROM = 1536
 """number of prompt tokens from which activations are recomputed for the gradient, not kept"""
 BATCH_TOKENS = 16_384
@@ -98,13 +105,14 @@ def load_lm(
     return _load_weights(lm, load_config(lm), dtype), load_tokenizer(lm)
 
 
-def load_config(lm: LMConfig) -> PreTrainedConfig:
+def load_config(lm: LMConfig, checkpoint: bool = False) -> PreTrainedConfig:
     """The configuration of a pretrained model. Raises KitError if it is none of a causal language model.
 
-    A local folder is checked first: what it is, and that its configuration fits its weights.
+    A local folder is checked first: what it is, and that its configuration fits its weights. `checkpoint`: it is a
+    checkpoint of this kit that holds a whole model.
     """
     source, code = _source(lm.gguf_file), lm.trust_remote_code
-    check_folder(lm.model, lm.gguf_file)
+    check_folder(lm.model, lm.gguf_file, checkpoint)
     with loading(lm.model):
         if not source and not Path(lm.model).exists():
             check_counts(PreTrainedConfig.get_config_dict(lm.model)[0], lm.model)
@@ -114,6 +122,8 @@ def load_config(lm: LMConfig) -> PreTrainedConfig:
             raise KitError(f"model {lm.model!r} is an encoder-decoder ({kind}), not a causal language model.")
         if not code:
             check_size(lm.model, config)
+        if not lm.lora_rank and getattr(config, "quantization_config", None):
+            raise KitError(f"model {lm.model!r} is quantized, so its weights cannot be trained: use an adapter.")
     return config
 
 
@@ -175,11 +185,13 @@ def _source(gguf_file: str) -> dict[str, str]:
 
 
 class PretrainedPolicy(SharedPolicy):
-    """A Hugging Face causal model with a LoRA adapter. Only the adapter is trained and saved."""
+    """A Hugging Face causal model. Its LoRA adapter is trained and saved, or all of its weights if `lora_rank` is 0."""
 
     labels: IndexLabels
 
-    def __init__(self, model: "PeftModel", labels: IndexLabels, config: LMConfig, device: str = "cpu"):
+    def __init__(
+        self, model: "PeftModel | PreTrainedModel", labels: IndexLabels, config: LMConfig, device: str = "cpu"
+    ):
         self.config = replace(config, date=labels.date)  # the date that its prompts show, if they show one
         super().__init__(model, labels.tokenizer, labels)
         self.to(device)
@@ -187,20 +199,28 @@ class PretrainedPolicy(SharedPolicy):
 
     @classmethod
     def new(cls, config: LMConfig, seed: int = 0, device: str = "cpu") -> "PretrainedPolicy":
-        """A model with a new adapter, which has no effect until it is trained."""
+        """A model with a new adapter, which has no effect until it is trained, or with none if `lora_rank` is 0.
+
+        Raises KitError if the model cannot be loaded, or on options that do not go together.
+        """
+        check_lora(config)
         shape = load_config(config)
         labels = load_labels(config, shape)  # before the weights, which may take minutes
-        return cls(with_adapter(_load_weights(config, shape, config.dtype), config, seed), labels, config, device)
+        model = _load_weights(config, shape, config.dtype)
+        return cls(with_adapter(model, config, seed) if config.lora_rank else model, labels, config, device)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", given: LMConfig | None = None) -> "PretrainedPolicy":
         """Read a folder that `save` wrote. The base model is that of `given` if it names one, else that of policy.json.
 
-        The adapter is built from policy.json; adapter_config.json must say the same. Raises KitError if the folder is
-        damaged or its base model missing.
+        The adapter is built from policy.json; adapter_config.json must say the same. A whole model is read from the
+        folder alone, and no code that comes with a model runs. Raises KitError if the folder is damaged or its base
+        model missing.
         """
         folder, given = Path(folder), given or LMConfig()
-        config = _options(folder)
+        config = saved_options(folder)
+        if not config.lora_rank:
+            return cls._load_whole(folder, replace(config, micro=given.micro, date=given.date or config.date), device)
         if given.model:
             config = replace(config, model=given.model, gguf_file=given.gguf_file or config.gguf_file)
         if not config.model:
@@ -227,28 +247,57 @@ class PretrainedPolicy(SharedPolicy):
         check_saved(folder, model.peft_config[TRAINED])
         return cls(model, labels, config, device)
 
+    @classmethod
+    def _load_whole(cls, folder: Path, config: LMConfig, device: str) -> "PretrainedPolicy":
+        own = replace(config, model=str(folder), gguf_file="")
+        try:
+            check_lora(config)
+            shape = load_config(own, checkpoint=True)
+            labels = load_labels(own, shape)
+            return cls(_load_weights(own, shape, config.dtype), labels, config, device)
+        except KitError as error:
+            raise KitError(f"{folder}: the checkpoint is damaged or incomplete ({error})") from None
+
     def save(self, folder: str | Path) -> None:
-        """Write the adapter, and policy.json with its base model and options."""
-        self.model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
-        (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
+        """Write the adapter, or the whole model with its tokenizer; and policy.json with its base model and options."""
+        if self.config.lora_rank:
+            self.model.save_pretrained(str(folder), selected_adapters=[TRAINED], save_embedding_layers=False)
+            (Path(folder) / "README.md").unlink(missing_ok=True)  # peft's model card, an empty template
+        else:
+            self.model.save_pretrained(str(folder))
+            self.tokenizer.save_pretrained(str(folder))
         values = {name: value for name, value in asdict(self.config).items() if name in KEPT}
         (Path(folder) / POLICY_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def reload(self, folder: str | Path) -> Policy:
-        """Load the adapter of another checkpoint of this run, whose prompts show its date. Raises KitError if damaged."""
+        """Load the weights of another checkpoint of this run, whose prompts show its date. Raises KitError if damaged.
+
+        A whole model is in memory twice while it is read.
+        """
         folder = Path(folder)
-        saved = _options(folder).date
+        saved = saved_options(folder).date
         if saved and saved != self.config.date:
             self.config = replace(self.config, date=saved)
             self.labels = IndexLabels(self.tokenizer, self.model.config, self.config.passage_tokens, saved)
         try:
-            set_weights(self.model, _tensors(folder), TRAINED)
+            if self.config.lora_rank:
+                set_weights(self.model, _tensors(folder), TRAINED)
+            else:
+                self.model.load_state_dict(type(self).load(folder).model.state_dict())
         except (RuntimeError, KeyError, ValueError) as error:
             raise KitError(f"{folder}: the checkpoint is damaged ({str(error)[:150]}).") from None
         return self
 
     def reference(self, folder: str | Path) -> Policy:
-        """The same model with its adapter disabled, or with a frozen copy of a checkpoint's adapter."""
+        """The same model with its adapter disabled, or with a frozen copy of a checkpoint's adapter.
+
+        Where all weights are trained, a second model: it takes as much memory as the weights (4 bytes each in float32,
+        2 in bfloat16).
+        """
+        if not self.config.lora_rank:
+            whole = type(self).load(folder, str(self.device), self.config)
+            whole.model.requires_grad_(False)
+            return whole
         tensors = _tensors(Path(folder))
         if not any(t.any() for name, t in tensors.items() if "lora_B" in name):
             return FrozenReference(self, None)
@@ -296,7 +345,7 @@ class PretrainedPolicy(SharedPolicy):
         return found
 
 
-def _options(folder: Path) -> LMConfig:
+def saved_options(folder: Path) -> LMConfig:
     """The options in a checkpoint's policy.json. Raises KitError if it is damaged."""
     path = folder / POLICY_FILE
     values = read_json(path, "the checkpoint is damaged")

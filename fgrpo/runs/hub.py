@@ -2,7 +2,7 @@
 
     README.md                    the card: method, credit, task, steps, what training logged, how to load, citation
     config.json, metrics.jsonl   of the run, without paths of this machine
-    checkpoints/step-000200/     the policy: safetensors, configuration, tokenizer or adapter, SHA256SUMS
+    checkpoints/step-000200/     the policy: safetensors, configuration and tokenizer, or an adapter; SHA256SUMS
 
 This is the layout of a run's folder, so that what was pulled is given to `--checkpoint` or `--init`, and transformers
 or PEFT read it with `subfolder`. Nothing else is pushed: no traces, no data, no optimizer. Of a task's items a tiny
@@ -35,8 +35,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..config import Config, KitError
 from ..lm.loading import loading
-from ..lm.pretrained import ADAPTER_FILE, POLICY_FILE
-from .policies import policy_folder, refuse_adapter, step_of
+from ..lm.pretrained import POLICY_FILE
+from .policies import is_whole_model, policy_folder, refuse_adapter, step_of
 from .run import config_of_checkpoint, how_made, read_json, read_metrics
 from .seal import SUMS, check_seal, seal
 
@@ -77,7 +77,7 @@ def push(
 ) -> Pushed:  # fmt: skip
     """Push the policy of a run's folder, of a checkpoint in it or of an adapter's folder to the Hub, as USER/NAME.
 
-    One commit replaces the policy that the repository holds. `base` is the Hub's name of an adapter's base model, where
+    One commit replaces the policy that the repository holds. `base` is the Hub's name of a pretrained base model, where
     the run named a folder of this machine; `metrics` are figures for the card, such as those of `Lab.evaluate`.
 
     Raises KitError if the folder holds no policy of a run or one that is damaged, if the name cannot be used, if the
@@ -180,22 +180,28 @@ def stage(
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     origin = how_made(root).get("origin")
     on_hub = bool(base) or (model == config.lm.model and model.count("/") == 1 and not config.lm.gguf_file)
-    adapter = model if (into / ADAPTER_FILE).is_file() else ""
+    base = model if (into / POLICY_FILE).is_file() else ""
     text = card(
-        name, config, origin if isinstance(origin, dict) else {}, step, rows, adapter, on_hub, licence, metrics or {}
-    )
+        name, config, origin if isinstance(origin, dict) else {}, step, rows, base, on_hub, licence, metrics or {},
+        is_whole_model(into),
+    )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
     return sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
 
 
 def card(
     name: str, config: Config, origin: Mapping[str, object], step: int, rows: list[dict[str, float]], base: str,
-    on_hub: bool, licence: str, metrics: Mapping[str, float],
+    on_hub: bool, licence: str, metrics: Mapping[str, float], whole: bool = False,
 ) -> str:  # fmt: skip
-    """The card of a policy: Markdown with the Hub's metadata. `base`: an adapter's model, which is on the Hub or not."""
+    """The card of a policy: Markdown with the Hub's metadata. `base`: a pretrained model, which is on the Hub or not.
+
+    `whole`: the policy holds all weights, not an adapter of the base model.
+    """
     rl, sft = config.rl, origin.get("stage") in ("sft", "pretrain")
+    adapter = f"LoRA adapter (rank {config.lm.lora_rank}) of {base}"
+    trained = f"all weights of {base}, trained further" if whole else adapter
     about = {
-        "policy": f"LoRA adapter (rank {config.lm.lora_rank}) of {base}" if base else
+        "policy": trained if base else
                   f"tiny decoder ({config.model.layers} layers, width {config.model.hidden_size}), one token per item",
         "task": _shown(config.task),
         "method": "supervised fine-tuning on demonstrations (the warm start of RL)" if sft else
@@ -227,14 +233,15 @@ def card(
         )
     parts += [
         f"## How to load\n\n    python -m fgrpo evaluate --checkpoint {PREFIX}{name}"
-        + (" --model FOLDER" if base and not on_hub else ""),
+        + (" --model FOLDER" if base and not (on_hub or whole) else ""),
         "```python\nfrom fgrpo.runs.hub import pull\nfrom fgrpo.runs.policies import load_policy\n\n"
         f'policy = load_policy(pull("{name}"))\n```',
         f"Weights are in `checkpoints/step-{step:06d}` (safetensors), for transformers or PEFT the `subfolder`. "
         "Data sets are not included: name yours with `--data`.",
     ]
     if base and not on_hub:
-        parts.append(f"The base model was a local folder, {base}: name yours with `--model`.")
+        how = "it is not needed" if whole else "name yours with `--model`"
+        parts.append(f"The base model was a local folder, {base}: {how}.")
     parts += [
         f"## Licence\n\n{licence}, chosen by whoever pushed this. The terms of the base model and of the data that it was "
         "trained on hold as well.",

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from ..config import Config, KitError, LMConfig
 from ..data import Splits
 from ..lm.folder import MERGE, check_config, check_file
-from ..lm.pretrained import POLICY_FILE, PretrainedPolicy
+from ..lm.pretrained import POLICY_FILE, PretrainedPolicy, saved_options
 from ..lm.rows import RowPolicy
 from ..lm.text import TEXT_FILE, TextPolicy
 from ..policy import Policy
@@ -61,6 +61,11 @@ def refuse_adapter(path: Path) -> None:
         raise KitError(f"{path}: is an adapter of another program (PEFT): {MERGE}.")
 
 
+def is_whole_model(path: Path) -> bool:
+    """Whether a policy's folder holds a whole pretrained model, not an adapter of one."""
+    return (path / POLICY_FILE).is_file() and not saved_options(path).lora_rank
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first. Folders of other names are not among them."""
     return sorted((p for p in folder.glob("checkpoints/step-*") if step_of(p) >= 0 and p.is_dir()), key=step_of)
@@ -75,7 +80,8 @@ def step_of(checkpoint: Path) -> int:
 def load_policy(path: str | Path, device: str = "cpu", lm: LMConfig | None = None) -> Policy:
     """The policy of a checkpoint, or of the latest checkpoint in a run's folder.
 
-    The base model of an adapter is that of `lm` if it names one, else that of its policy.json. Raises KitError if the
+    The base model of an adapter is that of `lm` if it names one, else that of its policy.json; a whole model needs none.
+    Raises KitError if the
     checkpoint is missing, incomplete or damaged, or differs from its SHA256SUMS.
     """
     folder = policy_folder(path)

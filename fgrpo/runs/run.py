@@ -39,7 +39,7 @@ from ..tasks.atomic import write_text
 from ..tasks.reading import read_object
 from .lock import check_writable, lock
 from .origin import Origin, check_origin
-from .policies import checkpoints, reference_of, refuse_adapter, reloaded, step_of, write_policy
+from .policies import checkpoints, is_whole_model, reference_of, refuse_adapter, reloaded, step_of, write_policy
 from .seal import check_seal, seal
 from .signals import processes
 
@@ -319,7 +319,7 @@ def config_of_checkpoint(path: str | Path) -> Config:
     if not path.is_dir():
         raise KitError(f"{path}: no policy here; name the folder of a run, or a checkpoint in it.")
     refuse_adapter(path)
-    if (path / "items.json").is_file() or not (path / "config.json").is_file():
+    if (path / "items.json").is_file() or is_whole_model(path) or not (path / "config.json").is_file():
         raise KitError(f"{path}: no run here (its config.json is missing); name the folder of a run.")
     return read_config(path)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from ..config import Config, KitError
 from ..data import Splits
+from ..lm.adapter import check_lora
 from ..lm.loading import loading
 from ..lm.prefix import PrefixTree, sliding_windows
 from ..lm.pretrained import RECOMPUTE_FROM, load_config, load_labels
@@ -43,6 +44,7 @@ class Shape(NamedTuple):
     size: int  # bytes a weight
     kept: float  # bytes that one layer keeps of one token for its gradient
     shared: bool  # the prompt is encoded once for all rollouts
+    pretrained: bool  # whose layers of a long prompt are recomputed
     adapter: bool  # LoRA weights are all that is trained
 
 
@@ -60,9 +62,10 @@ def shape_of(config: Config, items: Sequence[str]) -> Shape:
     """The sizes of the run's model. Raises KitError if its configuration cannot be loaded, or if no layer gets LoRA.
 
     Kept per layer and token: a float32 input of all norms, attention's queries and output, three vectors of the gated
-    feed-forward layer, the input of each trained layer in float32.
+    feed-forward layer, the input of each trained layer (in float32 for LoRA).
     """
     lm, code = config.lm, config.lm.trust_remote_code
+    check_lora(lm)
     with torch.device("meta"), loading(lm.model):
         if lm.model:
             found = KNOWN.get(lm.model) or load_config(lm)
@@ -76,19 +79,21 @@ def shape_of(config: Config, items: Sequence[str]) -> Shape:
     queries, keys = heads * width, (getattr(sizes, "num_key_value_heads", None) or heads) * width
     intermediate = getattr(sizes, "intermediate_size", None) or 4 * hidden
     trained = weights = sum(p.numel() for p in model.parameters())
-    applied, size, inputs = sum(m.weight.numel() for m in linear.values()), 4, 2 * hidden + queries + intermediate
-    if lm.model:
+    applied, inputs = sum(m.weight.numel() for m in linear.values()), 2 * hidden + queries + intermediate
+    size = 2 if lm.model and lm.dtype == "bfloat16" else 4
+    copied = size * inputs  # the inputs of all layers, those that read one vector share it
+    if adapter := bool(lm.model and lm.lora_rank):
         names = lm.lora_targets.split(",")
         adapted = [m for n, m in linear.items() if names == ["all-linear"] or n.rsplit(".", 1)[-1] in names]
         if not adapted:
             raise KitError(f"lora_targets {lm.lora_targets!r}: this model has no such layer.")
         trained = sum(lm.lora_rank * (m.in_features + m.out_features) for m in adapted)
         copies = sum(m.in_features for m in adapted) / layers  # in float32, layers that read one vector share it
-        size, inputs = (2, copies) if lm.dtype == "bfloat16" else (4, min(copies, inputs))
+        copied = 4 * (copies if size == 2 else min(copies, inputs))
     norms = 2 * hidden + (queries + keys if any("q_norm" in n for n, _ in model.named_modules()) else 0)
-    kept, shared = 4 * norms + size * (2 * queries + 3 * intermediate) + 4 * inputs, likely_shared(model)
+    kept, shared = 4 * norms + size * (2 * queries + 3 * intermediate) + copied, likely_shared(model)
     widths = (layers, hidden, queries, keys, sizes.vocab_size)
-    return Shape(*widths, weights, applied, trained, size, kept, shared, bool(lm.model))
+    return Shape(*widths, weights, applied, trained, size, kept, shared, bool(lm.model), adapter)
 
 
 def likely_shared(model: torch.nn.Module) -> bool:
@@ -118,7 +123,8 @@ def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -
     """Bytes at the peak of one RL step (or SFT step, where G is 1), by part.
 
     With b bytes a weight, m queries held at a time (`--micro`), prompts of P and completions of C tokens at most:
-    - weights: b each. Trained: 16 each (float32 weight, gradient, two moments of AdamW);
+    - weights: b each, of the model under an adapter, or of the second copy that a KL penalty keeps where all weights are
+      trained. Trained: 16 each in float32 as LoRA's (weight, gradient, two moments of AdamW), 8 in bfloat16;
     - cache: keys and values of m (P + G C) tokens;
     - attention: in the loss, keys and values once more for each chunk of branches, and again at the queries' width;
     - activations: `kept` a layer, of m G C tokens, and of m P (m G P if not shared) unless the prompt's layers are
@@ -130,11 +136,12 @@ def memory_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) -
     m, p, c = min(config.lm.micro or batch, batch), tokens.longest, tokens.completion
     prompts, answers, chunk = m * p * (1 if shape.shared else g), m * g * c, min(g, PrefixTree.at_once(p, c))
     attended = -(-g // chunk) * (p + chunk * c) * m if shape.shared else prompts + answers
-    recomputed = shape.adapter and shape.shared and prompts > RECOMPUTE_FROM
+    recomputed = shape.pretrained and shape.shared and prompts > RECOMPUTE_FROM
     encoded = prompts * (n * shape.hidden * b + shape.kept) if recomputed else prompts * n * shape.kept
     wide = tokens.columns if config.rl.decoding == "constrained" else shape.vocabulary
     return {
-        "weights": float(b * shape.weights * shape.adapter), "trained": 16.0 * shape.trained,
+        "weights": float(b * shape.weights * (shape.adapter or (config.rl.beta > 0 and not sft))),
+        "trained": 4.0 * (4 if shape.adapter else b) * shape.trained,
         "cache": 2.0 * b * n * shape.keys * m * (p + g * c),
         "attention": 2.0 * b * n * (shape.keys + shape.queries) * attended,
         "activations": n * shape.kept * answers + encoded, "logits": 12.0 * answers * wide,
@@ -153,7 +160,7 @@ def seconds_of(shape: Shape, tokens: Tokens, config: Config, sft: bool = False) 
     g, batch = (1, config.sft.sft_batch) if sft else (config.rl.group, config.rl.queries)
     m, passes, prompts = min(config.lm.micro or batch, batch), 2 if shape.adapter else 3, 1 if shape.shared else g
     chunk = min(g, PrefixTree.at_once(int(p), c)) if shape.shared else 1
-    recomputed = shape.adapter and shape.shared and m * p > RECOMPUTE_FROM
+    recomputed = shape.pretrained and shape.shared and m * p > RECOMPUTE_FROM
 
     def forward(n: float, seen: float) -> float:
         return n * (2 * shape.applied + 4 * shape.layers * shape.queries * seen) / flops

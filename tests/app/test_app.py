@@ -2,6 +2,7 @@
 
 import gc
 import html
+import json
 import math
 import os
 import socket
@@ -117,6 +118,15 @@ def test_tokens_can_be_read_on_every_colour() -> None:
 
 
 # --- runs and traces --------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_model_generates_without_its_base(tmp_path) -> None:
+    saved = tmp_path / "whole/checkpoints/step-000001"
+    saved.mkdir(parents=True)
+    (tmp_path / "whole/config.json").write_text(json.dumps({"lm": {"model": "gone"}}))
+    for rank in (4, 0):
+        (saved / "policy.json").write_text(json.dumps({"model": "gone", "lora_rank": rank}))
+        assert ("runs/whole" in Library(tmp_path).with_policy()) == (rank == 0)
 
 
 def test_runs_are_found_by_name_alone(library, tmp_path) -> None:

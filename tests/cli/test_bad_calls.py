@@ -273,6 +273,10 @@ compare --vary lam -> must be FIELD=VALUE
 compare --vary lam=1 --vary lam=2 -> given twice
 compare --vary seed=1,2 -> counted with --seeds
 compare --vary lora_rank=4,8 -> --lora-rank is for a pretrained policy
+train --out x --model folder --lora-rank 0 --lora-alpha 8 -> --lora-alpha is for a LoRA adapter, and --lora-rank 0 trains all
+train --out x --model folder --lora-rank 0 --lora-targets q_proj -> --lora-targets is for a LoRA adapter
+compare --model folder --lora-rank 0 --lora-alpha 32 -> --lora-alpha is for a LoRA adapter
+train --out x --model folder --lora-rank -1 -> lora_rank -1 must be at least 0
 compare --vary pool=20,30 --task task.jsonl -> --pool is for lab-rec, games, beir, trec, not for task.jsonl
 compare --vary sft_steps=1,2 --init LAB -> does not change the policy of --init
 compare --vary device=cpu,abacus -> device 'abacus' cannot be used

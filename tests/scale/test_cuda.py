@@ -16,6 +16,7 @@ from fgrpo.cli.main import main
 from fgrpo.config import Config, GrammarConfig, RLConfig
 from fgrpo.credit import CREDITS, with_credit
 from fgrpo.evaluate import evaluate, greedy
+from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
@@ -129,6 +130,26 @@ def test_a_pretrained_model_with_an_adapter(smollm, dtype) -> None:
     assert policy.share and not any(o.error for o in r.outputs)
     assert apart < (1e-4 if dtype == "float32" else 0.5)  # the limit that fgrpo.rollout sets for bfloat16
     assert relative_error(whole, plain_whole) < (1e-3 if dtype == "float32" else 0.2)
+
+
+def test_a_model_whose_weights_are_all_trained(smollm, tmp_path) -> None:
+    """A step with a reference, saved and read: the reference is on the device too, weights are read in place."""
+    config = config_with(group=4, lr=1e-3, beta=0.1, lora_rank=0, model=str(smollm), passage_tokens=12, temperature=4.0)
+    policy, queries = PretrainedPolicy.new(config.lm).to(DEVICE), families.examples()
+    r, _ = sampled(policy, queries, temperature=4.0)
+    before = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling)[0].detach()
+    policy.save(tmp_path / "before")
+    reference = policy.reference(tmp_path / "before")
+    logs = step(policy, torch.optim.AdamW(policy.parameters(), lr=1e-3), queries, config, 0, reference)
+    after = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling)[0].detach()
+    print(f"moved by {(after - before).abs().max():.1e}")
+    assert reference.device == policy.device and logs["kl_reference"] == pytest.approx(0.0, abs=1e-4)
+    assert (after - before).abs().max() > 1e-3
+    policy.save(tmp_path / "after")
+    again = load_policy(tmp_path / "after", DEVICE).logprobs(r.prompts, r.completions, r.mask, r.sampling)[0]
+    assert torch.equal(again, after)
+    policy.reload(tmp_path / "before")
+    assert torch.equal(policy.logprobs(r.prompts, r.completions, r.mask, r.sampling)[0], before)
 
 
 @pytest.mark.parametrize("name", [*CREDITS, "epochs", "micro"])

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fgrpo.cli.main import COMMANDS, main
 from fgrpo.cli.options import config_of, parser_of
-from fgrpo.config import Config, KitError, ModelConfig
+from fgrpo.config import Config, KitError, LMConfig, ModelConfig
 from fgrpo.data import Example, Splits
+from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
@@ -144,23 +145,50 @@ def saved_bytes(model: torch.nn.Module, ids: torch.Tensor) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize("name, dtype", [("qwen3", "float32"), ("qwen3", "bfloat16"), ("smollm2", "bfloat16")])
-def test_bytes_kept_by_a_layer_are_those_of_the_estimate(tmp_path, name, dtype) -> None:
+@pytest.mark.parametrize(
+    "name, dtype, rank",
+    [
+        ("qwen3", "float32", 4), ("qwen3", "bfloat16", 4), ("smollm2", "bfloat16", 4), ("qwen3", "float32", 0),
+        ("smollm2", "bfloat16", 0),
+    ],
+)  # fmt: skip
+def test_bytes_kept_by_a_layer_are_those_of_the_estimate(tmp_path, name, dtype, rank) -> None:
     """Tensors saved for the backward pass of one more layer, by size."""
     kept = []
     for layers in (2, 3):
         folder = save_model(name, tmp_path / f"{layers}", num_hidden_layers=layers)
-        policy = policy_of(folder, dtype=dtype)
+        lm = LMConfig(model=str(folder), dtype=dtype, lora_rank=rank)
+        policy = PretrainedPolicy.new(lm)
         kept.append(saved_bytes(policy.model, torch.arange(512).view(1, 512) % 300) / 512)
-    config = config_for(folder, dtype=dtype)
+    config = config_for(folder, dtype=dtype, lora_rank=rank)
     shape = shape_of(config, [])
     estimated = shape.kept + 2 * shape.size * (shape.keys + shape.queries)
     assert 2 / 3 < estimated / (kept[1] - kept[0]) < 3 / 2
 
 
-def test_time_is_that_of_the_counted_operations(tmp_path) -> None:
+def test_a_model_whose_weights_are_all_trained_is_planned(capsys, tmp_path) -> None:
+    folder = save_model("smollm2", tmp_path / "model")
+    weights = sum(p.numel() for p in PretrainedPolicy.new(LMConfig(model=str(folder), lora_rank=0)).parameters())
+    for size, dtype in ((4, "float32"), (2, "bfloat16")):
+        config = config_for(folder, lora_rank=0, dtype=dtype)
+        shape, tokens = shape_of(config, []), Tokens(800, 2000, 60, 30)
+        assert shape.trained == shape.weights == weights and (shape.pretrained, shape.adapter) == (True, False)
+        memory = memory_of(shape, tokens, config)
+        assert (memory["weights"], memory["trained"]) == (0, 4 * size * weights)  # weight, gradient, two moments
+        penalised = replace(config, rl=replace(config.rl, beta=0.1))
+        assert memory_of(shape, tokens, penalised) == {**memory, "weights": size * weights}  # a second, frozen copy
+        assert memory_of(shape, tokens, penalised, sft=True)["weights"] == 0
+    write_jsonl(tmp_path / "task.jsonl", long_examples(20, 2))
+    options = ["--task", str(tmp_path / "task.jsonl"), "--model", str(folder), "--lora-rank", "0", "--slate-size", "6"]
+    assert run(capsys, *options)["model"]["trained"] == weights
+    with pytest.raises(KitError, match="lora_targets is for a LoRA adapter"):
+        shape_of(config_for(folder, lora_rank=0, lora_targets="q_proj"), [])
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_time_is_that_of_the_counted_operations(tmp_path, rank) -> None:
     folder = save_model("smollm2", tmp_path / "model", **WIDE)
-    config = config_for(folder, sft_batch=2, micro=2, lora_rank=1)
+    config = config_for(folder, sft_batch=2, micro=2, lora_rank=rank)
     queries = long_examples(2, 6)
     policy = new_policy([], config)
     tokens = tokens_of(config, Splits(queries, [], []), [])
