@@ -339,7 +339,8 @@ def text_checkpoint(task, data, **changes):
     subprocess.run([*call, "--sft", "--resume", "--out", str(start)], check=True)
     rl = [*options, "--init", str(start), "--policy-only", "--out", str(CHECKPOINTS / name)]
     subprocess.run([*call, *rl], check=True)
-    (CHECKPOINTS / name / "trace.jsonl").unlink()
+    for file in ("trace.jsonl", "metrics.jsonl"):  # a trace holds texts of the data, and what is shipped stays small
+        (CHECKPOINTS / name / file).unlink()
 
 
 def transfer():

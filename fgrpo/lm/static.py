@@ -168,18 +168,12 @@ def static_feed(
 
     `plain` makes the plain way, with which the first step of a model is compared.
     """
+    if not tree.static or completions.device.type not in DEVICES or torch.is_grad_enabled():
+        return None
+    if torch.is_autocast_enabled(completions.device.type):  # it keeps copies of weights, which a graph would not renew
+        return None
     model, windows = tree.model, getattr(tree, "windows", [("", None)])
-    cast = torch.is_autocast_enabled(
-        completions.device.type
-    )  # it keeps copies of weights, which a graph would not renew
-    if (
-        not tree.static
-        or completions.device.type not in DEVICES
-        or cast
-        or torch.is_grad_enabled()
-        or windows[1:]
-        or windows[0][1]
-    ):
+    if windows[1:] or windows[0][1]:
         return None
     found = _known.setdefault(model, Found())
     if found.same is False:

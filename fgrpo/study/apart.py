@@ -49,6 +49,8 @@ class PhaseModels(nn.Module):
 class PhaseTree(PrefixTree):
     """The trees of both models. A branch goes on in the second one's logits once it has closed its slate."""
 
+    static = False  # it has two models
+
     def __init__(self, slate: PrefixTree, rank: PrefixTree, close: int):
         self.slate, self.rank, self.close, self.logits, self.branch = slate, rank, close, slate.logits, slate.branch
         self.closed = torch.zeros(0, dtype=torch.long)  # (B,): depth of the row's `</SLATE>`
