@@ -63,7 +63,7 @@ class Playground:
         first = next(iter(presets().values()), Example("", "", (), (), frozenset()))
         self.source = gr.State(first)
         with gr.Row():
-            info = "the policy of a run; a tiny policy knows the titles of its own catalogue only"
+            info = "the policy of a run; text-... read any title, other tiny ones know those of their catalogue only"
             self.model = gr.Dropdown([], label="Model", info=info)
             self.preset = gr.Dropdown(list(presets()), value=next(iter(presets()), None), label="Preset")
             self.take = gr.Button("Use the query selected above")
