@@ -11,10 +11,10 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 from fgrpo.cli.main import main
-from fgrpo.config import GrammarConfig, KitError, LMConfig, RLConfig
+from fgrpo.config import KitError, LMConfig, RLConfig
 from fgrpo.lm.pretrained import PretrainedPolicy
 from fgrpo.loss import policy_loss
-from fgrpo.policy import Policy, Sampling
+from fgrpo.policy import Policy
 from fgrpo.rollout import Rollouts, rollout
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.hub import stage
@@ -25,10 +25,10 @@ from fgrpo.runs.sft import sft_stage
 from fgrpo.tasks.jsonl import write_jsonl
 from fgrpo.trainer import fit
 from tests.families import examples, policy_of, save_model
+from tests.lm.test_lm import SAMPLING, sampled
+from tests.lm.test_lm import TINY as LORA
 
-SAMPLING = Sampling(GrammarConfig(slate_size=6, rank_size=3), temperature=4.0)  # random models are very sure of theirs
-TINY = {"slate_size": 6, "rank_size": 3, "queries": 3, "group": 4, "steps": 4, "sft_steps": 4, "sft_batch": 3,
-        "lora_rank": 0, "passage_tokens": 12, "lr": 1e-3, "sft_lr": 1e-3, "temperature": 4.0}  # fmt: skip
+TINY = {name: value for name, value in LORA.items() if name != "lora_alpha"} | {"lora_rank": 0, "sft_lr": 1e-3}
 KINDS = ("smollm2", "llama", "qwen3")  # the first one's embeddings are tied, the others' are not
 
 
@@ -54,10 +54,6 @@ def whole(folder: Path, moved: bool = True, **options) -> PretrainedPolicy:
         for p in policy.parameters() if moved else ():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
     return policy
-
-
-def sampled(policy: Policy) -> Rollouts:
-    return rollout(policy, examples(), SAMPLING, 4, 0)
 
 
 def logprobs(policy: Policy, r: Rollouts) -> torch.Tensor:
