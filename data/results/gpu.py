@@ -6,7 +6,7 @@ Not run on a GPU yet; `--device cpu --tiny` runs every part at toy size. Needs t
 - gpu-numerics.csv: shared against unshared log-probabilities and gradients, float32 and bfloat16; decoding by graphs
   against the plain way; a run that is stopped and resumed against one that is not.
 - gpu-decode.csv: decoded tokens per second of the shape of SmolLM2-135M, 16 queries x 8 rollouts, with graphs and without.
-- gpu-bench.csv: seconds and memory of a step for Qwen3 shapes of 0.1 to 4 B with random weights, against TRL.
+- gpu-bench.csv: seconds of a step for Qwen3 shapes of 0.1 to 4 B with random weights, against TRL.
 """
 
 import argparse
@@ -194,8 +194,6 @@ def steps(device: str, cases: list[Shaped], until: float) -> None:
             print(f"no time for {case.shape} at {case.prompt} and what follows")
             break
         try:
-            if device.startswith("cuda"):
-                torch.cuda.reset_peak_memory_stats()
             found = bench(case, peers, repeats=5, memory=False, own=("shared",))
             rows += [{"shape": case.shape, "dtype": case.dtype, "note": "", **row} for row in found]
         except (torch.OutOfMemoryError, KitError) as error:

@@ -9,7 +9,6 @@ other work on the machine changes less than wall time. Beside each figure is the
 attention included.
 """
 
-import math
 import random
 import statistics
 import sys
@@ -232,7 +231,7 @@ def bench(
         for method in runs:
             seconds = [r[part] for r in rounds[method][1:]]
             share = middle[method].get("credit", 0.0) / middle[method]["step"]
-            gain = middle["unshared"][part] / middle[method][part] if "unshared" in runs else math.nan
+            gain = middle["unshared"][part] / middle[method][part] if "unshared" in runs else None
             written, least = case.queries * case.group * case.completion / middle[method][part], middle["floor"][part]
             rows.append({
                 "prompt": case.prompt, "completion": case.completion, "group": case.group, "pool": case.pool,
@@ -241,10 +240,10 @@ def bench(
                 "trl_over_this": round(middle["trl"][part] / middle[method][part], 2) if "trl" in runs else "",
                 "tokens_per_second": round(written) if part == "rollout" else "", "floor_seconds": round(least, 4),
                 "times_floor": round(middle[method][part] / least, 2),
-                "unshared_over_this": round(gain, 2) if "unshared" in runs else "",
+                "unshared_over_this": round(gain, 2) if gain else "",
                 "ceiling": round(case.ceiling, 2),
                 "of_ceiling": round(gain / case.ceiling, 3)
-                if method == "shared" and part == "loss" and "unshared" in runs else "",
+                if gain and method == "shared" and part == "loss" else "",
                 "peak_mb": round(peaks[method], 1) if memory and part == "step" else "",
                 "credit_share": round(share, 5) if method in OURS and part == "step" else "",
             })  # fmt: skip
