@@ -8,6 +8,7 @@ tables and figures are copied to data/results/. Folders of real data are environ
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -55,7 +56,6 @@ RATES = {"grpo": 4e-4, "fgrpo": 8e-4, "item": 4e-4, "reward_to_go": 4e-4}  # bes
 ALL = ("grpo", "grpo scale=std", "rloo", "gdpo", "fgrpo", "reward_to_go", "anchor", "control", "nested", "nested rankings=4",
        "item", "shapley")  # fmt: skip
 FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
-MAPPED = [name for name in CELLS if "pool100" not in name and name != "trained-pool50"]  # long SFT on large pools
 CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),
              "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
 """regimes in which the map's prediction is tested: a cell of it, and lambda"""
@@ -255,19 +255,33 @@ def figures():
     plots.save(plots.scaling(rows_of("scaling", "")), found["scaling"])
 
 
+def analyse(*options):
+    """Run `python -m fgrpo analyse`."""
+    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options], check=True)
+
+
 def analysis_of(name, *options):
     """What `python -m fgrpo analyse` measures: its table, and its figure where there is one."""
     made = Path("runs") / name / f"{name}.csv"  # the map keeps its warm starts beside it
     made.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options, "--out", str(made)], check=True)
+    analyse(*options, "--out", str(made))
     for path in (made, made.with_suffix(".png")):
         if path.exists():
             shutil.copy(path, RESULTS)
 
 
 def read_test(task):
-    """Whether the policy of a real task reads its pools and queries (seed 0, test split)."""
-    analysis_of(f"reads-{task}", "--reads", "--checkpoint", f"runs/{task}/fgrpo-seed0", "--split", "test")
+    """Whether the policies of a real task's table read their pools and queries (those of seed 0, test split)."""
+    rows, verdicts = [], {}
+    for name in ("warm-start", "sft_once-start0", "sft_more-start0", *(f"{method}-seed0" for method in READING)):
+        out = Path("runs") / f"reads-{task}" / f"{name}.csv"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.exists():
+            analyse("--reads", "--checkpoint", f"runs/{task}/{name}", "--split", "test", "--out", str(out))
+        first, *lines = out.read_text(encoding="utf-8").splitlines()
+        verdicts[name] = json.loads(first.removeprefix("# "))["verdict"]
+        rows += [{"policy": name} | row for row in csv.DictReader(lines)]
+    write_text(RESULTS / f"reads-{task}.csv", to_csv(rows, {**provenance(), "verdicts": verdicts}))
 
 
 def map_real(task):
@@ -406,7 +420,7 @@ EXPERIMENTS = {
                                  sft_more=False),
     "control": control,
     "control-cold": lambda: control("control-cold", with_fields(LAB, **LADDER["lab-cold"]), 6, 6),
-    "map": lambda: analysis_of("map", "--map", "--cells", ",".join(MAPPED), "--groups-per-cell", "640", "--resume"),
+    "map": lambda: analysis_of("map", "--map", "--resume"),
     "signs": lambda: analysis_of("signs", "--signs", "--pools", "500", "--split", "validation"),
     "confirm": confirm,
     "confirm-starts": lambda: confirm("confirm-starts", ("one", "warm lam=4"), 10),
