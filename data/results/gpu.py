@@ -6,7 +6,9 @@ Not run on a GPU yet; `--device cpu --tiny` runs every part at toy size. Needs t
 - gpu-numerics.csv: shared against unshared log-probabilities and gradients, float32 and bfloat16; decoding by graphs
   against the plain way; a run that is stopped and resumed against one that is not.
 - gpu-decode.csv: decoded tokens per second of the shape of SmolLM2-135M, 16 queries x 8 rollouts, with graphs and without.
-- gpu-bench.csv: seconds of a step for Qwen3 shapes of 0.1 to 4 B with random weights, against TRL.
+- gpu-masks.csv: the loss of that shape and its gradients with a dense mask and with FlexAttention's block masks, seconds and
+  peak memory: where blocks are faster, put "cuda" into BLOCK_MASKS of fgrpo/lm/prefix.py.
+- gpu-bench.csv: seconds of a step and its peak memory for Qwen3 shapes of 0.1 to 4 B with random weights, against TRL.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
-from fgrpo.lm import static
+from fgrpo.lm import prefix, static
 from fgrpo.lm.prefix import SharedPolicy
 from fgrpo.lm.rows import RowPolicy
 from fgrpo.loss import policy_loss
@@ -31,7 +33,7 @@ from fgrpo.policy import Policy, Sampling
 from fgrpo.rollout import rollout
 from fgrpo.runs.fields import config_with
 from fgrpo.runs.run import Run, provenance
-from fgrpo.scale.bench import Case, bench
+from fgrpo.scale.bench import Case, allocated, bench
 from fgrpo.study.report import to_csv
 from fgrpo.tasks import load_task
 from fgrpo.tasks.atomic import write_text
@@ -174,6 +176,55 @@ def decode(device: str, sizes: dict, queries: int) -> None:
     static.DEVICES = {"cuda"}
 
 
+def masks(device: str, sizes: dict, prompts: tuple[int, ...]) -> None:
+    """The loss with a dense mask and with block masks, by turns; their gradients should differ by rounding."""
+    rows: list[dict] = []
+    kind, before = device.partition(":")[0], prefix.BLOCK_MASKS
+    for prompt in prompts:
+        case = Case(prompt=prompt, device=device)
+        labels = case.policy()
+        dtype = "bfloat16" if kind == "cuda" else "float32"
+        policy = SharedPolicy(
+            made(LlamaForCausalLM, LlamaConfig(**sizes, **OTHERS), device, dtype), labels.tokenizer, labels.labels
+        )
+        policy.checked = {case.group: sys.maxsize}
+        rollouts = replace(
+            rollout(policy, case.batch(0), Sampling(GrammarConfig(slate_size=38, rank_size=5, full=True)), 8, 0),
+            tree=None,
+        )
+        advantages = torch.randn(rollouts.mask.shape, device=device) * rollouts.mask
+        seconds: dict[str, list[float]] = {"dense": [], "blocks": []}
+        gradients, peaks, note = {}, {}, ""
+
+        def loss_and_gradients(policy=policy, rollouts=rollouts, advantages=advantages) -> None:
+            policy.model.zero_grad()
+            policy_loss(policy, rollouts, advantages, RLConfig())[0].backward()
+
+        for _ in range(6):  # the first one compiles
+            for way in list(seconds):
+                prefix.BLOCK_MASKS = {kind} if way == "blocks" else set()
+                now(device)
+                began = time.perf_counter()
+                try:
+                    peaks[way] = allocated(loss_and_gradients) if kind == "cuda" else loss_and_gradients()
+                except Exception as error:  # whatever a compiler says: the dense mask is measured all the same
+                    note = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+                    del seconds[way]
+                    continue
+                now(device)
+                seconds[way].append(time.perf_counter() - began)
+                gradients[way] = torch.cat([p.grad.float().flatten() for p in policy.parameters()])
+        apart = (gradients["blocks"] - gradients["dense"]).norm() / gradients["dense"].norm() if not note else ""
+        for way in ("dense", "blocks"):
+            known = seconds.get(way)
+            rows.append({"prompt": prompt, "way": way, "seconds": round(sorted(known[1:])[2], 4) if known else "",
+                         "peak_mb": round(peaks[way]) if peaks.get(way) else "",
+                         "gradient_difference": float(apart) if way == "blocks" and apart != "" else "",
+                         "note": note if way == "blocks" else ""})  # fmt: skip
+            write("gpu-masks", rows, device)
+    prefix.BLOCK_MASKS = before
+
+
 def now(device: str) -> None:
     """Wait until the device has done what was asked of it."""
     if device.startswith("cuda"):
@@ -194,7 +245,7 @@ def steps(device: str, cases: list[Shaped], until: float) -> None:
             print(f"no time for {case.shape} at {case.prompt} and what follows")
             break
         try:
-            found = bench(case, peers, repeats=5, memory=False, own=("shared",))
+            found = bench(case, peers, repeats=5, memory=device.startswith("cuda"), own=("shared",))
             rows += [{"shape": case.shape, "dtype": case.dtype, "note": "", **row} for row in found]
         except (torch.OutOfMemoryError, KitError) as error:
             empty = dict.fromkeys(rows[0] if rows else (), "")
@@ -233,5 +284,6 @@ if __name__ == "__main__":
         static.DEVICES |= {args.device}
     numerics(args.device, TINY)
     decode(args.device, TINY if args.tiny else SMOLLM2, 2 if args.tiny else 16)
+    masks(args.device, TINY if args.tiny else SMOLLM2, (128, 300) if args.tiny else (512, 1024, 4096))
     steps(args.device, cases, began + 60 * args.minutes)
     print(f"{time.monotonic() - began:.0f} s")

@@ -7,6 +7,7 @@ whether a model allows it, by comparing log-probabilities (fgrpo.rollout).
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import copy
 from typing import Any
 
@@ -16,9 +17,13 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..policy import Policy, positions
 from ..prompt import Labels
-from .static import static_feed
+from .static import attending, static_feed
 
 CHUNK = 192  # tokens; tuned on 2 CPU cores, November 2026
+FLEX = "flex_attention"
+BLOCK_MASKS: set[str] = set()
+"""kinds of device on which the loss has FlexAttention, which skips blocks that a mask hides whole. None until a GPU has
+shown where that is faster than a dense mask: `python data/results/gpu.py` measures both"""
 NO_BRANCH, PROMPT = -2, -1  # what a slot of the cache may hold beside branch 0, 1, ...: padding, the shared prompt
 
 
@@ -76,21 +81,35 @@ class PrefixTree:
         position = self.prompt_length + side_by_side(depth, 0)
         self.branch = torch.cat((self.branch, branch), dim=1)
         self.position = torch.cat((self.position, position), dim=1)
-        distance = position.unsqueeze(2) - self.position.unsqueeze(1)  # (Q, W, slots)
-        slot = self.branch.unsqueeze(1)
-        sees = ((slot == PROMPT) | (slot == branch.unsqueeze(2))) & (distance >= 0)
-        masks = {}
-        for kind, window in self.windows:
-            mask = (sees & (distance < window) if window else sees).unsqueeze(1)  # with a dimension for heads
-            if self.model.config._attn_implementation == "eager":  # which adds a mask to its scores
-                dtype = self.logits.dtype
-                mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-            masks[kind] = mask
+        masks = {kind: self.mask(branch, position, window) for kind, window in self.windows}
         out = self.model(
             side_by_side(ids, 0), attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=position, cache=self.cache, use_cache=True,
         )  # fmt: skip
         return out.logits[query[read], column[read]]
+
+    def mask(self, branch: Tensor, position: Tensor, window: int | None) -> Any:
+        """Which slots the newest tokens see, as the model's attention takes it. branch, position (Q, W)."""
+        slots, places = self.branch, self.position
+
+        def sees(branch: Tensor, position: Tensor, slot: Tensor, place: Tensor) -> Tensor:
+            distance = position - place
+            seen = ((slot == PROMPT) | (slot == branch)) & (distance >= 0)
+            return seen & (distance < window) if window else seen
+
+        kind = self.model.config._attn_implementation
+        if kind == FLEX:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            return create_block_mask(
+                lambda q, head, w, s: sees(branch[q, w], position[q, w], slots[q, s], places[q, s]),
+                len(branch), None, branch.shape[1], slots.shape[1], device=str(branch.device),
+            )  # fmt: skip
+        mask = sees(branch.unsqueeze(2), position.unsqueeze(2), slots.unsqueeze(1), places.unsqueeze(1)).unsqueeze(1)
+        if kind != "eager":
+            return mask  # (Q, 1, W, slots)
+        dtype = self.logits.dtype  # eager attention adds a mask to its scores
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def feed(self, group: int, completions: Tensor, begun: int) -> Callable[[Tensor, Tensor], Tensor]:
         """Feed each row's new tokens as a branch of its query's prompt. Rows that ended are fed no more.
@@ -131,11 +150,13 @@ class PrefixTree:
         order = torch.arange(length, device=fed.device)
         branch, fed = torch.arange(rows, device=fed.device) % group, fed & (order >= begun)
         size, parts = self.at_once(prompt, length), []
+        flex = fed.device.type in BLOCK_MASKS
         for n in range(0, group, size):
             row, at = (fed & ((branch >= n) & (branch < n + size)).unsqueeze(1)).nonzero(as_tuple=True)
             if len(row):
                 read = wanted[row, at + 1]
-                found = self.fork(group, length).extend(completions[row, at], row, at - begun, read)
+                with attending(self.model.config, FLEX) if flex else nullcontext():
+                    found = self.fork(group, length).extend(completions[row, at], row, at - begun, read)
                 parts.append((row[read], at[read] + 1, found))
         if not parts:
             return logits

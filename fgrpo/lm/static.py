@@ -252,10 +252,10 @@ def adapters(model: Any) -> tuple[object, ...]:
 
 
 @contextmanager
-def attending(config: Any) -> Iterator[None]:
-    """A context in which the layers of a model use `attention`."""
+def attending(config: Any, name: str = ATTENTION) -> Iterator[None]:
+    """A context in which the layers of a model use an attention that transformers knows by name."""
     before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = name
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -224,7 +225,10 @@ def bench(
         for method, run in timed_runs.items():
             rounds[method].append(run(number))
     torch.set_num_threads(threads)
-    peaks = {method: peak_memory(case, method) if memory else 0.0 for method in runs}
+    peaks = {}
+    for method, run in runs.items() if memory else ():
+        on_gpu = case.device.startswith("cuda")
+        peaks[method] = allocated(partial(run, repeats + 1)) if on_gpu else peak_memory(case, method)
     middle = {m: {p: statistics.median(r[p] for r in rounds[m][1:]) for p in rounds[m][0]} for m in rounds}
     rows: list[Row] = []
     for part in PARTS:
@@ -250,11 +254,19 @@ def bench(
     return rows
 
 
-def peak_memory(case: Case, method: str) -> float:
-    """Peak memory (MB) of one step, above that of model, prompts and libraries, which are loaded before it.
+def allocated(step: Callable[[], object]) -> float:
+    """Peak memory (MB) that a step allocates on a GPU, above what was allocated before it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = float(torch.cuda.memory_allocated())
+    step()
+    return float(torch.cuda.max_memory_allocated() - before) / 1e6
 
-    Resident set on the CPU, allocated memory on a GPU. Each method runs in its own process, so that none reuses memory
-    that another has allocated.
+
+def peak_memory(case: Case, method: str) -> float:
+    """Peak memory (MB, resident set) of one step on the CPU, above that of model, prompts and libraries.
+
+    These are loaded before it. Each method runs in its own process, so that none reuses memory of another.
     """
     with workers(1) as pool:
         with without_ctrl_c():
@@ -265,11 +277,6 @@ def peak_memory(case: Case, method: str) -> float:
 def _peak_memory(case: Case, method: str) -> float:
     torch.set_num_threads(case.threads)
     run = trl(case) if method == "trl" else ours(case, method)
-    if case.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = float(torch.cuda.memory_allocated())
-        run(0)
-        return float(torch.cuda.max_memory_allocated() - before) / 1e6
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         raise KitError("peak memory on the CPU is read from /proc, which this system does not have: pass --no-memory.")

@@ -6,9 +6,12 @@ import pytest
 import torch
 import transformers as tf
 from peft import LoraConfig, get_peft_model
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers.integrations import flex_attention as flex_integration
 
 from fgrpo.config import GrammarConfig, ModelConfig, RLConfig
 from fgrpo.data import Example
+from fgrpo.lm import prefix
 from fgrpo.lm.prefix import PrefixTree, SharedPolicy
 from fgrpo.loss import policy_loss
 from fgrpo.policy import Policy, Sampling
@@ -237,3 +240,28 @@ def test_a_kept_prompt_is_not_used_after_the_weights_changed(queries) -> None:
     logp, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, tree=r.tree, begun=r.begun)
     plain, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling, shared=False)
     assert (logp - plain).abs().max() < 1e-5 < (logp - r.logprobs).abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma3"])
+def test_block_masks_of_flex_attention_give_the_same_logprobs(name, queries, monkeypatch) -> None:
+    policy = policy_of(ATTENTION[name])
+    r, _ = sampled(policy, queries)
+    called = []
+
+    def uncompiled(query, key, value, block_mask=None, **options):  # compiling takes a minute; the CPU has no backward
+        called.append(block_mask)
+        return flex_attention(query, key, value, block_mask=block_mask, **options)
+
+    monkeypatch.setattr(
+        flex_integration, "compile_friendly_flex_attention", lambda *a, training, **k: uncompiled(*a, **k)
+    )
+    with torch.inference_mode():
+        dense, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling)
+        assert not called
+        monkeypatch.setattr(prefix, "BLOCK_MASKS", {"cpu"})
+        blocks, _ = policy.logprobs(r.prompts, r.completions, r.mask, r.sampling)
+    assert called and all(isinstance(mask, BlockMask) for mask in called)
+    assert policy.model.config._attn_implementation == "sdpa"  # as before
+    torch.testing.assert_close(blocks, dense, atol=1e-5, rtol=1e-4)
+    assert relative_error(blocks, r.logprobs) < 1e-4
