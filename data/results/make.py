@@ -329,6 +329,16 @@ def games_large():
                limit=1000, baselines=["random", "popularity", "bm25", "dense", "retriever"])  # fmt: skip
 
 
+def games_length():
+    """Slates of a length of their own, from warm starts whose demonstrations hold the relevant item alone."""
+    flat = {**PRESETS["games"], **RECIPES["reads"], "demonstrations": "relevant", "steps": 200, "lr": 3e-4}
+    config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
+    experiments = {
+        f"slate_reward={name}": methods(with_fields(config, slate_reward=name), *TWO) for name in ("recall", "f1")
+    }
+    experiment("games-length", experiments, 3, sft_more=False, limit=1000, baselines=["popularity"])
+
+
 def features():
     """What a warm start knows: each kind of features, with and without pre-training, measured on the validation split."""
     rows = []
@@ -436,6 +446,7 @@ EXPERIMENTS = {
     **{f"reads-{task}": partial(read_test, task) for task in REAL},
     **{f"map-{task}": partial(map_real, task) for task in REAL},
     "games-large": games_large,
+    "games-length": games_length,
     "features": features,
     "text-lastfm": lambda: text_checkpoint("lastfm-sdpo", "SDPO"),
     "text-games": lambda: text_checkpoint("games-mixed", "GAMES", lr=3e-4),

@@ -204,13 +204,14 @@ Markdown("\n".join(lines) + f"\n\n24 queries in three orders; overlaps computed 
 from notebooks.recorded import choices, differences, learned, pick, read_table, source
 
 made, reads = read_table("reads-lastfm-sdpo")
+reads = pick(reads, policy="fgrpo-seed0")
 found = {r["measure"]: r for r in reads if r["part"] == "orders"}
 shares["tiny policy over texts, LastFM"] = (found["reading choices"]["value"], found["blind choices"]["value"])
 Image(save(choices(shares), FIGURES / "08_reads.png"), width=900, alt="Share of first choices that read and that count")
 
 # %%
 Markdown(f"The test of the tiny policy, on {reads[0]['queries']:,} queries of {reads[0]['groups']} sessions: it "
-         f"{made['verdict']}\n\n{source(made)}")  # fmt: skip
+         f"{made['verdicts']['fgrpo-seed0']}\n\n{source(made)}")  # fmt: skip
 
 # %% [markdown]
 # **SmolLM2 counts.** The base model copies the numbers of the example in its prompt. After SFT it prefers 1 and 10 to 19:
