@@ -235,6 +235,8 @@ def figures():
         "lambda",
         "confirm",
         "confirm-starts",
+        "games-large",
+        "games-length",
         *REAL,
         *pretrained,
     ):

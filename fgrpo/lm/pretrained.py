@@ -75,6 +75,14 @@ def give_memory_back() -> None:
         return
 
 
+def return_freed_memory() -> None:
+    """Make glibc return the pieces of its heap that are free now; other C libraries are not asked."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return
+
+
 @contextmanager
 def memory_kept() -> Iterator[None]:
     """Reuse freed tensors of up to 32 MB, since decoding allocates the same sizes at every token; then return them.
