@@ -25,9 +25,7 @@ from ..trainer import sampling_of
 BUCKETS = 4096
 """numbers that are kept of a gradient: the error of an inner product is about 1/64 of the product of both lengths"""
 BATCHED = 2_000_000
-"""number of weights up to which the gradients of a basis are computed in batched backward passes"""
-TOGETHER = 10_000_000
-"""numbers of the gradients of one such pass: what it needs in memory is several times that"""
+"""number of weights up to which the gradients of a basis are computed in one batched backward pass"""
 Key = tuple[str, float]
 """a method, and what else tells its estimates apart: lambda, or the group size"""
 PHASES = {"slate": PHASE_SLATE, "rank": PHASE_RANK}
@@ -152,12 +150,7 @@ def group_gradients(
         return torch.cat([g.flatten(len(shape)) for g in every], dim=-1).cpu()
 
     if size <= BATCHED:  # one pass for all is faster by a third for the tiny policy
-        sketches = []
-        for some in paths.split(max(1, TOGETHER // size)):
-            found = torch.autograd.grad(
-                logp, parameters, some, allow_unused=True, is_grads_batched=True, retain_graph=True
-            )
-            sketches.append(sketch(flat(found, len(some))))
-        return torch.cat(sketches)
+        found = torch.autograd.grad(logp, parameters, paths, allow_unused=True, is_grads_batched=True)
+        return sketch(flat(found, len(paths)))
     each = (torch.autograd.grad(logp, parameters, path, allow_unused=True, retain_graph=True) for path in paths)
     return torch.stack([sketch(flat(found)) for found in each])
