@@ -217,12 +217,12 @@ Markdown(
 )  # fmt: skip
 
 # %% [markdown]
-# **Where fgrpo should pay:** where many candidates compete (pools of 50 and 100), with the usual and the strong warm start, and
-# with one relevant film. At a small lambda `reward_to_go` gains nearly as much: the gain is the ranker's, which no longer
-# pays for the slate's luck. At a large lambda it is the slate's.
+# **Where fgrpo should pay:** where many candidates compete (pools of 50 and 100), with the usual and the strong warm
+# start, and with one relevant film. At a small lambda `reward_to_go` gains nearly as much: the gain is the ranker's, which
+# no longer pays for the slate's luck. At a large lambda it is the slate's.
 #
-# **Where not:** with slates of 5 (or hardly), and with noise on the slate reward (open markers). There `fgrpo` keeps the noise from
-# the rank tokens, but the slate tokens keep it, and in shared weights their noise moves everything ([notebook
+# **Where not:** with slates of 5 (or hardly), and with noise on the slate reward (open markers). There `fgrpo` keeps the
+# noise from the rank tokens, but the slate tokens keep it, and in shared weights their noise moves everything ([notebook
 # 6](06_control_and_ladder.ipynb)).
 #
 # The map speaks about the *first* steps: it measures gradients of policies that have not moved yet. And a factor of 2 in
