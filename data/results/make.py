@@ -356,6 +356,20 @@ def features():
         write_text(RESULTS / "features.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
 
 
+def games_pretrain():
+    """What longer pre-training gives on Games: the warm start after 1,500 and 6,000 steps of it, on validation users."""
+    rows = []
+    for pretrain in (1500, 6000):
+        flat = {**PRESETS["games"], **RECIPES["reads"], "pretrain": pretrain}
+        config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
+        splits, items = load_task(config)
+        folder, find = Path("runs/games-pretrain") / str(pretrain), demonstrator(splits, config)
+        start = warm_start(config, splits, items, folder, True, True, demonstrate=find)
+        rows.append({"pretrain": pretrain, "seed": config.seed} | instrument(load_policy(start), splits, config))
+        print(rows[-1], flush=True)
+        write_text(RESULTS / "games-pretrain.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
+
+
 def text_checkpoint(task, data, **changes):
     """A shipped policy that reads free text: weights alone, none of the data's texts."""
     name, start = f"text-{task.partition('-')[0]}", Path("runs") / f"text-{task}"
@@ -450,6 +464,7 @@ EXPERIMENTS = {
     "games-large": games_large,
     "games-length": games_length,
     "features": features,
+    "games-pretrain": games_pretrain,
     "text-lastfm": lambda: text_checkpoint("lastfm-sdpo", "SDPO"),
     "text-games": lambda: text_checkpoint("games-mixed", "GAMES", lr=3e-4),
     "smollm2-movielens": lambda: smollm2("movielens", "MOVIELENS"),
