@@ -26,7 +26,9 @@ sys.path.insert(0, str(ROOT))
 from fgrpo.baselines import baselines_by_name, demonstrator, zero_shot  # noqa: E402
 from fgrpo.config import KitError  # noqa: E402
 from fgrpo.credit import with_credit  # noqa: E402
+from fgrpo.evaluate import greedy  # noqa: E402
 from fgrpo.lm.pretrained import PretrainedPolicy  # noqa: E402
+from fgrpo.policy import Sampling  # noqa: E402
 from fgrpo.runs.fields import config_with, with_fields  # noqa: E402
 from fgrpo.runs.policies import load_policy  # noqa: E402
 from fgrpo.runs.presets import LADDER, LM_PRESET, PRESETS, RECIPES  # noqa: E402
@@ -43,6 +45,7 @@ from fgrpo.study.instrument import instrument  # noqa: E402
 from fgrpo.study.ladder import BEGIN, format_ladder, ladder_experiments, measure_ladder  # noqa: E402
 from fgrpo.study.map import CELLS  # noqa: E402
 from fgrpo.study.preference import preferences_by_name  # noqa: E402
+from fgrpo.study.reads import reads_rows, verdict  # noqa: E402
 from fgrpo.study.report import AREA, PRIMARY, made_of, table, to_csv, write_report  # noqa: E402
 from fgrpo.tasks import family, load_task, resolved  # noqa: E402
 from fgrpo.tasks.atomic import write_text  # noqa: E402
@@ -283,6 +286,17 @@ def read_test(task):
         first, *lines = out.read_text(encoding="utf-8").splitlines()
         verdicts[name] = json.loads(first.removeprefix("# "))["verdict"]
         rows += [{"policy": name} | row for row in csv.DictReader(lines)]
+    config = read_config(Path("runs") / task / "warm-start")
+    (splits, _), sampling = load_task(config), Sampling(replace(config.grammar, full=True))
+    selector, ranker = (load_policy(Path("runs") / task / "baselines" / name) for name in ("selector", "ranker-gold"))
+
+    def decoupled(examples):
+        slates = [output.slate for output in greedy(selector, examples, sampling)]
+        return greedy(ranker, examples, sampling, slates=slates)
+
+    found = reads_rows(decoupled, splits.test, splits.train)
+    verdicts["decoupled"] = verdict(found)
+    rows += [{"policy": "decoupled"} | row for row in found]
     write_text(RESULTS / f"reads-{task}.csv", to_csv(rows, {**provenance(), "verdicts": verdicts}))
 
 
