@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -148,6 +149,13 @@ def numerics(device: str, sizes: dict) -> None:
     write("gpu-numerics", [{"resume_bit_identical": "", **row} for row in rows], device)
 
 
+def llama(device: str, sizes: dict, like: Policy) -> Policy:
+    """A Llama with random weights, in bfloat16 on a GPU, and the labels of another policy."""
+    dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    model = made(LlamaForCausalLM, LlamaConfig(**sizes, **OTHERS), device, dtype)
+    return SharedPolicy(model, like.tokenizer, like.labels)
+
+
 def decode(device: str, sizes: dict, queries: int) -> None:
     """Tokens per second of rollouts, with graphs and without; the floor reads all weights once a step."""
     rows, (splits, items) = [], load_task(Config())
@@ -155,10 +163,7 @@ def decode(device: str, sizes: dict, queries: int) -> None:
     sampling = Sampling(GrammarConfig(slate_size=10, rank_size=5, full=True))
     for way in ("graphs", "plain"):
         static.DEVICES = {device.partition(":")[0]} if way == "graphs" else set()
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        policy = SharedPolicy(
-            made(LlamaForCausalLM, LlamaConfig(**sizes, **OTHERS), device, dtype), plain.tokenizer, plain.labels
-        )
+        policy = llama(device, sizes, plain)
         seconds, tokens = [], 0
         for number in range(7):  # the first two compare and capture
             some = splits.train.take(number * queries, queries)
@@ -180,47 +185,45 @@ def masks(device: str, sizes: dict, prompts: tuple[int, ...]) -> None:
     """The loss with a dense mask and with block masks, by turns; their gradients should differ by rounding."""
     rows: list[dict] = []
     kind, before = device.partition(":")[0], prefix.BLOCK_MASKS
+    ways: dict[str, set[str]] = {"dense": set(), "blocks": {kind}}
     for prompt in prompts:
         case = Case(prompt=prompt, device=device)
-        labels = case.policy()
-        dtype = "bfloat16" if kind == "cuda" else "float32"
-        policy = SharedPolicy(
-            made(LlamaForCausalLM, LlamaConfig(**sizes, **OTHERS), device, dtype), labels.tokenizer, labels.labels
-        )
+        policy = llama(device, sizes, case.policy())
         policy.checked = {case.group: sys.maxsize}
-        rollouts = replace(
-            rollout(policy, case.batch(0), Sampling(GrammarConfig(slate_size=38, rank_size=5, full=True)), 8, 0),
-            tree=None,
-        )
+        sampling = Sampling(GrammarConfig(slate_size=38, rank_size=5, full=True))
+        rollouts = replace(rollout(policy, case.batch(0), sampling, 8, 0), tree=None)
         advantages = torch.randn(rollouts.mask.shape, device=device) * rollouts.mask
-        seconds: dict[str, list[float]] = {"dense": [], "blocks": []}
-        gradients, peaks, note = {}, {}, ""
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        gradients, peaks, notes = {}, {}, {}
 
         def loss_and_gradients(policy=policy, rollouts=rollouts, advantages=advantages) -> None:
             policy.model.zero_grad()
             policy_loss(policy, rollouts, advantages, RLConfig())[0].backward()
 
-        for _ in range(6):  # the first one compiles
-            for way in list(seconds):
-                prefix.BLOCK_MASKS = {kind} if way == "blocks" else set()
-                now(device)
-                began = time.perf_counter()
-                try:
-                    peaks[way] = allocated(loss_and_gradients) if kind == "cuda" else loss_and_gradients()
-                except Exception as error:  # whatever a compiler says: the dense mask is measured all the same
-                    note = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
-                    del seconds[way]
-                    continue
-                now(device)
-                seconds[way].append(time.perf_counter() - began)
-                gradients[way] = torch.cat([p.grad.float().flatten() for p in policy.parameters()])
-        apart = (gradients["blocks"] - gradients["dense"]).norm() / gradients["dense"].norm() if not note else ""
-        for way in ("dense", "blocks"):
-            known = seconds.get(way)
-            rows.append({"prompt": prompt, "way": way, "seconds": round(sorted(known[1:])[2], 4) if known else "",
-                         "peak_mb": round(peaks[way]) if peaks.get(way) else "",
-                         "gradient_difference": float(apart) if way == "blocks" and apart != "" else "",
-                         "note": note if way == "blocks" else ""})  # fmt: skip
+        for _, way in product(range(6), ways):  # the first turn compiles
+            if way in notes:
+                continue
+            prefix.BLOCK_MASKS = ways[way]
+            now(device)
+            began = time.perf_counter()
+            try:
+                if kind == "cuda":
+                    peaks[way] = round(allocated(loss_and_gradients))
+                else:
+                    loss_and_gradients()
+            except Exception as error:  # whatever a compiler says: the other way is measured all the same
+                notes[way] = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+                continue
+            now(device)
+            seconds[way].append(time.perf_counter() - began)
+            gradients[way] = torch.cat([p.grad.float().flatten() for p in policy.parameters()])
+        apart = ""
+        if not notes:
+            apart = float((gradients["blocks"] - gradients["dense"]).norm() / gradients["dense"].norm())
+        for way in ways:
+            rows.append({"prompt": prompt, "way": way, "peak_mb": peaks.get(way, ""), "note": notes.get(way, ""),
+                         "seconds": "" if way in notes else round(sorted(seconds[way][1:])[2], 4),
+                         "gradient_difference": apart if way == "blocks" else ""})  # fmt: skip
             write("gpu-masks", rows, device)
     prefix.BLOCK_MASKS = before
 

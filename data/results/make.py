@@ -8,7 +8,6 @@ tables and figures are copied to data/results/. Folders of real data are environ
 
 import argparse
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -260,16 +259,11 @@ def figures():
     plots.save(plots.scaling(rows_of("scaling", "")), found["scaling"])
 
 
-def analyse(*options):
-    """Run `python -m fgrpo analyse`."""
-    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options], check=True)
-
-
 def analysis_of(name, *options):
     """What `python -m fgrpo analyse` measures: its table, and its figure where there is one."""
     made = Path("runs") / name / f"{name}.csv"  # the map keeps its warm starts beside it
     made.parent.mkdir(parents=True, exist_ok=True)
-    analyse(*options, "--out", str(made))
+    subprocess.run([sys.executable, "-m", "fgrpo", "analyse", *options, "--out", str(made)], check=True)
     for path in (made, made.with_suffix(".png")):
         if path.exists():
             shutil.copy(path, RESULTS)
@@ -277,26 +271,23 @@ def analysis_of(name, *options):
 
 def read_test(task):
     """Whether the policies of a real task's table read their pools and queries (those of seed 0, test split)."""
-    rows, verdicts = [], {}
-    for name in ("warm-start", "sft_once-start0", "sft_more-start0", *(f"{method}-seed0" for method in READING)):
-        out = Path("runs") / f"reads-{task}" / f"{name}.csv"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if not out.exists():
-            analyse("--reads", "--checkpoint", f"runs/{task}/{name}", "--split", "test", "--out", str(out))
-        first, *lines = out.read_text(encoding="utf-8").splitlines()
-        verdicts[name] = json.loads(first.removeprefix("# "))["verdict"]
-        rows += [{"policy": name} | row for row in csv.DictReader(lines)]
-    config = read_config(Path("runs") / task / "warm-start")
+    folder = Path("runs") / task
+    config = read_config(folder / "warm-start")
     (splits, _), sampling = load_task(config), Sampling(replace(config.grammar, full=True))
-    selector, ranker = (load_policy(Path("runs") / task / "baselines" / name) for name in ("selector", "ranker-gold"))
 
-    def decoupled(examples):
-        slates = [output.slate for output in greedy(selector, examples, sampling)]
-        return greedy(ranker, examples, sampling, slates=slates)
+    def answering(name):
+        policy = load_policy(folder / name)
+        return lambda examples, **options: greedy(policy, examples, sampling, **options)
 
-    found = reads_rows(decoupled, splits.test, splits.train)
-    verdicts["decoupled"] = verdict(found)
-    rows += [{"policy": "decoupled"} | row for row in found]
+    select, rank = (answering(f"baselines/{name}") for name in ("selector", "ranker-gold"))
+    rows, verdicts = [], {}
+    names = ("warm-start", "sft_once-start0", "sft_more-start0", *(f"{method}-seed0" for method in READING))
+    answers = {name: answering(name) for name in names}
+    answers["decoupled"] = lambda examples: rank(examples, slates=[output.slate for output in select(examples)])
+    for name, answer in answers.items():
+        found = reads_rows(answer, splits.test, splits.train)
+        verdicts[name] = verdict(found)
+        rows += [{"policy": name} | row for row in found]
     write_text(RESULTS / f"reads-{task}.csv", to_csv(rows, {**provenance(), "verdicts": verdicts}))
 
 
@@ -323,10 +314,14 @@ def smollm2(task, data, limit=None, passage_tokens=200, **changes):
                baselines=baselines, jobs=1)  # fmt: skip
 
 
+def text_config(task, data, **changes):
+    """A configuration of a policy that reads texts."""
+    return config_with(task=task, data=folder_of(data), **{**PRESETS[family(task)], **RECIPES["reads"], **changes})
+
+
 def reads(task, data, *beside, **changes):
     """A policy that reads texts on a real task with thousands of test queries; 5 seeds from 5 warm starts."""
-    flat = {**PRESETS[family(task)], **RECIPES["reads"], "steps": 150, **changes}
-    config = resolved(config_with(task=task, data=folder_of(data), **flat))
+    config = resolved(text_config(task, data, **{"steps": 150, **changes}))
     baselines = ["random", "popularity", "bm25", "dense", *beside, "gru4rec", "unisrec", "decoupled"]
     experiment(config.task, {"": methods(config, *READING)}, 5, starts=5, baselines=baselines,
                copies={"errors.png": f"{config.task}-errors.png"})  # fmt: skip
@@ -334,8 +329,7 @@ def reads(task, data, *beside, **changes):
 
 def games_large():
     """Larger pools, longer slates, slates of a length of their own, from the warm start of `games-mixed` (pools of 20)."""
-    flat = {**PRESETS["games"], **RECIPES["reads"], "steps": 100, "lr": 3e-4}
-    config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
+    config = text_config("games-mixed", "GAMES", steps=100, lr=3e-4)
     settings = {"pool=50": {"pool": 50}, "pool=100 slate_size=20": {"pool": 100, "slate_size": 20},
                 "pool=100 slate_size=20 slate_reward=f1": {"pool": 100, "slate_size": 20, "slate_reward": "f1"},
                 "task=games-union pool=200 slate_size=20": {"task": "games-union", "pool": 200, "slate_size": 20},
@@ -347,41 +341,35 @@ def games_large():
 
 def games_length():
     """Slates of a length of their own, from warm starts whose demonstrations hold the relevant item alone."""
-    flat = {**PRESETS["games"], **RECIPES["reads"], "demonstrations": "relevant", "steps": 200, "lr": 3e-4}
-    config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
+    config = text_config("games-mixed", "GAMES", demonstrations="relevant", steps=200, lr=3e-4)
     experiments = {
         f"slate_reward={name}": methods(with_fields(config, slate_reward=name), *TWO) for name in ("recall", "f1")
     }
     experiment("games-length", experiments, 3, sft_more=False, limit=1000, baselines=["popularity"])
 
 
-def features():
-    """What a warm start knows: each kind of features, with and without pre-training, measured on the validation split."""
+def warm_starts(name, runs):
+    """Warm starts, measured on the validation split: for each the columns that say which it is, and its configuration."""
     rows = []
-    for kind, pretrain in product(("id", "text", "both"), (0, 1500)):
-        flat = {**PRESETS["lastfm-sdpo"], **RECIPES["reads"], "features": kind, "pretrain": pretrain}
-        config = config_with(task="lastfm-sdpo", data=folder_of("SDPO"), **flat)
+    for columns, config in runs:
         splits, items = load_task(config)
-        folder, find = Path("runs/features") / f"{kind}-{pretrain}", demonstrator(splits, config)
+        folder, find = Path("runs") / name / "-".join(map(str, columns.values())), demonstrator(splits, config)
         start = warm_start(config, splits, items, folder, True, True, demonstrate=find)
-        rows.append({"features": kind, "pretrain": pretrain, "seed": config.seed}
-                    | instrument(load_policy(start), splits, config))  # fmt: skip
+        rows.append({**columns, "seed": config.seed} | instrument(load_policy(start), splits, config))
         print(rows[-1], flush=True)
-        write_text(RESULTS / "features.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
+        write_text(RESULTS / f"{name}.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
+
+
+def features():
+    """What a warm start knows: each kind of features, with and without pre-training."""
+    kinds = [{"features": kind, "pretrain": n} for kind, n in product(("id", "text", "both"), (0, 1500))]
+    warm_starts("features", [(columns, text_config("lastfm-sdpo", "SDPO", **columns)) for columns in kinds])
 
 
 def games_pretrain():
-    """What longer pre-training gives on Games: the warm start after 1,500 and 6,000 steps of it, on validation users."""
-    rows = []
-    for pretrain in (1500, 6000):
-        flat = {**PRESETS["games"], **RECIPES["reads"], "pretrain": pretrain}
-        config = config_with(task="games-mixed", data=folder_of("GAMES"), **flat)
-        splits, items = load_task(config)
-        folder, find = Path("runs/games-pretrain") / str(pretrain), demonstrator(splits, config)
-        start = warm_start(config, splits, items, folder, True, True, demonstrate=find)
-        rows.append({"pretrain": pretrain, "seed": config.seed} | instrument(load_policy(start), splits, config))
-        print(rows[-1], flush=True)
-        write_text(RESULTS / "games-pretrain.csv", to_csv(rows, {**provenance(), "config": config.to_dict()}))
+    """What longer pre-training gives on Games."""
+    lengths = [{"pretrain": n} for n in (1500, 6000)]
+    warm_starts("games-pretrain", [(columns, text_config("games-mixed", "GAMES", **columns)) for columns in lengths])
 
 
 def text_checkpoint(task, data, **changes):

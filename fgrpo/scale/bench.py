@@ -225,9 +225,8 @@ def bench(
         for method, run in timed_runs.items():
             rounds[method].append(run(number))
     torch.set_num_threads(threads)
-    peaks = {}
+    on_gpu, peaks = case.device.startswith("cuda"), {}
     for method, run in runs.items() if memory else ():
-        on_gpu = case.device.startswith("cuda")
         peaks[method] = allocated(partial(run, repeats + 1)) if on_gpu else peak_memory(case, method)
     middle = {m: {p: statistics.median(r[p] for r in rounds[m][1:]) for p in rounds[m][0]} for m in rounds}
     rows: list[Row] = []
