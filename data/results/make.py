@@ -437,6 +437,10 @@ EXPERIMENTS = {
         split="validation", starts=2, sft_more=False),
     "horizon": lambda: experiment("horizon", sweep(LAB, TWO, steps=[300, 1200]), 2, split="validation", starts=2,
                                   sft_more=False),
+    "options": lambda: experiment(  # one option of the recipe changed at a time
+        "options", {f"{name}={value}": methods(with_fields(LAB, lr=4e-4, **{name: value}), *TWO) for name, value in
+                    (("epochs", 2), ("scale", "std"), ("lam", 2.0), ("rankings", 2))}, 2, split="validation", starts=2,
+        sft_more=False),
     "lab": lab,
     "lab-filled": lambda: experiment(
         "lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3, sft_more=False),
