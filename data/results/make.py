@@ -439,7 +439,7 @@ EXPERIMENTS = {
                                   sft_more=False),
     "options": lambda: experiment(  # one option of the recipe changed at a time
         "options", {f"{name}={value}": methods(with_fields(LAB, lr=4e-4, **{name: value}), *TWO) for name, value in
-                    (("epochs", 2), ("scale", "std"), ("lam", 2.0), ("rankings", 2))}, 2, split="validation", starts=2,
+                    (("epochs", 2), ("scale", "std"), ("lam", 2.0), ("rankings", 2), ("temperature", 0.7), ("temperature", 1.4))}, 2, split="validation", starts=2,
         sft_more=False),
     "lab": lab,
     "lab-filled": lambda: experiment(
