@@ -61,6 +61,7 @@ FOUR, TWO = ("grpo", "fgrpo", "item", "reward_to_go"), ("grpo", "fgrpo")
 CONFIRMED = {"pool50": ("pool50", 1.0), "one lam=4": ("one", 4.0), "warm lam=4": ("warm", 4.0), "one": ("one", 1.0),
              "cold lam=4": ("cold", 4.0), "slate noise": ("slate-noise", 1.0)}  # fmt: skip
 """regimes in which the map's prediction is tested: a cell of it, and lambda"""
+OPTIONS = (("epochs", 2), ("scale", "std"), ("lam", 2.0), ("rankings", 2), ("temperature", 0.7), ("temperature", 1.4))
 REAL = ("lastfm-sdpo", "movielens-loo", "games-mixed")
 READING = ("grpo", "fgrpo", "reward_to_go", "item")
 BESIDE = ["random", "popularity", "gru4rec", "decoupled", "attributes", "taste"]
@@ -438,9 +439,8 @@ EXPERIMENTS = {
     "horizon": lambda: experiment("horizon", sweep(LAB, TWO, steps=[300, 1200]), 2, split="validation", starts=2,
                                   sft_more=False),
     "options": lambda: experiment(  # one option of the recipe changed at a time
-        "options", {f"{name}={value}": methods(with_fields(LAB, lr=4e-4, **{name: value}), *TWO) for name, value in
-                    (("epochs", 2), ("scale", "std"), ("lam", 2.0), ("rankings", 2), ("temperature", 0.7), ("temperature", 1.4))}, 2, split="validation", starts=2,
-        sft_more=False),
+        "options", {f"{name}={value}": methods(with_fields(LAB, lr=4e-4, **{name: value}), *TWO)
+                    for name, value in OPTIONS}, 2, split="validation", starts=2, sft_more=False),
     "lab": lab,
     "lab-filled": lambda: experiment(
         "lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3, sft_more=False),

@@ -9,7 +9,7 @@ compares them.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, pad, rms_norm, scaled_dot_product_attention, silu
-from transformers import Qwen3ForCausalLM
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
 from ..policy import positions
 from .attention import two_parts, two_parts_fused
 from .prefix import NO_BRANCH, PROMPT, PrefixTree, SharedPolicy
+from .qwen3 import Kept, Pass, Rotation, last_norm, layers_of, plain_qwen3, qwen3, replay
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
 SHORT = 256
 """number of prompt tokens up to which each rollout gets a copy of its prompt's keys and values (at 128 it costs the same)"""
 FEW = 4
 """number of queries of a row up to which plain products are faster than torch's fused attention on a CPU"""
+EVEN = 16
+"""plain products take slots in multiples of this, the last ones hidden: a tenth of a rollout's time on a CPU"""
 
 
 class RowPolicy(SharedPolicy):
@@ -44,64 +44,6 @@ class RowPolicy(SharedPolicy):
         if not plain_qwen3(self.model):
             return PrefixTree(self.model, ids, mask)
         return (RowTree if ids.shape[1] <= SHORT else BranchTree)(self.model, ids, mask, tokens)
-
-
-def plain_qwen3(model: Any) -> bool:
-    """Whether `qwen3` computes what this model does: what Policy.tiny makes, none of the architecture's variants."""
-    config = model.config
-    kinds, rope = set(getattr(config, "layer_types", [])), getattr(config, "rope_parameters", {})
-    plain = kinds == {"full_attention"} and rope["rope_type"] == "default" and config.hidden_act == "silu"
-    return type(model) is Qwen3ForCausalLM and plain and not config.attention_bias
-
-
-class Layer(NamedTuple):
-    """Weights of a layer; those that are used together are one matrix, with the weights of the norm before them."""
-
-    qkv: Tensor  # of queries, keys and values
-    head_norms: Tensor  # (heads + key heads, head size)
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-
-def layers_of(model: Any) -> list[Layer]:
-    """The weights of each layer; gradients flow through to the model's own."""
-    heads, key_heads, found = model.config.num_attention_heads, model.config.num_key_value_heads, []
-    for layer in model.model.layers:
-        a, m = layer.self_attn, layer.mlp
-        norms = torch.cat((a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(key_heads, -1)))
-        qkv = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)) * layer.input_layernorm.weight
-        gate_up = torch.cat((m.gate_proj.weight, m.up_proj.weight)) * layer.post_attention_layernorm.weight
-        found.append(Layer(qkv, norms, a.o_proj.weight, gate_up, m.down_proj.weight))
-    return found
-
-
-def qwen3(model: Any, layers: list[Layer], ids: Tensor, position: Tensor, attend: Attend, read: Tensor) -> Tensor:
-    """Hidden states (R, hidden size) of the tokens `read` (R indices) among N tokens, ids and position (N,)."""
-    config, decoder, count = model.config, model.model, len(ids)
-    heads, key_heads, size, epsilon = (
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps
-    )  # fmt: skip
-    angle = position.unsqueeze(1) * decoder.rotary_emb.inv_freq
-    x = decoder.embed_tokens(ids)
-    cos, sin = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1)
-    cos, sin = (torch.cat(pair, dim=-1).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))
-    width = x.shape[1:]
-
-    def turned(x: Tensor) -> Tensor:  # by its position
-        return torch.addcmul(x * cos, x.roll(size // 2, dims=-1), sin)
-
-    for n, layer in enumerate(layers):
-        projected = linear(rms_norm(x, width, None, epsilon), layer.qkv).view(count, -1, size)
-        qk, v = projected.split((heads + key_heads, key_heads), dim=1)
-        qk = rms_norm(qk, (size,), None, epsilon) * layer.head_norms
-        q, k = turned(qk).split((heads, key_heads), dim=1)
-        if n == len(layers) - 1 and len(read) < count:  # of the last layer nothing else is read
-            x, q = x[read], q[read]
-        x = x + linear(attend(n, q, k, v).flatten(1), layer.out)
-        gate, up = linear(rms_norm(x, width, None, epsilon), layer.gate_up).chunk(2, dim=-1)
-        x = x + linear(silu(gate) * up, layer.down)
-    return rms_norm(x, width, decoder.norm.weight, epsilon)
 
 
 @dataclass(frozen=True)
@@ -125,6 +67,41 @@ class Feed:
         return x.flatten(0, 1) if len(self.row) == self.shape[0] * self.shape[1] else x[self.row, self.place]
 
 
+class Step(NamedTuple):
+    """Tokens that were fed at once, and what became of them."""
+
+    ids: Tensor  # (N,)
+    row: Tensor
+    depth: Tensor
+    read: Tensor  # (R,) indices
+    kept: list[Kept]
+    out: Tensor  # (R, width)
+
+
+def joined(steps: Sequence[Step], rows: int) -> Step:
+    """All steps as one, with the tokens of a row after each other."""
+    order = among = None  # where every step feeds each row as many tokens, and reads one, rows are laid side by side
+    each = torch.arange(rows, device=steps[0].row.device).unsqueeze(1)
+    if any(len(s.row) % rows or len(s.read) != rows or (s.row.view(rows, -1) != each).any() for s in steps):
+        row, depth = torch.cat([s.row for s in steps]), torch.cat([s.depth for s in steps])
+        order = (row * len(row) + depth).argsort()
+        among = torch.cat([s.row[s.read] * len(row) + s.depth[s.read] for s in steps]).argsort()
+
+    def placed(parts: Iterable[Tensor], order: Tensor | None) -> Tensor:
+        if order is None:
+            return torch.cat([x.unflatten(0, (rows, -1)) for x in parts], dim=1).flatten(0, 1)
+        return torch.cat(tuple(parts))[order]
+
+    kept = []
+    for n, layers in enumerate(zip(*(s.kept for s in steps), strict=True)):
+        x, qk, *rest = zip(*layers, strict=True)
+        which = among if n == len(steps[0].kept) - 1 else order
+        kept.append(Kept(placed(x, order), placed(qk, order), *(placed(each, which) for each in rest)))
+    ids, row, depth = (placed(x, order) for x in zip(*((s.ids, s.row, s.depth) for s in steps), strict=True))
+    read = placed([torch.zeros_like(s.row).index_fill_(0, s.read, 1) for s in steps], order).nonzero().squeeze(1)
+    return Step(ids, row, depth, read, kept, placed([s.out for s in steps], among))
+
+
 class RowTree(PrefixTree):
     """Encoded prompts, and the keys and values of each rollout in a row of its own."""
 
@@ -133,6 +110,10 @@ class RowTree(PrefixTree):
     hidden: Tensor  # (B, 1, 1, slots): -inf at the padding of prompts
     first: Tensor  # (B,): position of the first token after the prompt
     fed: Tensor  # (B,): number of tokens that each row holds
+    level: int | None  # slots of every row that are written, where they are as many
+    rotation: Rotation  # of every position
+    steps: "list[Step] | None" = None  # what was fed, if it is recorded
+    sampled: "RowTree | None" = None  # the fork that recorded the last rollouts
     start: int  # slots of a row before its first token
     prompt_keys: list[Tensor]  # of each layer, (Q, key heads, P, head size)
     prompt_values: list[Tensor]
@@ -142,6 +123,7 @@ class RowTree(PrefixTree):
         self.versions = [p._version for p in model.parameters()]
         self.branch, self.prompt_length = torch.where(mask, PROMPT, NO_BRANCH), mask.sum(1, keepdim=True)
         self.layers = layers_of(model)
+        rotation = Rotation.of(model, ids.shape[1]).at(positions(mask).flatten())
         (queries, length), order = ids.shape, torch.arange(ids.shape[1], device=ids.device)
         kept: list[tuple[Tensor, Tensor]] = []
         padded = ids.shape[1] <= SHORT or not mask.all()  # otherwise half of the work is left out, which pays if long
@@ -159,7 +141,8 @@ class RowTree(PrefixTree):
 
         read = self.read(ids)
         flat = (read + length * torch.arange(queries, device=ids.device).unsqueeze(1)).flatten()
-        out = qwen3(model, self.layers, ids.flatten(), positions(mask).flatten(), attend, flat).view(*read.shape, -1)
+        out = qwen3(model, self.layers, ids.flatten(), rotation, attend, flat)
+        out = last_norm(model, out).view(*read.shape, -1)
         self.prompt_keys, self.prompt_values = [k for k, _ in kept], [v for _, v in kept]
         self.head, out = self.choices(ids, out, tokens), out[:, -1]
         if self.head is None:
@@ -196,6 +179,9 @@ class RowTree(PrefixTree):
         """The same prompts with room for `group` rows of `length` tokens each."""
         other = copy(self)
         other.group, other.start = group, self.branch.shape[1]
+        other.rotation, other.level = Rotation.of(self.model, other.start + length), other.start
+        if self.logits.requires_grad and not torch.is_grad_enabled():  # for the loss
+            self.sampled, other.steps = other, []
 
         def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
             x = pad(x, (0, 0, 0, length), value=value)
@@ -212,6 +198,7 @@ class RowTree(PrefixTree):
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
         place = depth - self.fed[row]
         shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
+        end = self.slots(end) if shape[1] <= FEW else end
         own = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # slots (B, places)
         later = torch.arange(end, device=ids.device) > own.unsqueeze(-1)
         mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
@@ -223,16 +210,58 @@ class RowTree(PrefixTree):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
 
-        out = qwen3(self.model, self.layers, ids, self.first[row] + depth, attend, where)
+        kept: list[Kept] | None = None if self.steps is None else []
+        out = qwen3(self.model, self.layers, ids, self.rotation.at(self.first[row] + depth), attend, where, kept)
+        if self.steps is not None and kept is not None:
+            self.steps.append(Step(ids, row, depth, where, kept, out))
+        return self.answers(out, part)
+
+    def slots(self, end: int) -> int:
+        """How many slots a plain product takes, to reach this one."""
+        return min(-(-end // EVEN) * EVEN, self.keys[0].shape[-2])
+
+    def answers(self, hidden: Tensor, read: Feed) -> Tensor:
+        """Logits of what was `read`, from hidden states (R, hidden size) before the last norm."""
+        hidden = self.asking(last_norm(self.model, hidden))
         if self.head is None:
-            return self.model.lm_head(out)
-        out = self.asking(out)
-        logits = part.grid(out).view(len(self.head), -1, out.shape[-1]) @ self.head.transpose(1, 2)
-        return part.flat(logits.view(*shape, -1))
+            return self.model.lm_head(hidden)
+        logits = read.grid(hidden).view(len(self.head), -1, hidden.shape[-1]) @ self.head.transpose(1, 2)
+        return read.flat(logits.view(*read.shape, -1))
+
+    def completion_logits(self, completions: Tensor, wanted: Tensor, fed: Tensor, begun: int) -> Tensor:
+        """As PrefixTree.completion_logits. Of tokens that were fed and read by sampling nothing is computed again."""
+        tree, length = self.sampled, completions.shape[1]
+        if tree is None or not tree.steps or not torch.is_grad_enabled():
+            return super().completion_logits(completions, wanted, fed, begun)
+        ids, row, depth, read, kept, out = joined(tree.steps, len(completions))
+        at = row[read], begun + depth[read] + 1
+        known = torch.zeros_like(wanted).index_put(at, wanted.new_ones(()))
+        if (known != wanted)[:, begun + 1 :].any() or (completions[row, begun + depth] != ids).any():
+            return super().completion_logits(completions, wanted, fed, begun)
+        shape, end = (len(completions), int(depth.max()) + 1), tree.slots(tree.start + int(depth.max()) + 1)
+        place = torch.arange(shape[1], device=ids.device).unsqueeze(1)
+        later = torch.arange(end, device=ids.device) > tree.start + place  # (places, slots)
+        every = Feed(row, depth, (), shape, tree.hidden[..., :end].masked_fill(later, float("-inf")))
+        part = replace(every, row=row[read], place=depth[read])
+
+        def attend_backward(layer: int, q: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+            return tree.attend_backward(every, every if len(q) == len(ids) else part, layer, q, d)
+
+        rotation = tree.rotation.at(tree.first[row] + depth)
+        done = Pass(kept, out, read, rotation, self.model.config.rms_norm_eps)
+        prompts = [x for both in zip(self.prompt_keys, self.prompt_values, strict=True) for x in both]
+        found = replay(done, self.layers, self.model.model.embed_tokens(ids), prompts, attend_backward)
+        logits = self.logits.repeat_interleave(tree.group, dim=0).unsqueeze(1).expand(-1, length, -1)
+        return logits.index_put(at, tree.answers(found, part))
 
     def laid_out(self, row: Tensor, place: Tensor, slot: Tensor, shape: tuple[int, int], mask: Tensor) -> Feed:
         """The tokens of an `extend`, for `attend`."""
-        return Feed(row, place, (row, slice(None), slot), shape, mask)
+        begin = self.level
+        if begin is None or len(row) < shape[0] * shape[1]:
+            self.level = None
+            return Feed(row, place, (row, slice(None), slot), shape, mask)
+        self.level = begin + shape[1]  # every row gets as many tokens, into the same slots
+        return Feed(row, place, (slice(None), slice(None), slice(begin, self.level)), shape, mask)
 
     @staticmethod
     def at_once(prompt: int, length: int) -> int:
@@ -242,16 +271,40 @@ class RowTree(PrefixTree):
     def attend(self, feed: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of fed tokens to their rows, whose new keys and values are written first. (N, heads, size) each."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[feed.written], values[feed.written] = k, v
+        whole = isinstance(feed.written[0], slice)
+        keys[feed.written], values[feed.written] = (feed.grid(x).transpose(1, 2) if whole else x for x in (k, v))
         (rows, places), end, heads = feed.shape, feed.mask.shape[-1], k.shape[1]
         keys, values, q = keys[:, :, :end], values[:, :, :end], feed.grid(q)  # q: (B, places, heads, size)
         if places > FEW:
             out = scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=feed.mask, enable_gqa=True)
             return feed.flat(out.transpose(1, 2))
         q = q.view(rows, places, heads, -1, q.shape[-1]).transpose(1, 2).flatten(2, 3)  # heads that share keys together
-        scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end) * k.shape[-1] ** -0.5
-        out = (scores + feed.mask.unsqueeze(3)).softmax(-1).flatten(2, 3) @ values
+        scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end)
+        weights = torch.add(feed.mask.unsqueeze(3), scores, alpha=k.shape[-1] ** -0.5).softmax(-1)
+        out = weights.flatten(2, 3) @ values
         return feed.flat(out.view(rows, heads, places, -1, k.shape[-1]).transpose(1, 2).flatten(2, 3))
+
+    def attend_backward(self, feed: Feed, read: Feed, layer: int, q: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of q (R, heads, size), of the tokens' keys and values, of the prompts', from that of `attend`, d."""
+        (rows, places), end, size = read.shape, read.mask.shape[-1], q.shape[-1]
+        keys, values = (x[layer][:, :, :end] for x in (self.keys, self.values))
+        heads = keys.shape[1]
+
+        def grid(x: Tensor) -> Tensor:  # heads that share keys together: (B, key heads, places * sharing, size)
+            return read.grid(x).view(rows, places, heads, -1, size).transpose(1, 2).flatten(2, 3)
+
+        q, d = grid(q * size**-0.5), grid(d)
+        scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end)
+        weights = scores.add_(read.mask.unsqueeze(3)).softmax(-1).flatten(2, 3)
+        d_scores = torch._softmax_backward_data(d @ values.transpose(2, 3), weights, -1, weights.dtype)
+        both = (
+            d_scores.transpose(2, 3) @ q,
+            weights.transpose(2, 3) @ d,
+        )  # of keys and values, (B, key heads, slots, size)
+        dq = (d_scores @ keys * size**-0.5).view(rows, heads, places, -1, size).transpose(1, 2).flatten(2, 3)
+        own = (feed.flat(x[:, :, self.start : self.start + places].transpose(1, 2)) for x in both)
+        prompt = (x[:, :, : self.start].unflatten(0, (-1, self.group)).sum(1) for x in both)
+        return read.flat(dq), *own, *prompt
 
 
 class BranchTree(RowTree):
@@ -267,6 +320,7 @@ class BranchTree(RowTree):
         """The same prompts, not copied, with room for `group` branches of `length` tokens each."""
         other, queries = copy(self), len(self.branch)
         other.group, other.start = group, 0
+        other.rotation = Rotation.of(self.model, self.branch.shape[1] + length)
         other.keys, other.values = (
             [x.new_zeros(queries, x.shape[1], group, length, x.shape[-1]) for x in each]
             for each in (self.prompt_keys, self.prompt_values)

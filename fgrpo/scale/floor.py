@@ -1,10 +1,11 @@
 """The floor of a step: the time of the matrix products that it cannot do without, a lower limit for its speed.
 
 Each product is timed as torch.mm or torch.bmm on matrices of its shape. Every linear layer is counted once for each token
-of a prompt and each token fed in sampling, forward and backward (three products for one) for each token of the loss, and
-a head of the grammar's choices. RL's prompts count once for sampling and loss together; tokens after the last choice do
-not count at all. Of attention, which is counted on request, the scores and sums over prompts are (half of a prompt's own,
-for causality), those within a completion are not. Norms, activations, sampling and credit are left out.
+of a prompt and each token fed in sampling, twice more for each token of the loss (its backward pass), and a head of the
+grammar's choices. Of a whole step nothing counts twice: its loss needs no forward pass of its own, on the weights that
+sampled; a loss by itself does. Tokens after the last choice do not count at all. Of attention, which is counted on
+request, the scores and sums over prompts are (half of a prompt's own, for causality), those within a completion are not.
+Norms, activations, sampling and credit are left out.
 """
 
 import time
@@ -48,11 +49,9 @@ def products(policy: Policy, prompts: Prompts, wanted: Tensor, part: str, attent
         if fed:
             decoded = [(step, size, length), (step, length, size)]
             sampled += [(queries * heads, *x) for _ in range(config.num_hidden_layers) for x in decoded]
-    if part != "rollout":
-        for b, m, k, n in learned:
-            found.update([(b, m, k, n), (b, m, n, k), (b, k, m, n)])
-    else:
-        found.update(prompt)
+    found.update(learned if part == "loss" else prompt)
+    for b, m, k, n in learned if part != "rollout" else ():
+        found.update([(b, m, n, k), (b, k, m, n)])
     if part != "loss":
         for shape in sampled:
             found[shape] += steps

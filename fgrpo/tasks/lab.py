@@ -143,9 +143,7 @@ class Viewers(Sampled):
     def _appeal(self, taste: NDArray[np.float64]) -> NDArray[np.float64]:
         """Uniform numbers of the tastes (N, 21) -> appeal of every film (N, 300)."""
         spread = np.concatenate([np.full(len(names), SPREAD[kind]) for kind, names in ATTRIBUTES.items()])
-        names: list[tuple[str, object]] = [(kind, name) for kind, some in ATTRIBUTES.items() for name in some]
-        has = np.array([[getattr(film, kind) == name for film in lab_catalogue()] for kind, name in names], dtype=float)
-        tastes = self.taste * spread * _gumbel(taste)
+        has, tastes = _attributes(), self.taste * spread * _gumbel(taste)
         return sum(tastes[:, i : i + 1] * has[i] for i in range(len(has)))  # in a fixed order, unlike a matrix product
 
     @staticmethod
@@ -159,6 +157,13 @@ class Viewers(Sampled):
 
 
 ATTRIBUTES: dict[str, Sequence[object]] = {"genre": list(GENRES), "tone": list(TONES), "era": ERAS}
+
+
+@cache
+def _attributes() -> NDArray[np.float64]:
+    """Which attributes each film has, 1 or 0, (21, 300)."""
+    names: list[tuple[str, object]] = [(kind, name) for kind, some in ATTRIBUTES.items() for name in some]
+    return np.array([[getattr(film, kind) == name for film in lab_catalogue()] for kind, name in names], dtype=float)
 
 
 def _gumbel(uniform: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -68,6 +68,47 @@ def test_rollouts_loss_and_gradients_are_those_of_the_plain_way(
     assert (again - wanted).norm() < 1e-5 * wanted.norm()
 
 
+@pytest.fixture
+def replays(monkeypatch) -> list[int]:
+    """The number of tokens of each loss that was computed from what sampling had kept."""
+    found, replay = [], rows.replay
+
+    def counted(done, layers, embedded, *more):
+        found.append(len(embedded))
+        return replay(done, layers, embedded, *more)
+
+    monkeypatch.setattr(rows, "replay", counted)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_on_fresh_rollouts_computes_no_token_again(name, pair, queries, replays, monkeypatch) -> None:
+    policy, _ = pair
+    sampling, options = CASES[name]
+    kept = [rollout(policy, queries, sampling, 4, 7, keep_prompts=keep, **options) for keep in (True, False)]
+    computed, forward = [], rows.qwen3
+    monkeypatch.setattr(
+        rows, "qwen3", lambda model, layers, ids, *a: computed.append(len(ids)) or forward(model, layers, ids, *a)
+    )
+    for r in kept:
+        gradient(policy, r, torch.ones_like(r.logprobs))
+    if name in ("rankings", "parts", "a slate of one"):  # slates are fed twice; prompts are not kept; nothing is fed
+        assert not replays
+    else:
+        (fed,), begun = replays, kept[0].begun * len(kept[0].outputs)
+        assert computed == [kept[1].prompts.ids.numel(), fed + begun]  # all for the second one
+
+
+def test_completions_that_were_not_sampled_are_computed(pair, queries, replays) -> None:
+    """Those of a group in another order."""
+    policy, _ = pair
+    r = rollout(policy, queries, Sampling(GrammarConfig(full=True)), 4, 7, keep_prompts=True)
+    other = replace(r, completions=r.completions.unflatten(0, (-1, 4)).flip(1).flatten(0, 1))
+    found, wanted = (gradient(p, other, 1 + torch.randn(r.mask.shape, generator=torch.Generator().manual_seed(1)))[1]
+                     for p in pair)  # fmt: skip
+    assert not replays and (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("short", [0, rows.SHORT])
 def test_greedy_and_given_slates(short, pair, queries, monkeypatch) -> None:
     monkeypatch.setattr(rows, "SHORT", short)
