@@ -444,6 +444,8 @@ EXPERIMENTS = {
     "lab": lab,
     "lab-filled": lambda: experiment(
         "lab-filled", {"": methods(with_fields(LAB, full=True), *FOUR[:3])}, 3, sft_more=False),
+    "lab-temperature": lambda: experiment(  # what `options` chose
+        "lab-temperature", {"": methods(with_fields(LAB, lr=4e-4, temperature=0.7), *FOUR[:3])}, 6, starts=6),
     "preference": lambda: experiment(  # offline preferences beside RL, from the same starts and queries
         "preference", {"": methods(with_fields(LAB, full=True), *TWO)}, 3,
         preferences=preferences_by_name(["dpo", "s_dpo"])),

@@ -4,8 +4,8 @@ A model as small as the lab's spends most of its time on what the mask of fgrpo.
 other, and shorter ones are padded. Here every rollout has a row of keys and values of its own, in memory set aside at its
 start. Where prompts are short it holds a copy of the prompt's too (`RowTree`); longer ones are held once (`BranchTree`).
 Linear layers see the tokens that are there and no padding, the last layer computes only what is read, and the head the
-logits of each query's choices. The forward pass below, `qwen3`, is that of transformers on the same weights; a test
-compares them.
+logits of each query's choices (fgrpo.lm.qwen3). What sampling computes from prompts that are kept for the loss is recorded
+(`Step`), so that the loss has a backward pass alone.
 """
 
 import sys
@@ -238,10 +238,12 @@ class RowTree(PrefixTree):
         known = torch.zeros_like(wanted).index_put(at, wanted.new_ones(()))
         if (known != wanted)[:, begun + 1 :].any() or (completions[row, begun + depth] != ids).any():
             return super().completion_logits(completions, wanted, fed, begun)
-        shape, end = (len(completions), int(depth.max()) + 1), tree.slots(tree.start + int(depth.max()) + 1)
-        place = torch.arange(shape[1], device=ids.device).unsqueeze(1)
+        places = int(depth.max()) + 1
+        end, place = tree.slots(tree.start + places), torch.arange(places, device=ids.device).unsqueeze(1)
         later = torch.arange(end, device=ids.device) > tree.start + place  # (places, slots)
-        every = Feed(row, depth, (), shape, tree.hidden[..., :end].masked_fill(later, float("-inf")))
+        every = Feed(
+            row, depth, (), (len(completions), places), tree.hidden[..., :end].masked_fill(later, float("-inf"))
+        )
         part = replace(every, row=row[read], place=depth[read])
 
         def attend_backward(layer: int, q: Tensor, d: Tensor) -> tuple[Tensor, ...]:

@@ -72,13 +72,14 @@ def gradient(policy: Policy, r, advantages) -> Tensor:
 
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("features", ["text", "both"])
-def test_rollouts_and_gradients_are_those_of_the_plain_way(name, features, queries) -> None:
+@pytest.mark.parametrize("keep", [True, False])
+def test_rollouts_and_gradients_are_those_of_the_plain_way(name, features, keep, queries) -> None:
     policy = made(features)
     plain = copy.deepcopy(policy)
     plain.share = False
     queries, found = [replace(queries[0], history=()), *queries[1:]], []
     for p in (policy, plain):
-        r = rollout(p, queries, SAMPLINGS[name], 4, 7)
+        r = rollout(p, queries, SAMPLINGS[name], 4, 7, keep_prompts=keep)
         signs = torch.randn(r.logprobs.shape, generator=torch.Generator().manual_seed(1))
         found.append((r, gradient(p, r, 1 + signs)))
     (fast, own), (slow, wanted) = found
