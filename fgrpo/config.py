@@ -151,7 +151,7 @@ class RLConfig:
     learn: str = "both"
     """phases whose tokens are trained: both, slate or rank"""
     temperature: float = 1.0
-    """sampling temperature; every log-probability is taken at it"""
+    """sampling temperature; every log-probability is taken at it, in SFT too"""
     decoding: str = "constrained"
     """constrained (the grammar masks the logits) or free (the format reward matters)"""
 

@@ -21,6 +21,9 @@ A source makes one or two notebooks: `NN_title.ipynb`, where the body of an exer
 solution are collapsed below the check, and, if there are exercises, `solutions/NN_title.ipynb`, where every exercise is
 solved. Both are run in a fresh kernel and keep their outputs, but no paths, times or versions of the machine that ran
 them. What students answer wrongly is in tests/notebooks/answers.py.
+
+The first cell gets the address from which to clone the kit, `Repository` under [project.urls] in pyproject.toml; if that
+is on GitHub, a badge below the title opens the notebook in Colab. While there is none, the cell says where it would stand.
 """
 
 import argparse
@@ -29,6 +32,7 @@ import json
 import re
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,8 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 LINK = re.compile(r"\]\((\d\d_\w+\.ipynb)\)")  # to another notebook
+ADDRESS = "ADDRESS-OF-THE-REPOSITORY"  # in the first cell of every source
+COLAB = "https://colab.research.google.com"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -64,20 +70,33 @@ def marked(notebook: NotebookNode, mark: str) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if mark in cell.metadata]
 
 
+def repository() -> str:
+    """The public address of the kit, or nothing while there is none."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["urls"].get("Repository", "")).rstrip("/").removesuffix(".git")
+
+
+def badge(address: str, path: Path) -> str:
+    """A link that opens a notebook in Colab, which reads from GitHub; nothing for another address."""
+    name = address.partition("https://github.com/")[2]
+    place = f"{COLAB}/github/{name}/blob/main/{path.relative_to(HERE.parent).as_posix()}"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({place})" if name else ""
+
+
 def generate(path: Path) -> dict[Path, NotebookNode]:
     """The notebooks of a source, without outputs, by their paths."""
     source = read_source(path)
     folders = {HERE: False, HERE / "solutions": True} if marked(source, "exercise") else {HERE: False}
-    return {
-        folder / f"{path.stem}.ipynb": _assemble(source, path.stem[:2], solved) for folder, solved in folders.items()
-    }
+    made = {folder / path.with_suffix(".ipynb").name: solved for folder, solved in folders.items()}
+    return {target: _assemble(source, target, solved) for target, solved in made.items()}
 
 
-def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
+def _assemble(source: NotebookNode, target: Path, solved: bool) -> NotebookNode:
+    address, number = repository(), target.stem[:2]
     cells: list[tuple[str, str]] = []
     folded = ""  # hints and a solution, to be added after the next check
     for cell in source.cells:
-        marks, text = cell.metadata, cell.source
+        marks, text = cell.metadata, cell.source.replace(ADDRESS, address or ADDRESS)
         if "hints" in marks:
             folded = "\n".join([*_hints(text), folded])
             continue
@@ -99,6 +118,9 @@ def _assemble(source: NotebookNode, number: str, solved: bool) -> NotebookNode:
         title, *rest = cells[0][1].split("\n")
         cells[0] = ("markdown", "\n".join([f"{title}, with solutions", *rest]))
         cells = [(kind, LINK.sub(r"](../\1)", text)) for kind, text in cells]
+    if link := badge(address, target):
+        title, *rest = cells[0][1].split("\n")
+        cells[0] = ("markdown", "\n".join([title, "", link, *rest]))
     new = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
     made = [new[kind](text, id=f"{number}-{index:02d}") for index, (kind, text) in enumerate(cells)]
     return nbformat.v4.new_notebook(cells=made, metadata={**METADATA, "fgrpo": dict(source.metadata["fgrpo"])})

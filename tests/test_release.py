@@ -31,18 +31,15 @@ def test_citation_and_package_agree() -> None:
 def test_the_public_address_is_everywhere_or_nowhere() -> None:
     """Without one there is no badge and no link that would not work; with one the notebooks clone from it."""
     address = PROJECT["urls"].get("Repository", "")
-    notebooks = sorted((ROOT / "notebooks").rglob("*.ipynb")) + sorted((ROOT / "notebooks/src").glob("*.py"))
-    texts = {
-        p.name: p.read_text(encoding="utf-8") for p in (*notebooks, ROOT / "README.md", ROOT / "notebooks/README.md")
-    }
-    assert CFF.get("repository-code", "") == address and len(notebooks) > 20
-    holding = [name for name, text in texts.items() if PLACEHOLDER in text]
-    badges = [name for name, text in texts.items() if "colab-badge" in text]
+    assert CFF.get("repository-code", "") == address
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").rglob("*.ipynb")]
+    badges = sum("colab-badge" in text for text in texts)
     if not address:
-        assert holding and not badges
+        assert len(texts) > 10 and all(PLACEHOLDER in text for text in texts) and not badges
     else:
-        assert address.startswith("https://") and not holding
-        assert all(address in text for name, text in texts.items() if "FGRPO_REPOSITORY" in text)
+        assert address.startswith("https://") and not any(PLACEHOLDER in text for text in texts)
+        assert all(address.removesuffix(".git") in text for text in texts)
+        assert badges == ("github.com" in address) * len(texts)
 
 
 @pytest.mark.slow

@@ -122,6 +122,21 @@ def test_the_first_cell_finds_the_kit_or_says_how_to_get_it(tmp_path: Path, monk
         exec(source, {})
 
 
+@pytest.mark.parametrize("address", ["https://github.com/somebody/kit.git", "https://example.org/kit", ""])
+def test_with_a_public_address_the_notebooks_clone_from_it_and_open_in_colab(address, tmp_path, monkeypatch) -> None:
+    """The address stands in one place, pyproject.toml."""
+    monkeypatch.setattr(build, "HERE", tmp_path / "notebooks")
+    urls = f'[project.urls]\nRepository = "{address}"\n' if address else "[project.urls]\n"
+    (tmp_path / "pyproject.toml").write_text(urls)
+    opened = "https://colab.research.google.com/github/somebody/kit/blob/main/"
+    for path, notebook in build.generate(build.SOURCES / "02_two_rewards.py").items():
+        title, first = notebook.cells[0].source, next(c for c in notebook.cells if c.cell_type == "code").source
+        place = path.relative_to(tmp_path).as_posix()
+        assert ("colab" in title) == (f"({opened}{place})" in title) == ("github" in address)
+        assert title.startswith("# 2. ") and (build.HERE.parents[0] / place).name.endswith(".ipynb")
+        assert f'"FGRPO_REPOSITORY", "{address.removesuffix(".git") or build.ADDRESS}"' in first
+
+
 def test_links_lead_somewhere() -> None:
     for path in COMMITTED:
         for cell in read(path).cells:
