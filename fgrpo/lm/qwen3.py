@@ -16,9 +16,9 @@ from transformers import Qwen3ForCausalLM
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (R, heads, size), keys and values (N, key heads, size)) -> (R, heads, size)"""
-AttendBackward = Callable[[int, Tensor, Tensor], tuple[Tensor, ...]]
-"""(layer, queries (R, heads, size), gradient of what `Attend` gave) -> gradients of queries, keys and values, then of
-what else is attended to, here the keys and values of the prompts"""
+AttendBackward = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+"""(what `Attend` took, gradient of what it gave) -> gradients of queries, keys and values, then of what else is attended
+to: the keys and values of the prompts"""
 
 
 def plain_qwen3(model: Any) -> bool:
@@ -82,7 +82,7 @@ class Kept(NamedTuple):
     """What one layer computed and its gradient needs. In the last layer only R of the N tokens are read, else R = N."""
 
     x: Tensor  # (N, width): into the layer
-    qk: Tensor  # (N, heads + key heads, size): queries and keys before their norm
+    qkv: Tensor  # (N, heads + 2 * key heads, size): queries and keys before their norm, values
     mixed: Tensor  # (R, heads * size): out of attention
     middle: Tensor  # (R, width): into the MLP
     gate_up: Tensor  # (R, 2 * inner size)
@@ -115,7 +115,7 @@ def qwen3(
         gate, up = gate_up.chunk(2, dim=-1)
         x = middle + linear(silu(gate) * up, layer.down)
         if kept is not None:
-            kept.append(Kept(given, qk, mixed, middle, gate_up))
+            kept.append(Kept(given, projected, mixed, middle, gate_up))
     return x
 
 
@@ -161,7 +161,7 @@ class _Replay(torch.autograd.Function):
         weights: list[Tensor] = []
         attended: list[Tensor] = []
         for n in reversed(range(len(layers))):
-            layer, (given, qk, mixed, middle, both), last = layers[n], kept[n], n == len(layers) - 1
+            layer, (given, qkv, mixed, middle, both), last = layers[n], kept[n], n == len(layers) - 1
             # x = middle + down(silu(gate) * up)
             gate, up = both.chunk(2, dim=-1)
             opened, d_inner, d_both = silu(gate), d @ layer.down, torch.empty_like(both)
@@ -172,11 +172,12 @@ class _Replay(torch.autograd.Function):
             gate_up = d_both.T @ normed
             d = d + _norm_backward(d_both @ layer.gate_up, normed, scale)
             # middle = x + out(attention(q, k, v))
-            out, d_mixed = d.T @ mixed, (d @ layer.out).unflatten(1, (-1, qk.shape[2]))
-            normed_qk, scale_qk = _normed(qk, epsilon)
-            heads = d_mixed.shape[1]
-            q = rotation.turn(normed_qk[:, :heads] * layer.head_norms[:heads])
-            dq, dk, dv, *beside = ctx.attend_backward(n, q[read] if last else q, d_mixed)
+            out, d_mixed = d.T @ mixed, (d @ layer.out).unflatten(1, (-1, qkv.shape[2]))
+            heads, normed_heads = d_mixed.shape[1], len(layer.head_norms)
+            normed_qk, scale_qk = _normed(qkv[:, :normed_heads], epsilon)
+            q, k = rotation.turn(normed_qk * layer.head_norms).tensor_split((heads,), dim=1)
+            v = qkv[:, normed_heads:]
+            dq, dk, dv, *beside = ctx.attend_backward(n, q[read] if last else q, k, v, d_mixed)
             if last and len(read) < len(q):
                 dq = torch.zeros_like(q).index_copy_(0, read, dq)
             # q, k, v = turned(norm(qk)), v, of which qk, v = qkv(norm(x))
@@ -184,9 +185,9 @@ class _Replay(torch.autograd.Function):
             head_norms = (d_qk * normed_qk).sum(0)
             d_qk = _norm_backward(d_qk * layer.head_norms, normed_qk, scale_qk)
             d_qkv, (normed, scale) = torch.cat((d_qk, dv), dim=1).flatten(1), _normed(given, epsilon)
-            qkv, d_given = d_qkv.T @ normed, _norm_backward(d_qkv @ layer.qkv, normed, scale)
+            w_qkv, d_given = d_qkv.T @ normed, _norm_backward(d_qkv @ layer.qkv, normed, scale)
             d = d_given.index_add_(0, read, d) if last else d_given + d
-            weights[:0], attended[:0] = (qkv, head_norms, out, gate_up, down), beside
+            weights[:0], attended[:0] = (w_qkv, head_norms, out, gate_up, down), beside
         return None, None, None, d, *weights, *attended
 
 

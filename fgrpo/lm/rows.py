@@ -196,16 +196,8 @@ class RowTree(PrefixTree):
 
     def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
-        place = depth - self.fed[row]
-        shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
-        end = self.slots(end) if shape[1] <= FEW else end
-        own = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=ids.device)  # slots (B, places)
-        later = torch.arange(end, device=ids.device) > own.unsqueeze(-1)
-        mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
-        feed = self.laid_out(row, place, self.start + depth, shape, mask)
-        self.fed = self.fed + torch.bincount(row, minlength=shape[0])
         where = read.nonzero().squeeze(1)
-        part = replace(feed, row=row[where], place=place[where]) if len(where) < len(ids) else feed
+        feed, part = self.feeds(row, depth, where)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
@@ -216,9 +208,21 @@ class RowTree(PrefixTree):
             self.steps.append(Step(ids, row, depth, where, kept, out))
         return self.answers(out, part)
 
-    def slots(self, end: int) -> int:
-        """How many slots a plain product takes, to reach this one."""
-        return min(-(-end // EVEN) * EVEN, self.keys[0].shape[-2])
+    def feeds(self, row: Tensor, depth: Tensor, read: Tensor, plain: bool = False) -> tuple[Feed, Feed]:
+        """Where tokens belong that are fed now, (N,) each: all of them, and those that are read (R indices).
+
+        `plain`: their attention is computed by plain products, many as they are.
+        """
+        place = depth - self.fed[row]
+        shape, end = (len(self.fed), int(place.max()) + 1), self.start + int(depth.max()) + 1
+        if plain or shape[1] <= FEW:
+            end = min(-(-end // EVEN) * EVEN, self.keys[0].shape[-2])
+        own = self.start + self.fed.unsqueeze(1) + torch.arange(shape[1], device=row.device)  # slots (B, places)
+        later = torch.arange(end, device=row.device) > own.unsqueeze(-1)
+        mask = self.hidden[..., :end].masked_fill(later.unsqueeze(1), float("-inf"))
+        feed = self.laid_out(row, place, self.start + depth, shape, mask)
+        self.fed = self.fed + torch.bincount(row, minlength=shape[0])
+        return feed, replace(feed, row=row[read], place=place[read]) if len(read) < len(row) else feed
 
     def answers(self, hidden: Tensor, read: Feed) -> Tensor:
         """Logits of what was `read`, from hidden states (R, hidden size) before the last norm."""
@@ -238,23 +242,22 @@ class RowTree(PrefixTree):
         known = torch.zeros_like(wanted).index_put(at, wanted.new_ones(()))
         if (known != wanted)[:, begun + 1 :].any() or (completions[row, begun + depth] != ids).any():
             return super().completion_logits(completions, wanted, fed, begun)
-        places = int(depth.max()) + 1
-        end, place = tree.slots(tree.start + places), torch.arange(places, device=ids.device).unsqueeze(1)
-        later = torch.arange(end, device=ids.device) > tree.start + place  # (places, slots)
-        every = Feed(
-            row, depth, (), (len(completions), places), tree.hidden[..., :end].masked_fill(later, float("-inf"))
-        )
-        part = replace(every, row=row[read], place=depth[read])
+        again = self.again(tree, length)
+        feed, part = again.feeds(row, depth, read, plain=again is tree)
 
-        def attend_backward(layer: int, q: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-            return tree.attend_backward(every, every if len(q) == len(ids) else part, layer, q, d)
+        def attend_backward(layer: int, q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+            return again.attend_backward(feed, feed if len(q) == len(ids) else part, layer, q, k, v, d)
 
-        rotation = tree.rotation.at(tree.first[row] + depth)
-        done = Pass(kept, out, read, rotation, self.model.config.rms_norm_eps)
+        done = Pass(kept, out, read, again.rotation.at(again.first[row] + depth), self.model.config.rms_norm_eps)
         prompts = [x for both in zip(self.prompt_keys, self.prompt_values, strict=True) for x in both]
         found = replay(done, self.layers, self.model.model.embed_tokens(ids), prompts, attend_backward)
         logits = self.logits.repeat_interleave(tree.group, dim=0).unsqueeze(1).expand(-1, length, -1)
-        return logits.index_put(at, tree.answers(found, part))
+        return logits.index_put(at, self.answers(found, part))
+
+    def again(self, sampled: "RowTree", length: int) -> "RowTree":
+        """A fork for the attention's backward pass, to which nothing is fed yet: the one that sampled."""
+        sampled.fed, sampled.level = torch.zeros_like(sampled.fed), sampled.start
+        return sampled
 
     def laid_out(self, row: Tensor, place: Tensor, slot: Tensor, shape: tuple[int, int], mask: Tensor) -> Feed:
         """The tokens of an `extend`, for `attend`."""
@@ -286,10 +289,12 @@ class RowTree(PrefixTree):
         out = weights.flatten(2, 3) @ values
         return feed.flat(out.view(rows, heads, places, -1, k.shape[-1]).transpose(1, 2).flatten(2, 3))
 
-    def attend_backward(self, feed: Feed, read: Feed, layer: int, q: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of q (R, heads, size), of the tokens' keys and values, of the prompts', from that of `attend`, d."""
+    def attend_backward(
+        self, feed: Feed, read: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor, d: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Gradients of q (R, heads, size), of all tokens' k and v, of the prompts', from that of what `attend` gave, d."""
         (rows, places), end, size = read.shape, read.mask.shape[-1], q.shape[-1]
-        keys, values = (x[layer][:, :, :end] for x in (self.keys, self.values))
+        keys, values = (x[layer][:, :, :end] for x in (self.keys, self.values))  # k and v are among them
         heads = keys.shape[1]
 
         def grid(x: Tensor) -> Tensor:  # heads that share keys together: (B, key heads, places * sharing, size)
@@ -299,10 +304,7 @@ class RowTree(PrefixTree):
         scores = (q @ keys.transpose(2, 3)).view(rows, heads, places, -1, end)
         weights = scores.add_(read.mask.unsqueeze(3)).softmax(-1).flatten(2, 3)
         d_scores = torch._softmax_backward_data(d @ values.transpose(2, 3), weights, -1, weights.dtype)
-        both = (
-            d_scores.transpose(2, 3) @ q,
-            weights.transpose(2, 3) @ d,
-        )  # of keys and values, (B, key heads, slots, size)
+        both = d_scores.transpose(2, 3) @ q, weights.transpose(2, 3) @ d  # of keys, of values
         dq = (d_scores @ keys * size**-0.5).view(rows, heads, places, -1, size).transpose(1, 2).flatten(2, 3)
         own = (feed.flat(x[:, :, self.start : self.start + places].transpose(1, 2)) for x in both)
         prompt = (x[:, :, : self.start].unflatten(0, (-1, self.group)).sum(1) for x in both)
@@ -336,7 +338,25 @@ class BranchTree(RowTree):
         other.first = self.prompt_length.repeat_interleave(group)
         other.place = torch.arange(queries * group, device=device)
         other.fed = torch.zeros_like(other.place)
+        other.level = None
+        if self.logits.requires_grad and not torch.is_grad_enabled():
+            self.sampled, other.steps = other, []
         return other
+
+    def again(self, sampled: RowTree, length: int) -> "BranchTree":
+        """A new one, since rows have left the one that sampled, with lists of its own."""
+        other = self.fork(sampled.group, length)
+        other.prompt_keys, other.prompt_values = list(self.prompt_keys), list(self.prompt_values)
+        return other
+
+    def attend_backward(
+        self, feed: Feed, read: Feed, layer: int, q: Tensor, k: Tensor, v: Tensor, d: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As RowTree.attend_backward, by autograd."""
+        with torch.enable_grad():
+            given = [x.detach().requires_grad_() for x in (q, k, v, self.prompt_keys[layer], self.prompt_values[layer])]
+            self.prompt_keys[layer], self.prompt_values[layer] = given[3:]
+            return torch.autograd.grad(self.attend(read, layer, *given[:3]), given, d)
 
     def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """As RowTree.extend. A row that a call leaves out has ended and is not fed again."""
@@ -345,7 +365,10 @@ class BranchTree(RowTree):
         many = alive.sum(1)
         if (many > 0).sum() <= 0.75 * queries or many.max() <= 0.75 * alive.shape[1]:  # leaving costs a copy
             self.leave(alive)
-        return super().extend(ids, self.place[row], depth, read)
+        out = super().extend(ids, self.place[row], depth, read)
+        if self.steps:  # rows as others number them
+            self.steps[-1] = self.steps[-1]._replace(row=row)
+        return out
 
     def leave(self, alive: Tensor) -> None:
         """Drop queries and branches that are not alive, (Q, branches) bool; a query keeps as many as the longest."""

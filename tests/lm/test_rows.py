@@ -81,8 +81,10 @@ def replays(monkeypatch) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("short", [0, rows.SHORT])
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_on_fresh_rollouts_computes_no_token_again(name, pair, queries, replays, monkeypatch) -> None:
+def test_the_loss_on_fresh_rollouts_computes_no_token_again(name, short, pair, queries, replays, monkeypatch) -> None:
+    monkeypatch.setattr(rows, "SHORT", short)
     policy, _ = pair
     sampling, options = CASES[name]
     kept = [rollout(policy, queries, sampling, 4, 7, keep_prompts=keep, **options) for keep in (True, False)]
