@@ -238,6 +238,7 @@ class RowTree(PrefixTree):
         if tree is None or not tree.steps or not torch.is_grad_enabled():
             return super().completion_logits(completions, wanted, fed, begun)
         ids, row, depth, read, kept, out = joined(tree.steps, len(completions))
+        tree.steps = None  # their memory is free again
         at = row[read], begun + depth[read] + 1
         known = torch.zeros_like(wanted).index_put(at, wanted.new_ones(()))
         if (known != wanted)[:, begun + 1 :].any() or (completions[row, begun + depth] != ids).any():
