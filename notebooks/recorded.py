@@ -264,6 +264,7 @@ def credit_experiments() -> Rows:
         for setting in (s for s in TESTED if s in found):
             add("on the way (mean over 200 steps)", f"{regime(*TESTED[setting])}{words}", found[setting])
     for name, words in (("lambda", "150 steps"), ("lab", "600 steps, each at its own best rate"),
+                        ("lab-temperature", "600 steps at one rate, temperature 0.7"),
                         ("trained", "300 steps from a strong warm start")):  # fmt: skip
         for r in pick(read_table(name)[1], method="fgrpo", metric="ndcg@5"):
             add("at the end", words + (f", lambda {value_of(r['setting']):g}" if r["setting"] else ""), r)
