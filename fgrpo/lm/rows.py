@@ -5,11 +5,10 @@ other, and shorter ones are padded. Here every rollout has a row of keys and val
 start. Where prompts are short it holds a copy of the prompt's too (`RowTree`); longer ones are held once (`BranchTree`).
 Linear layers see the tokens that are there and no padding, the last layer computes only what is read, and the head the
 logits of each query's choices (fgrpo.lm.qwen3). What sampling computes from prompts that are kept for the loss is recorded
-(`Step`), so that the loss has a backward pass alone.
+(`Record`), so that the loss has a backward pass alone.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -55,51 +54,84 @@ class Feed:
     written: tuple[Any, ...]  # index of the slots, in keys and values, of all N tokens
     shape: tuple[int, int]  # rows, tokens of the row that gets most
     mask: Tensor  # 0 where a token sees a slot, -inf elsewhere: (B, 1, places, slots), or as two_parts takes it
+    by_place: bool = False  # the tokens are in the order of places, not of rows
 
     def grid(self, x: Tensor) -> Tensor:
         """(N, ...) -> (B, places, ...), 0 where a row has fewer tokens."""
-        if len(x) == self.shape[0] * self.shape[1]:
-            return x.view(*self.shape, *x.shape[1:])
-        return x.new_zeros(*self.shape, *x.shape[1:]).index_put((self.row, self.place), x)
+        if len(x) < self.shape[0] * self.shape[1]:
+            return x.new_zeros(*self.shape, *x.shape[1:]).index_put((self.row, self.place), x)
+        if self.by_place:
+            return x.view(*self.shape[::-1], *x.shape[1:]).transpose(0, 1)
+        return x.view(*self.shape, *x.shape[1:])
 
     def flat(self, x: Tensor) -> Tensor:
         """The reverse of `grid`."""
-        return x.flatten(0, 1) if len(self.row) == self.shape[0] * self.shape[1] else x[self.row, self.place]
+        if len(self.row) < self.shape[0] * self.shape[1]:
+            return x[self.row, self.place]
+        return (x.transpose(0, 1) if self.by_place else x).flatten(0, 1)
 
 
-class Step(NamedTuple):
-    """Tokens that were fed at once, and what became of them."""
+class Fed(NamedTuple):
+    """The tokens of a record in the order of depths, (N,) each, which of them are read (R,), and what became of them."""
 
-    ids: Tensor  # (N,)
+    ids: Tensor
     row: Tensor
     depth: Tensor
-    read: Tensor  # (R,) indices
+    read: Tensor  # indices
     kept: list[Kept]
     out: Tensor  # (R, width)
 
 
-def joined(steps: Sequence[Step], rows: int) -> Step:
-    """All steps as one, with the tokens of a row after each other."""
-    order = among = None  # where every step feeds each row as many tokens, and reads one, rows are laid side by side
-    each = torch.arange(rows, device=steps[0].row.device).unsqueeze(1)
-    if any(len(s.row) % rows or len(s.read) != rows or (s.row.view(rows, -1) != each).any() for s in steps):
-        row, depth = torch.cat([s.row for s in steps]), torch.cat([s.depth for s in steps])
-        order = (row * len(row) + depth).argsort()
-        among = torch.cat([s.row[s.read] * len(row) + s.depth[s.read] for s in steps]).argsort()
+class Record:
+    """What sampling feeds, for the loss: tensors (T, B, ...), by depth and row, of which as much is used as was fed."""
 
-    def placed(parts: Iterable[Tensor], order: Tensor | None) -> Tensor:
-        if order is None:
-            return torch.cat([x.unflatten(0, (rows, -1)) for x in parts], dim=1).flatten(0, 1)
-        return torch.cat(tuple(parts))[order]
+    def __init__(self, rows: int, length: int, device: torch.device):
+        self.fed, self.read = (torch.zeros(length, rows, dtype=torch.bool, device=device) for _ in range(2))
+        self.tensors: list[Tensor] = []  # token, layers, output
 
-    kept = []
-    for n, layers in enumerate(zip(*(s.kept for s in steps), strict=True)):
-        x, qk, *rest = zip(*layers, strict=True)
-        which = among if n == len(steps[0].kept) - 1 else order
-        kept.append(Kept(placed(x, order), placed(qk, order), *(placed(each, which) for each in rest)))
-    ids, row, depth = (placed(x, order) for x in zip(*((s.ids, s.row, s.depth) for s in steps), strict=True))
-    read = placed([torch.zeros_like(s.row).index_fill_(0, s.read, 1) for s in steps], order).nonzero().squeeze(1)
-    return Step(ids, row, depth, read, kept, placed([s.out for s in steps], among))
+    def add(
+        self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor, kept: list[Kept], out: Tensor, begin: int
+    ) -> None:
+        """Tokens (N,) of which R indices are read. `begin`: their first depth, if all rows get as many, -1 otherwise."""
+        (length, rows), of_all = (
+            self.fed.shape,
+            sum(len(layer) for layer in kept[:-1]) + 3,
+        )  # the last layer's x and qkv
+        tensors = [ids, *(x for layer in kept for x in layer), out]
+        if not self.tensors:
+            with torch.inference_mode(False):  # the loss computes with them
+                self.tensors = [
+                    torch.empty(length, rows, *x.shape[1:], dtype=x.dtype, device=x.device) for x in tensors
+                ]
+        end, at, at_read = begin + len(row) // rows, (depth, row), (depth[read], row[read])
+        if begin >= 0 and len(read) == rows:  # whole rows of the record, which need no index
+            self.fed[begin:end], self.read[end - 1] = True, True
+            for n, (place, x) in enumerate(zip(self.tensors, tensors, strict=True)):
+                place[begin if n < of_all else end - 1 : end] = x.unflatten(0, (rows, -1)).transpose(0, 1)
+            return
+        self.fed[at], self.read[at_read] = True, True
+        for n, (place, x) in enumerate(zip(self.tensors, tensors, strict=True)):
+            place[at if n < of_all else at_read] = x
+
+    def all(self) -> Fed:
+        """All that was fed, and the record is empty."""
+        at, at_read, rows = self.fed.nonzero(as_tuple=True), self.read.nonzero(as_tuple=True), self.fed.shape[1]
+        places, (ids, *tensors, out) = int(at[0][-1]) + 1, self.tensors
+        whole, which = len(at[0]) == places * rows, self.read.any(1)
+        depths = which.nonzero().squeeze(1) if torch.equal(which, self.read.all(1)) else None
+
+        def tokens(x: Tensor) -> Tensor:
+            return x[:places].flatten(0, 1) if whole else x[at]
+
+        def reads(x: Tensor) -> Tensor:
+            return x[at_read] if depths is None else x.index_select(0, depths).flatten(0, 1)
+
+        self.tensors, kept, fields = [], [], len(Kept._fields)
+        for n in range(0, len(tensors), fields):
+            x, qkv, *rest = tensors[n : n + fields]
+            some = tokens if n + fields < len(tensors) else reads
+            kept.append(Kept(tokens(x), tokens(qkv), *(some(x) for x in rest)))
+        return Fed(tokens(ids), at[1], at[0], self.read[at].nonzero().squeeze(1), kept, reads(out))
 
 
 class RowTree(PrefixTree):
@@ -112,7 +144,7 @@ class RowTree(PrefixTree):
     fed: Tensor  # (B,): number of tokens that each row holds
     level: int | None  # slots of every row that are written, where they are as many
     rotation: Rotation  # of every position
-    steps: "list[Step] | None" = None  # what was fed, if it is recorded
+    record: Record | None = None  # of what is fed
     sampled: "RowTree | None" = None  # the fork that recorded the last rollouts
     start: int  # slots of a row before its first token
     prompt_keys: list[Tensor]  # of each layer, (Q, key heads, P, head size)
@@ -181,7 +213,7 @@ class RowTree(PrefixTree):
         other.group, other.start = group, self.branch.shape[1]
         other.rotation, other.level = Rotation.of(self.model, other.start + length), other.start
         if self.logits.requires_grad and not torch.is_grad_enabled():  # for the loss
-            self.sampled, other.steps = other, []
+            self.sampled, other.record = other, Record(group * len(self.branch), length, self.branch.device)
 
         def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
             x = pad(x, (0, 0, 0, length), value=value)
@@ -202,11 +234,17 @@ class RowTree(PrefixTree):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(feed if len(q) == len(ids) else part, layer, q, k, v)
 
-        kept: list[Kept] | None = None if self.steps is None else []
-        out = qwen3(self.model, self.layers, ids, self.rotation.at(self.first[row] + depth), attend, where, kept)
-        if self.steps is not None and kept is not None:
-            self.steps.append(Step(ids, row, depth, where, kept, out))
+        kept: list[Kept] = []
+        rotation = self.rotation.at(self.first[row] + depth)
+        out = qwen3(self.model, self.layers, ids, rotation, attend, where, None if self.record is None else kept)
+        if self.record is not None:
+            begin = feed.written[2].start - self.start if isinstance(feed.written[0], slice) else -1
+            self.record.add(ids, self.numbered(row), depth, where, kept, out, begin)
         return self.answers(out, part)
+
+    def numbered(self, row: Tensor) -> Tensor:
+        """Rows of the batch as others number them."""
+        return row
 
     def feeds(self, row: Tensor, depth: Tensor, read: Tensor, plain: bool = False) -> tuple[Feed, Feed]:
         """Where tokens belong that are fed now, (N,) each: all of them, and those that are read (R indices).
@@ -229,22 +267,21 @@ class RowTree(PrefixTree):
         hidden = self.asking(last_norm(self.model, hidden))
         if self.head is None:
             return self.model.lm_head(hidden)
-        logits = read.grid(hidden).view(len(self.head), -1, hidden.shape[-1]) @ self.head.transpose(1, 2)
+        logits = read.grid(hidden).reshape(len(self.head), -1, hidden.shape[-1]) @ self.head.transpose(1, 2)
         return read.flat(logits.view(*read.shape, -1))
 
     def completion_logits(self, completions: Tensor, wanted: Tensor, fed: Tensor, begun: int) -> Tensor:
         """As PrefixTree.completion_logits. Of tokens that were fed and read by sampling nothing is computed again."""
         tree, length = self.sampled, completions.shape[1]
-        if tree is None or not tree.steps or not torch.is_grad_enabled():
+        if tree is None or tree.record is None or not tree.record.tensors or not torch.is_grad_enabled():
             return super().completion_logits(completions, wanted, fed, begun)
-        ids, row, depth, read, kept, out = joined(tree.steps, len(completions))
-        tree.steps = None  # their memory is free again
+        ids, row, depth, read, kept, out = tree.record.all()
         at = row[read], begun + depth[read] + 1
         known = torch.zeros_like(wanted).index_put(at, wanted.new_ones(()))
         if (known != wanted)[:, begun + 1 :].any() or (completions[row, begun + depth] != ids).any():
             return super().completion_logits(completions, wanted, fed, begun)
         again = self.again(tree, length)
-        feed, part = again.feeds(row, depth, read, plain=again is tree)
+        feed, part = (replace(x, by_place=True) for x in again.feeds(row, depth, read, plain=again is tree))
 
         def attend_backward(layer: int, q: Tensor, k: Tensor, v: Tensor, d: Tensor) -> tuple[Tensor, ...]:
             return again.attend_backward(feed, feed if len(q) == len(ids) else part, layer, q, k, v, d)
@@ -319,6 +356,7 @@ class BranchTree(RowTree):
     """
 
     place: Tensor  # (Q * group,): where each row is in the batch
+    numbers: Tensor  # the reverse
     hidden_prompt: Tensor | None  # (Q, 1, 1, P): -inf at padding
 
     def fork(self, group: int, length: int) -> "BranchTree":
@@ -337,12 +375,16 @@ class BranchTree(RowTree):
             other.hidden_prompt = hidden.masked_fill(padding, float("-inf")).view(queries, 1, 1, -1)
         other.hidden = self.logits.new_zeros(1, 1, 1, length)
         other.first = self.prompt_length.repeat_interleave(group)
-        other.place = torch.arange(queries * group, device=device)
+        other.numbers = other.place = torch.arange(queries * group, device=device)
         other.fed = torch.zeros_like(other.place)
         other.level = None
         if self.logits.requires_grad and not torch.is_grad_enabled():
-            self.sampled, other.steps = other, []
+            self.sampled, other.record = other, Record(group * len(self.branch), length, self.branch.device)
         return other
+
+    def numbered(self, row: Tensor) -> Tensor:
+        """As RowTree.numbered."""
+        return self.numbers[row]
 
     def again(self, sampled: RowTree, length: int) -> "BranchTree":
         """A new one, since rows have left the one that sampled, with lists of its own."""
@@ -366,10 +408,7 @@ class BranchTree(RowTree):
         many = alive.sum(1)
         if (many > 0).sum() <= 0.75 * queries or many.max() <= 0.75 * alive.shape[1]:  # leaving costs a copy
             self.leave(alive)
-        out = super().extend(ids, self.place[row], depth, read)
-        if self.steps:  # rows as others number them
-            self.steps[-1] = self.steps[-1]._replace(row=row)
-        return out
+        return super().extend(ids, self.place[row], depth, read)
 
     def leave(self, alive: Tensor) -> None:
         """Drop queries and branches that are not alive, (Q, branches) bool; a query keeps as many as the longest."""
@@ -379,7 +418,7 @@ class BranchTree(RowTree):
         old = (kept * alive.shape[1] + branch).flatten()
         new = torch.full_like(self.fed, -1).index_copy(0, old, torch.arange(len(old), device=old.device))
         self.place = new[self.place]
-        self.first, self.fed = self.first[old], self.fed[old]
+        self.first, self.fed, self.numbers = self.first[old], self.fed[old], self.numbers[old]
         self.keys, self.values = (
             [x[kept, :, branch].transpose(1, 2).contiguous() for x in each] for each in (self.keys, self.values)
         )
