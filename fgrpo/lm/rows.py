@@ -93,11 +93,11 @@ class Record:
         self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor, kept: list[Kept], out: Tensor, begin: int
     ) -> None:
         """Tokens (N,) of which R indices are read. `begin`: their first depth, if all rows get as many, -1 otherwise."""
-        (length, rows), of_all = (
-            self.fed.shape,
-            sum(len(layer) for layer in kept[:-1]) + 3,
-        )  # the last layer's x and qkv
+        length, rows = self.fed.shape
         tensors = [ids, *(x for layer in kept for x in layer), out]
+        of_all = (
+            sum(len(layer) for layer in kept[:-1]) + 3
+        )  # tensors of all tokens: the last layer's x and qkv at the end
         if not self.tensors:
             with torch.inference_mode(False):  # the loss computes with them
                 self.tensors = [
