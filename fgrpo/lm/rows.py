@@ -72,12 +72,12 @@ class Feed:
 
 
 class Fed(NamedTuple):
-    """The tokens of a record in the order of depths, (N,) each, which of them are read (R,), and what became of them."""
+    """All tokens of a record, in the order of depths, with what each layer computed."""
 
-    ids: Tensor
+    ids: Tensor  # (N,)
     row: Tensor
     depth: Tensor
-    read: Tensor  # indices
+    read: Tensor  # (R,): which tokens have logits that were read
     kept: list[Kept]
     out: Tensor  # (R, width)
 
@@ -95,9 +95,7 @@ class Record:
         """Tokens (N,) of which R indices are read. `begin`: their first depth, if all rows get as many, -1 otherwise."""
         length, rows = self.fed.shape
         tensors = [ids, *(x for layer in kept for x in layer), out]
-        of_all = (
-            sum(len(layer) for layer in kept[:-1]) + 3
-        )  # tensors of all tokens: the last layer's x and qkv at the end
+        of_all = len(tensors) - len(Kept._fields) + 1  # the others are of R tokens: from the last layer's attention on
         if not self.tensors:
             with torch.inference_mode(False):  # the loss computes with them
                 self.tensors = [
@@ -212,8 +210,7 @@ class RowTree(PrefixTree):
         other = copy(self)
         other.group, other.start = group, self.branch.shape[1]
         other.rotation, other.level = Rotation.of(self.model, other.start + length), other.start
-        if self.logits.requires_grad and not torch.is_grad_enabled():  # for the loss
-            self.sampled, other.record = other, Record(group * len(self.branch), length, self.branch.device)
+        self.let_record(other, length)
 
         def rows(x: Tensor, value: float = 0.0) -> Tensor:  # (Q, heads, P, size) -> (B, heads, P + length, size)
             x = pad(x, (0, 0, 0, length), value=value)
@@ -225,6 +222,11 @@ class RowTree(PrefixTree):
         other.first = self.prompt_length.repeat_interleave(group)
         other.fed = torch.zeros(len(other.hidden), dtype=torch.long, device=hidden.device)
         return other
+
+    def let_record(self, other: "RowTree", length: int) -> None:
+        """A fork that samples records, where the prompts are kept for the loss."""
+        if self.logits.requires_grad and not torch.is_grad_enabled():
+            self.sampled, other.record = other, Record(other.group * len(self.branch), length, self.branch.device)
 
     def extend(self, ids: Tensor, row: Tensor, depth: Tensor, read: Tensor) -> Tensor:
         """As PrefixTree.extend; returns the logits of the query's `tokens`, if those were given."""
@@ -378,8 +380,7 @@ class BranchTree(RowTree):
         other.numbers = other.place = torch.arange(queries * group, device=device)
         other.fed = torch.zeros_like(other.place)
         other.level = None
-        if self.logits.requires_grad and not torch.is_grad_enabled():
-            self.sampled, other.record = other, Record(group * len(self.branch), length, self.branch.device)
+        self.let_record(other, length)
         return other
 
     def numbered(self, row: Tensor) -> Tensor:
