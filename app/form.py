@@ -172,10 +172,13 @@ class Playground:
     def _generate(
         self, own: Visitor, chosen: object, source: Example, method: object, against: object, *values: object
     ) -> Iterator[list[Any]]:
-        """Show each rollout as it is generated. Only a complete group can be opened and saved, until the next begins."""
-        nothing = [gr.skip()] * 3
+        """Show each rollout as it is generated. Only a complete group can be opened and saved, until the next begins.
+
+        Every answer is whole: of two that follow each other fast, a browser may show the second one only.
+        """
+        shown, none = Markup(""), [False, *[gr.update(interactive=False)] * 2]
         model, method, against = map(str, (chosen, method, against))
-        yield [message(f"Loading {model}."), Markup(""), False, *[gr.update(interactive=False)] * 2]
+        yield [message(f"Loading {model}."), shown, *none]
         try:
             form = form_of(*values)
             count, seed = form.group, form.seed
@@ -183,21 +186,21 @@ class Playground:
             example, policy = example_from(form, source), self.library.policy(model)
             group = None
             for done, group in generate(policy, example, config, count, seed):
-                progress = message(f"{done} of {count} sampled rollouts.")
-                yield [progress, self._result(group, config, method, against, done == count), *nothing]
+                shown = self._result(group, config, method, against, done == count)
+                yield [message(f"{done} of {count} sampled rollouts."), shown, *none]
             assert group is not None
             path = self.folder / uuid.uuid4().hex / "playground.jsonl"
             write_trace(path, trace_of(f"playground, {model}", config, [group]))
             done_text = message(f"Generated {count} sampled rollouts and the greedy one with {model}.")
             own.add(GENERATED, path)
-            yield [done_text, gr.skip(), True,
+            yield [done_text, shown, True,
                    gr.update(interactive=True), gr.update(value=str(path), interactive=True)]  # fmt: skip
         except KitError as error:
-            yield [message(told(error), "problem"), gr.skip(), *nothing]
+            yield [message(told(error), "problem"), shown, *none]
         except Exception as error:
             print(f"app: generation failed: {error!r:.500}", file=sys.stderr)
             text = f"generation failed ({type(error).__name__}: {told(error)[:200]})"
-            yield [message(f"{text}; the app still runs, try other settings.", "problem"), gr.skip(), *nothing]
+            yield [message(f"{text}; the app still runs, try other settings.", "problem"), shown, *none]
 
     def _result(self, group: Group, config: Any, method: str, against: str, last: bool) -> Markup:
         """The greedy rollout, and after the last one the group with its credit."""

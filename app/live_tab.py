@@ -76,8 +76,9 @@ class Live:
             return [message(told(error), "problem"), gr.skip()]
 
     def _race(self, model: object, setting: object, *methods: object) -> Iterator[list[Any]]:
+        shown: Any = gr.skip()  # sent again at the end: of two answers in quick succession a browser may drop the first
         try:
-            yield [message("Loading the policy and the task."), gr.skip()]
+            yield [message("Loading the policy and the task."), shown]
             config, policy = self._policy(model)
             config = race_config(config, str(setting))
             pair = [str(m) for m in reversed(methods)]
@@ -86,12 +87,13 @@ class Live:
                 words = (
                     f"{done} of {state.steps} steps." if done < state.steps else f"All {state.steps} steps are done."
                 )
-                yield [message(words), race_panel(state, draw)]
+                shown = race_panel(state, draw)
+                yield [message(words), shown]
         except KitError as error:
-            yield [message(told(error), "problem"), gr.skip()]
+            yield [message(told(error), "problem"), shown]
         except Exception as error:
             print(f"app: a race failed: {error!r:.500}", file=sys.stderr)
-            yield [message(f"the race failed ({type(error).__name__}: {told(error)[:200]}).", "problem"), gr.skip()]
+            yield [message(f"the race failed ({type(error).__name__}: {told(error)[:200]}).", "problem"), shown]
 
     def _policy(self, model: object) -> tuple[Config, Any]:
         return self.library.config(str(model)), self.library.policy(str(model))
