@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo app lab check test lint licences clean help
+.PHONY: demo app lab check test tests lint licences clean help
 
 help:
 	@echo "make demo       compare credit methods on the lab task (installs into .venv first)"
@@ -29,7 +29,9 @@ lab: $(VENV)/.installed-lab
 check: $(VENV)/.installed-dev lint
 	$(PYTEST) -q -m "not slow" tests/core tests/test_project.py
 
-test: $(VENV)/.installed-dev lint
+test: lint tests  # one after the other; beside each other with make -j2
+
+tests: $(VENV)/.installed-dev
 	$(PYTEST)
 
 lint: $(VENV)/.installed-dev

@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
 
-from fgrpo.baselines import baselines_by_name  # noqa: E402
+from fgrpo.baselines import baselines_by_name, demonstrator  # noqa: E402
 from fgrpo.config import Config, KitError  # noqa: E402
 from fgrpo.credit import with_credit  # noqa: E402
 from fgrpo.data import Example, Splits  # noqa: E402
@@ -51,7 +52,7 @@ from fgrpo.runs.origin import digest_of, digest_of_policy  # noqa: E402
 from fgrpo.runs.policies import checkpoints, load_policy, new_policy  # noqa: E402
 from fgrpo.runs.presets import run_with  # noqa: E402
 from fgrpo.runs.run import Run, read_config, read_json  # noqa: E402
-from fgrpo.runs.sft import sft_stage  # noqa: E402
+from fgrpo.runs.sft import Demonstrate, sft_stage  # noqa: E402
 from fgrpo.study.compare import WARM_START, WARM_START_FULL, Result, measure_sft, run_baseline, run_folder  # noqa: E402
 from fgrpo.study.experiments import parse_vary  # noqa: E402
 from fgrpo.study.plots import Row  # noqa: E402
@@ -141,6 +142,11 @@ class Work:
         self.splits = Splits(train, *(spread(part, args.limit) for part in held))
         self.test = f"test-{len(self.splits.test)}.json"  # what was measured on other queries is not taken
 
+    @cached_property
+    def demonstrate(self) -> Demonstrate | None:
+        """Writes the demonstrations of `--set demonstrations=ranked`; its ranker is trained first."""
+        return demonstrator(self.splits, self.config)
+
     def left(self, share: float = 1.0) -> float:
         """Seconds left of a share of this call's time."""
         return share * (1 - RESERVE) * 60 * self.args.minutes - (time.perf_counter() - BEGAN)
@@ -171,13 +177,13 @@ class Work:
                 if (folder / "config.json").exists():
                     steps = read_config(folder).sft.sft_steps
                 else:
-                    a_step = seconds_of_a_step(policy, sft_stage(config), self.splits.train, config)
+                    a_step = seconds_of_a_step(policy, sft_stage(config, self.demonstrate), self.splits.train, config)
                     steps = round_steps(self.left(SFT_SHARE), a_step, config.sft.sft_steps, found["seconds"])
                     print(f"SFT {number}: {a_step:.2f} s a step, {self.left(SFT_SHARE):.0f} s left, {steps} steps")
                 if not steps:
                     return start, found
                 config = with_fields(config, sft_steps=steps)
-                _, policy = self.train(policy, start, config, folder, sft_stage(config), SFT_SHARE)
+                _, policy = self.train(policy, start, config, folder, sft_stage(config, self.demonstrate), SFT_SHARE)
                 self.check(policy, folder)
             start, found = checkpoints(folder)[-1], read_json(folder / "reads.json")
         raise AssertionError

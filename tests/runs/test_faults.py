@@ -154,11 +154,11 @@ def stopped(argv: list[str], said: Path, log: Path, number: int, size: int = 1, 
 )
 def test_a_signal_ends_the_step_and_the_command_it_names_goes_on(whole, tmp_path, number, size, whom) -> None:
     """No checkpoint is due before the end: the signal makes the only one. Of two processes, one alone hears it."""
-    more, run = ("--steps", "400", "--save-every", "500"), tmp_path / "run"
+    more, run = ("--steps", "120", "--save-every", "200"), tmp_path / "run"
     argv = ["train", "--out", str(run), *tiny(tmp_path), *more]
     said = stopped(argv, tmp_path / "said", run / "metrics.jsonl", number, size, whom)
     done = lines_of(run / "metrics.jsonl")
-    assert 2 <= done < 400 and f"fgrpo: {run}: stopped after step {done} of 400; to go on: " in said
+    assert 2 <= done < 120 and f"fgrpo: {run}: stopped after step {done} of 120; to go on: " in said
     assert said.count("\n") == 1 and max(run.glob("checkpoints/*")).name == f"step-{done:06d}"
     command = said.strip().split("to go on: ")[1]
     prefix = "python -m fgrpo " if size == 1 else "under the same launcher, -m fgrpo "
