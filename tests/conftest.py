@@ -43,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores, as tests often wait: for a browser, a server, processes that they start."""
+    return 1 + (os.cpu_count() or 1)
+
+
 @pytest.fixture(scope="session")
 def lab() -> Splits:
     """The shipped lab task, read once."""

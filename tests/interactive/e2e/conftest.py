@@ -20,7 +20,7 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=touch)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("console", lambda m: events.append(f"{m.type}: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda e: events.append(f"exception: {e} {e.stack}"))
         page.on("dialog", lambda d: (events.append(f"dialog: {d.message}"), d.dismiss()))
