@@ -22,7 +22,8 @@ def open_tab(page, name: str) -> None:
         tab(page, name)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit, scheme, width) -> None:
     page = visit(width=width, scheme=scheme, rollout="1")
     page.evaluate(AXE)
