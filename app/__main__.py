@@ -192,6 +192,7 @@ def launch(
     Raises KitError if a package or the bundled traces are missing, and if the server does not start.
     """
     os.environ |= {"GRADIO_TEMP_DIR": str(folder.resolve()), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "10000")  # events; each would make a table of all before
     for name in [n for n in os.environ if n.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
         del os.environ[name]  # the app calls itself only, which no proxy can
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"

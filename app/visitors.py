@@ -15,7 +15,7 @@ import gradio as gr
 OWN = 5
 """maximum number of traces kept for one visitor"""
 WAITING = 8
-"""maximum number of events of one visitor that wait for their turn: each holds one of the server's 40 places"""
+"""maximum number of events of one visitor that wait or are at work: each holds one of the server's 40 places"""
 WORKERS = anyio.CapacityLimiter(4)
 """page events at work at the same time, of all visitors"""
 HEAVY = anyio.CapacityLimiter(1)
@@ -43,6 +43,10 @@ class Visitor:
     def __del__(self) -> None:
         remove_files(list(self.traces.values()))
 
+    def answered(self, _: object) -> None:
+        """An event of this visitor is over, whatever its end."""
+        self.waiting -= 1
+
     def add(self, name: str, path: Path) -> None:
         """Keep a trace. Of more than OWN, the oldest are removed with their files."""
         kept = {k: v for k, v in self.traces.items() if k != name} | {name: str(path)}
@@ -62,6 +66,8 @@ def remove_files(paths: list[str]) -> None:
 def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: False) -> Callable[..., Any]:
     """An event with a Visitor among its inputs, which waits for the earlier ones of this visitor and for no other's.
 
+    A turn ends when the answer is sent, with the server's task of this event, and not before: gradio prepares an answer
+    in many small steps, in which that of the next event could overtake it, and the page would end on the older view.
     Where `heavy` is true of the inputs from the visitor on, it waits for other heavy work, and nobody else waits for it.
     """
 
@@ -71,12 +77,13 @@ def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: Fa
         visitor = values[place]
         if visitor.waiting >= WAITING:
             raise gr.Error("Too many clicks at once: wait for the answers.", print_exception=False)
+        task = asyncio.current_task()
+        assert task is not None
         visitor.waiting += 1
-        try:
-            async with visitor.turn:
-                limiter = HEAVY if heavy(*values[place:]) else WORKERS
-                return await anyio.to_thread.run_sync(work, *values, limiter=limiter)
-        finally:
-            visitor.waiting -= 1
+        task.add_done_callback(visitor.answered)
+        await visitor.turn.acquire()
+        task.add_done_callback(lambda _: visitor.turn.release())
+        limiter = HEAVY if heavy(*values[place:]) else WORKERS
+        return await anyio.to_thread.run_sync(work, *values, limiter=limiter)
 
     return event

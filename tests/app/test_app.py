@@ -1,5 +1,6 @@
 """The app without a browser: its texts, its numbers, what it refuses."""
 
+import asyncio
 import gc
 import html
 import json
@@ -577,6 +578,33 @@ def test_a_visitor_keeps_a_few_traces_until_the_last_session_ends(tmp_path) -> N
     sessions.pop()  # the last session of this visitor ends
     gc.collect()
     assert ticket not in KNOWN and not list(tmp_path.iterdir())
+
+
+def test_a_turn_lasts_until_the_answer_is_sent_and_nobody_else_waits_for_it() -> None:
+    pytest.importorskip("gradio")
+    from app.visitors import WAITING, Visitor, in_turn
+
+    event, sent = in_turn(lambda visitor, name: name), []
+
+    async def answer(visitor: Visitor, name: str, steps: int) -> None:
+        """As gradio answers: what the function returns is prepared in steps, and then sent."""
+        found = await event(visitor, name)
+        for _ in range(steps):
+            await asyncio.to_thread(lambda: None)
+        sent.append(found)
+
+    async def answers() -> tuple[Visitor, list]:
+        one = Visitor()
+        ends = await asyncio.gather(
+            answer(one, "long", 200), answer(one, "short", 0), answer(Visitor(), "other", 0),
+            *(answer(one, "too many", 0) for _ in range(WAITING - 1)), return_exceptions=True,
+        )  # fmt: skip
+        return one, ends
+
+    one, ends = asyncio.run(answers())
+    assert sent == ["other", "long", "short", *["too many"] * (WAITING - 2)]
+    assert [str(e) for e in ends if e] == ["'Too many clicks at once: wait for the answers.'"]
+    assert not one.waiting and not one.turn.locked()
 
 
 def test_free_decoding_explains_what_breaks_the_grammar(library, tmp_path) -> None:
