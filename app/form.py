@@ -100,8 +100,9 @@ class Playground:
         values = [getattr(self, f.name) for f in fields(Form)]
         form = [self.query, self.history, self.pool, self.source]
         self.linked = [self.model, *values]
-        self.preset.input(self._preset, [self.preset], form, show_progress="hidden", **RAW)
-        chosen = {"show_progress": "hidden", **RAW}
+        # one after the other, so that no late answer shows an older choice: each takes milliseconds
+        chosen: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "form", "concurrency_limit": 1, **RAW}
+        self.preset.input(self._preset, [self.preset], form, **chosen)
         making.expand(self._found, [self.liked, self.search], [self.films], **chosen)
         self.films.click(self._film, [self.liked, self.search], [self.liked, self.films, self.status], **chosen)
         self.search.input(self._found, [self.liked, self.search], [self.films], trigger_mode="always_last", **chosen)
