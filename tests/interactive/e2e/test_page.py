@@ -17,6 +17,7 @@ from fgrpo.prompt import PHASE_RANK, Output
 from fgrpo.runs.trace import Group, Trace, Traced, credit_of, from_lists, trace_policy
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+VIOLATIONS = "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations)"
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>", "<!-- <script>alert(1)</script>", "${alert(1)} `x`",
     "'\" onmouseover=alert(1) x='", "right-to-left \u202egnp.exe", "\x00 \x1b[31m", "&lt;b&gt;", "x" * 5000, "\ud800",
@@ -429,7 +430,7 @@ def test_it_is_read_by_everyone(visit, scheme, width) -> None:
     page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
     page.evaluate("document.querySelector('.cand').click()")
     page.evaluate(AXE)
-    assert not [(v["id"], v["nodes"][0]["html"][:150]) for v in page.evaluate("axe.run()")["violations"]]
+    assert not [(v["id"], v["nodes"][0]["html"][:150]) for v in page.evaluate(VIOLATIONS)]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for term in ("slate", "rank", "rollout, group", "advantage", "recall", "lambda", "grpo", "fgrpo", "item"):
         assert page.locator("#terms dt").get_by_text(term, exact=True).count() == 1, term
