@@ -1,17 +1,14 @@
 """Accessibility: keyboard, narrow screens, light and dark mode, what a screen reader reads."""
 
 import time
-from pathlib import Path
 
-import axe_playwright_python
 import pytest
+
+from tests.axe import AXE, VIOLATIONS
 
 from .conftest import tab
 from .test_app import at, choose, until, values
 
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-VIOLATIONS = "(where) => axe.run(where, {resultTypes: ['violations']}).then((found) => found.violations)"
-"""which spares axe and the way to Python a record of every element that passes"""
 TABS = ("Inspect", "Group", "Queries", "Compare", "Runs", "Try it", "Live", "Playground", "Training", "Files")
 
 

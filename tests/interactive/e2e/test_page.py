@@ -3,10 +3,8 @@
 import html
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import pytest
 
 from fgrpo.config import Config, GrammarConfig, KitError, RLConfig
@@ -15,9 +13,8 @@ from fgrpo.data import Example
 from fgrpo.interactive.page import METHODS, build_page, shown
 from fgrpo.prompt import PHASE_RANK, Output
 from fgrpo.runs.trace import Group, Trace, Traced, credit_of, from_lists, trace_policy
+from tests.axe import AXE, VIOLATIONS
 
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-VIOLATIONS = "axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations)"
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>", "<!-- <script>alert(1)</script>", "${alert(1)} `x`",
     "'\" onmouseover=alert(1) x='", "right-to-left \u202egnp.exe", "\x00 \x1b[31m", "&lt;b&gt;", "x" * 5000, "\ud800",
