@@ -105,9 +105,12 @@ def queries(lab: Splits) -> list[Example]:
     return rows
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, one for all tests of this process. With CI=true a missing one is a failure, else these tests are skipped."""
+    """Chromium, one for each file of tests. With CI=true a missing one is a failure, else these tests are skipped.
+
+    Playwright has an event loop run in this thread as long as it is open: tests of other files meet none.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         if os.environ.get("CI") == "true":

@@ -19,9 +19,9 @@ class Served:
     runs: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The app on a free port, with an empty folder of runs."""
+    """The app on a free port, with an empty folder of runs, for one file of tests: it changes the process's environment."""
     from app.__main__ import launch
 
     runs = tmp_path_factory.mktemp("runs")
