@@ -25,7 +25,7 @@ from .measures import group_credit
 from .playground import GROUP, Form, config_of, example_from, form_of, generate, typed
 from .token_strip import tokens_of
 from .viewer import catalogue_panel, make_viewer, toggled
-from .visitors import Visitor
+from .visitors import Visitor, stopped_by
 
 GENERATED = "yours: playground"
 """name of the trace that was generated last"""
@@ -112,10 +112,8 @@ class Playground:
             [self.status, self.result, self.made, self.inspect, self.save],
             concurrency_limit=1, concurrency_id="generate", show_progress="minimal", show_progress_on=[self.status], **RAW,
         )  # fmt: skip
-        self.stop.click(
-            lambda: message("Stopped. The rollouts completed so far are shown, but not saved."),
-            None, [self.status], cancels=[self.going], api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+        words = "Stopped. The rollouts completed so far are shown, but not saved."
+        stopped_by(self.stop, self.going, own, self.status, "generation", words)
 
     def form_of(self, example: Example) -> list[Any]:
         """The values of the form for a query."""
@@ -179,6 +177,7 @@ class Playground:
         """
         shown, none = Markup(""), [False, *[gr.update(interactive=False)] * 2]
         model, method, against = map(str, (chosen, method, against))
+        own.going.add("generation")
         yield [message(f"Loading {model}."), shown, *none]
         try:
             form = form_of(*values)
@@ -192,16 +191,17 @@ class Playground:
             assert group is not None
             path = self.folder / uuid.uuid4().hex / "playground.jsonl"
             write_trace(path, trace_of(f"playground, {model}", config, [group]))
-            done_text = message(f"Generated {count} sampled rollouts and the greedy one with {model}.")
             own.add(GENERATED, path)
-            yield [done_text, shown, True,
-                   gr.update(interactive=True), gr.update(value=str(path), interactive=True)]  # fmt: skip
+            last = [message(f"Generated {count} sampled rollouts and the greedy one with {model}."), shown, True,
+                    gr.update(interactive=True), gr.update(value=str(path), interactive=True)]  # fmt: skip
         except KitError as error:
-            yield [message(told(error), "problem"), shown, *none]
+            last = [message(told(error), "problem"), shown, *none]
         except Exception as error:
             print(f"app: generation failed: {error!r:.500}", file=sys.stderr)
             text = f"generation failed ({type(error).__name__}: {told(error)[:200]})"
-            yield [message(f"{text}; the app still runs, try other settings.", "problem"), shown, *none]
+            last = [message(f"{text}; the app still runs, try other settings.", "problem"), shown, *none]
+        own.going.discard("generation")
+        yield last
 
     def _result(self, group: Group, config: Any, method: str, against: str, last: bool) -> Markup:
         """The greedy rollout, and after the last one the group with its credit."""

@@ -17,7 +17,7 @@ from .form import CLICKS, RAW
 from .library import Library
 from .live import RATE, SETTINGS, race, race_config, race_panel, step_panel, take_step
 from .markup import message, told
-from .visitors import Visitor, in_turn
+from .visitors import Visitor, in_turn, stopped_by
 
 RACE_STEPS, RACE_EVERY = 50, 5
 START = "lab-rec"
@@ -54,13 +54,10 @@ class Live:
         heavily = in_turn(self._step, heavy=lambda *_: True)
         self.step.click(heavily, [own, self.lr, *selected, *methods], [self.step_status, self.stepped], **whole)
         going = self.start.click(
-            self._race, [self.model, self.setting, *methods], [self.race_status, self.raced], concurrency_limit=1,
+            self._race, [own, self.model, self.setting, *methods], [self.race_status, self.raced], concurrency_limit=1,
             concurrency_id="race", show_progress="minimal", show_progress_on=[self.race_status], **RAW,
         )  # fmt: skip
-        self.stop.click(
-            lambda: message("Stopped."), None, [self.race_status], cancels=[going], api_visibility="private",
-            show_progress="hidden",
-        )  # fmt: skip
+        stopped_by(self.stop, going, own, self.race_status, "race", "Stopped.")
 
     def _step(self, own: Visitor, lr: object, run: object, query: object, *methods: object) -> list[Any]:
         """A sentence on what is wrong, and what the step shows. The policy is that of the run, where it has one."""
@@ -75,8 +72,9 @@ class Live:
         except KitError as error:
             return [message(told(error), "problem"), gr.skip()]
 
-    def _race(self, model: object, setting: object, *methods: object) -> Iterator[list[Any]]:
+    def _race(self, own: Visitor, model: object, setting: object, *methods: object) -> Iterator[list[Any]]:
         shown: Any = gr.skip()  # sent again at the end: of two answers in quick succession a browser may drop the first
+        own.going.add("race")
         try:
             yield [message("Loading the policy and the task."), shown]
             config, policy = self._policy(model)
@@ -84,16 +82,17 @@ class Live:
             pair = [str(m) for m in reversed(methods)]
             for state in race(policy, config, splits_of(config), pair, RACE_STEPS, RACE_EVERY):
                 done = min(points[-1].step for points in state.points.values())
-                words = (
-                    f"{done} of {state.steps} steps." if done < state.steps else f"All {state.steps} steps are done."
-                )
                 shown = race_panel(state, draw)
-                yield [message(words), shown]
+                if done < state.steps:
+                    yield [message(f"{done} of {state.steps} steps."), shown]
+            last = message(f"All {state.steps} steps are done.")
         except KitError as error:
-            yield [message(told(error), "problem"), shown]
+            last = message(told(error), "problem")
         except Exception as error:
             print(f"app: a race failed: {error!r:.500}", file=sys.stderr)
-            yield [message(f"the race failed ({type(error).__name__}: {told(error)[:200]}).", "problem"), shown]
+            last = message(f"the race failed ({type(error).__name__}: {told(error)[:200]}).", "problem")
+        own.going.discard("race")
+        yield [last, shown]
 
     def _policy(self, model: object) -> tuple[Config, Any]:
         return self.library.config(str(model)), self.library.policy(str(model))

@@ -12,6 +12,8 @@ from weakref import WeakValueDictionary
 import anyio
 import gradio as gr
 
+from .markup import message
+
 OWN = 5
 """maximum number of traces kept for one visitor"""
 WAITING = 8
@@ -35,6 +37,7 @@ class Visitor:
         self.traces: dict[str, str] = {}
         self.ticket = secrets.token_urlsafe()
         self.turn, self.waiting = asyncio.Lock(), 0
+        self.going: set[str] = set()  # what began and has not come to its own end: a generation, a race
         KNOWN[self.ticket] = self
 
     def __deepcopy__(self, memo: object) -> "Visitor":
@@ -87,3 +90,21 @@ def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: Fa
         return await anyio.to_thread.run_sync(work, *values, limiter=limiter)
 
     return event
+
+
+def stopped_by(button: gr.Button, event: Any, own: gr.State, status: gr.HTML, what: str, words: str) -> None:
+    """A button that cancels a long event, which keeps `what` in its visitor's `going` until it has its last answer.
+
+    The words are shown once the event is over, so that none of its answers comes after them; where nothing was going,
+    nothing is said.
+    """
+
+    def stopped(visitor: Visitor) -> Any:
+        began = what in visitor.going
+        visitor.going.discard(what)
+        return message(words) if began else gr.skip()
+
+    button.click(None, cancels=[event], api_visibility="private")
+    event.failure(
+        stopped, [own], [status], api_visibility="private", preprocess=False, show_progress="hidden"
+    )  # a cancelled event has failed

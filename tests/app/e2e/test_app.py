@@ -457,10 +457,11 @@ def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, mon
 
     real = form.generate
 
-    def slow(*args):
+    def endless(*args):
         for found in real(*args):
-            yield found
-            time.sleep(0.5)
+            for _ in range(10**6 if found[0] == 3 else 1):
+                yield found
+                time.sleep(0.3)
 
     def broken(*args):
         yield from list(real(*args))[:2]
@@ -469,12 +470,14 @@ def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, mon
     page = visit()
     tab(page, "Playground")
     go = page.get_by_role("button", name="Generate")
-    monkeypatch.setattr(form, "generate", slow)
+    stop = page.get_by_role("button", name="Stop")
+    page.route("**/cancel", lambda route: (time.sleep(1), route.continue_()))  # meanwhile answers go on coming
+    monkeypatch.setattr(form, "generate", endless)
     go.click()
-    page.locator("#at-status", has_text="1 of 8").wait_for()
-    page.get_by_role("button", name="Stop").click()
+    page.locator("#at-status", has_text="3 of 8").wait_for()
+    stop.click()
     page.locator("#at-status", has_text="Stopped").wait_for()
-    time.sleep(1.2)
+    page.wait_for_timeout(1500)
     assert "Stopped" in page.locator("#at-status").inner_text()
     monkeypatch.setattr(form, "generate", broken)
     go.click()
@@ -482,6 +485,9 @@ def test_a_stopped_generation_and_one_that_fails_leave_the_app_usable(visit, mon
     monkeypatch.setattr(form, "generate", real)
     go.click()
     page.locator("#at-status", has_text="8 sampled rollouts and the greedy one").wait_for()
+    stop.click()  # nothing is going
+    page.wait_for_timeout(500)
+    assert "8 sampled rollouts and the greedy one" in page.locator("#at-status").inner_text()
 
 
 def test_training_is_followed_live(visit, served: Served) -> None:
