@@ -1,15 +1,24 @@
 """The app in a process of its own, and a client that speaks to it as the page does."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 ROOT = Path(__file__).parents[2]
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """What it returns, from an event loop in a thread: this thread may have one, of a browser or of gradio."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 class Server:

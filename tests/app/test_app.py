@@ -584,6 +584,8 @@ def test_a_turn_lasts_until_the_answer_is_sent_and_nobody_else_waits_for_it() ->
     pytest.importorskip("gradio")
     from app.visitors import WAITING, Visitor, in_turn
 
+    from .serving import run
+
     event, sent = in_turn(lambda visitor, name: name), []
 
     async def answer(visitor: Visitor, name: str, steps: int) -> None:
@@ -601,7 +603,7 @@ def test_a_turn_lasts_until_the_answer_is_sent_and_nobody_else_waits_for_it() ->
         )  # fmt: skip
         return one, ends
 
-    one, ends = asyncio.run(answers())
+    one, ends = run(answers())
     assert sent == ["other", "long", "short", *["too many"] * (WAITING - 2)]
     assert [str(e) for e in ends if e] == ["'Too many clicks at once: wait for the answers.'"]
     assert not one.waiting and not one.turn.locked()

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +25,7 @@ from fgrpo.config import KitError
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
-from .serving import CONTROLS, ROOT, Server  # noqa: E402
+from .serving import CONTROLS, ROOT, Server, run  # noqa: E402
 
 EXAMPLE = {"id": "a", "query": "q", "history": [], "candidates": ["x"] * 6, "relevant": [0]}
 LOOK = {"Run", "Rollout", "B"}
@@ -84,12 +83,6 @@ def asked(guard: Guard, method: str = "GET", path: str = "/", kind: str = "http"
     named = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
     run(guard({"type": kind, "method": method, "path": path, "headers": named}, receive, send))
     return sent[0].get("status") or sent[0]["code"]
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """In a thread: where browser tests ran before, this one has an event loop."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()
 
 
 async def answers(scope: Any, receive: Any, send: Any) -> None:
