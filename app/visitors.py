@@ -95,8 +95,8 @@ def in_turn(work: Callable[..., Any], heavy: Callable[..., bool] = lambda *_: Fa
 def stopped_by(button: gr.Button, event: Any, own: gr.State, status: gr.HTML, what: str, words: str) -> None:
     """A button that cancels a long event, which keeps `what` in its visitor's `going` until it has its last answer.
 
-    The words are shown once the event is over, so that none of its answers comes after them; where nothing was going,
-    nothing is said.
+    The words are shown once the event is over, so that none of its answers comes after them. The status stays as it is
+    if the event had not begun or had its last answer already.
     """
 
     def stopped(visitor: Visitor) -> Any:
@@ -105,6 +105,5 @@ def stopped_by(button: gr.Button, event: Any, own: gr.State, status: gr.HTML, wh
         return message(words) if began else gr.skip()
 
     button.click(None, cancels=[event], api_visibility="private")
-    event.failure(
-        stopped, [own], [status], api_visibility="private", preprocess=False, show_progress="hidden"
-    )  # a cancelled event has failed
+    # a cancelled event counts as failed
+    event.failure(stopped, [own], [status], api_visibility="private", preprocess=False, show_progress="hidden")
